@@ -1,0 +1,47 @@
+# The few verbs of this project. Each sets up what it needs; all are quick the second time.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Whoever changes one of these needs a new build.
+RUST   := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+
+.PHONY: setup demo test test-rust test-python lint format bench docs clean
+
+setup: $(VENV)/.built                       ## a virtual environment with the release build in it
+
+$(VENV)/.tools: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet 'maturin>=1.16,<2' --group test --group lint
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(RUST)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+	touch $@
+
+demo: setup                                 ## a hub that is killed twice, three engines, a page: all zeros at the end
+	$(BIN)/safe-broadcaster demo $(ARGS)
+
+test: test-rust test-python                 ## everything that can fail
+
+test-rust:
+	cargo test --no-default-features --release --quiet
+
+test-python: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup                                 ## formatting, lints, types
+	cargo fmt --check
+	cargo clippy --all-targets --quiet -- -D warnings
+	cargo clippy --all-targets --features python --quiet -- -D warnings
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+format:
+	cargo fmt
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) target

@@ -1,0 +1,78 @@
+"""All that this package raises.
+
+::
+
+    BroadcastError
+    ├── EventNotSerializable (TypeError)      the event can never be sent: correct it
+    ├── EventTooLarge (ValueError)            over max_event_bytes: split it or raise the limit
+    ├── SpillFull (BufferError)               the spill is at its bound and when_full says so
+    ├── SpillLocked (RuntimeError)            another owner has the spill file: one path for each broadcaster
+    ├── SpillCorrupt (OSError)                the file at spill_path is no spill, or the disk refuses it
+    ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
+    ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
+    ├── BroadcasterClosed (RuntimeError)      used after stop()
+    ├── ForkedProcess (RuntimeError)          used in a child after fork: make a new one there
+    └── ConfigError (ValueError)              a setting has a value that is not allowed
+
+``except BroadcastError`` catches every one; each is also a child of the builtin that a reader would try.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BroadcastError",
+    "BroadcasterClosed",
+    "ConfigError",
+    "ConnectRefused",
+    "ConnectTimeout",
+    "EventNotSerializable",
+    "EventTooLarge",
+    "ForkedProcess",
+    "SpillCorrupt",
+    "SpillFull",
+    "SpillLocked",
+]
+
+
+class BroadcastError(Exception):
+    """Root of everything that this package raises."""
+
+
+class EventNotSerializable(BroadcastError, TypeError):
+    """The event is not a mapping or holds something that JSON cannot carry. Nothing was stored."""
+
+
+class EventTooLarge(BroadcastError, ValueError):
+    """The event is larger than ``max_event_bytes``. Nothing was stored."""
+
+
+class SpillFull(BroadcastError, BufferError):
+    """The spill is at its bound: the event was refused (``when_full="raise"``), or dropped before its delivery."""
+
+
+class SpillLocked(BroadcastError, RuntimeError):
+    """Another broadcaster, in this process or another, owns the file at ``spill_path``."""
+
+
+class SpillCorrupt(BroadcastError, OSError):
+    """The file at ``spill_path`` cannot be used as a spill: not a database, not ours, or refused by the disk."""
+
+
+class ConnectTimeout(BroadcastError, TimeoutError):
+    """No link within the time allowed; attempts go on in the background."""
+
+
+class ConnectRefused(BroadcastError, ConnectionError):
+    """The peer cannot be reached, or does not answer as a WebSocket server."""
+
+
+class BroadcasterClosed(BroadcastError, RuntimeError):
+    """The broadcaster or hub was stopped."""
+
+
+class ForkedProcess(BroadcastError, RuntimeError):
+    """The object belongs to the parent process; make a new one after ``fork``."""
+
+
+class ConfigError(BroadcastError, ValueError):
+    """A setting has a value that is not allowed; the message names the setting, its value and what is allowed."""

@@ -1,0 +1,15 @@
+//! Carries events from programs to live dashboards without losing one silently.
+//!
+//! Two halves that meet only in [`wire`]: the emitter (outbox, spill, delivery machine, link) and the hub (listener,
+//! sessions, log, fan-out). `python` is the binding and the only room that names pyo3. `ARCHITECTURE.md` is the map.
+
+pub mod emitter;
+pub mod error;
+pub mod hub;
+pub mod runtime;
+pub mod wire;
+
+#[cfg(feature = "python")]
+mod python;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,127 @@
+//! Patterns over event types (`graph.delta.heartbeat`) and topics (`graph/ada/delta/heartbeat`).
+//!
+//! `*` matches one segment, and as the last segment one or more; `*` alone matches everything. A pattern with `/` is
+//! held against the topic, any other against the type.
+
+/// A subscription pattern, split once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pattern {
+    text: String,
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatternError {
+    /// Nothing in it.
+    Empty,
+    /// Longer than [`Pattern::MAX_BYTES`].
+    TooLong,
+    /// Holds a control character.
+    Control,
+}
+
+impl std::fmt::Display for PatternError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Empty => f.write_str("pattern is empty"),
+            Self::TooLong => write!(f, "pattern is longer than {} bytes", Pattern::MAX_BYTES),
+            Self::Control => f.write_str("pattern holds a control character"),
+        }
+    }
+}
+
+impl std::error::Error for PatternError {}
+
+impl Pattern {
+    /// Longest pattern taken, in bytes: far beyond real topics, small enough to be harmless.
+    pub const MAX_BYTES: usize = 1024;
+
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// [`PatternError`] for an empty, overlong or unprintable one.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        if text.is_empty() {
+            return Err(PatternError::Empty);
+        }
+        if text.len() > Self::MAX_BYTES {
+            return Err(PatternError::TooLong);
+        }
+        if text.chars().any(char::is_control) {
+            return Err(PatternError::Control);
+        }
+        Ok(Self { text: text.to_owned() })
+    }
+
+    /// The pattern as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether an event with this type and topic (empty where it has none) matches.
+    #[must_use]
+    pub fn matches(&self, kind: &str, topic: &str) -> bool {
+        if self.text == "*" {
+            return true;
+        }
+        if self.text.contains('/') {
+            segments_match(&self.text, topic, '/')
+        } else {
+            segments_match(&self.text, kind, '.')
+        }
+    }
+}
+
+fn segments_match(pattern: &str, name: &str, separator: char) -> bool {
+    if name.is_empty() {
+        return false;
+    }
+    let mut want = pattern.split(separator).peekable();
+    let mut have = name.split(separator);
+    while let Some(segment) = want.next() {
+        let Some(part) = have.next() else { return false };
+        if segment == "*" {
+            if want.peek().is_none() {
+                return true;
+            }
+        } else if segment != part {
+            return false;
+        }
+    }
+    have.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, kind: &str, topic: &str) -> bool {
+        Pattern::parse(pattern).expect("valid").matches(kind, topic)
+    }
+
+    #[test]
+    fn a_star_is_one_segment_and_at_the_end_one_or_more() {
+        assert!(matches("alert.*", "alert.disk", ""));
+        assert!(matches("alert.*", "alert.disk.full", ""));
+        assert!(!matches("alert.*", "alert", ""));
+        assert!(!matches("alert.*", "alerts.disk", ""));
+        assert!(matches("graph.*.node.upsert", "graph.delta.node.upsert", ""));
+        assert!(!matches("graph.*.upsert", "graph.delta.node.upsert", ""));
+        assert!(matches("*", "", ""));
+    }
+
+    #[test]
+    fn a_slash_makes_it_a_topic_pattern() {
+        assert!(matches("graph/*/delta/*", "x", "graph/ada/delta/node"));
+        assert!(!matches("graph/*/delta/*", "graph.ada.delta.node", ""));
+        assert!(!matches("graph.*", "", "graph.x"));
+    }
+
+    #[test]
+    fn impossible_patterns_are_refused() {
+        assert_eq!(Pattern::parse(""), Err(PatternError::Empty));
+        assert_eq!(Pattern::parse(&"a".repeat(2000)), Err(PatternError::TooLong));
+        assert_eq!(Pattern::parse("a\nb"), Err(PatternError::Control));
+    }
+}
