@@ -6,6 +6,7 @@
 pub mod emitter;
 pub mod error;
 pub mod hub;
+pub mod local;
 pub mod runtime;
 pub mod wire;
 
