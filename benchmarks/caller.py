@@ -14,8 +14,8 @@ import itertools
 
 import orjson
 
-from kit.clients import Ours
 from kit.event import pool
+from kit.ours import Ours
 from kit.processes import pin_client, sink
 from kit.rounds import Figures, Spent, empty, options, run, timed, timed_call
 from kit.sink import sink_count

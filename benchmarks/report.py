@@ -55,10 +55,14 @@ def targets(measured: list[dict]) -> str:
 
 
 def figures(lines: list[dict]) -> str:
-    rows = [
-        [line["case"], where(line, *LABELS[1:], "rate"), line["metric"], spread(line), line["rounds"]] for line in lines
-    ]
-    return table(["case", "where", "metric", "median (min to max)", "rounds"], rows)
+    """A row for each case and place; a table for each set of metrics, as not all cases have the same."""
+    cases: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for line in lines:
+        cases[line["case"], where(line, *LABELS[1:], "rate")][line["metric"]] = spread(line)
+    tables: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    for key, metrics in cases.items():
+        tables[tuple(metrics)].append([*key, *metrics.values()])
+    return "\n".join(table(["case", "where", *metrics], rows) for metrics, rows in tables.items())
 
 
 def conditions(line: dict) -> str:
@@ -71,6 +75,9 @@ def where(line: dict, *labels: str) -> str:
 
 
 def spread(line: dict) -> str:
+    """The median over the rounds, and between what they were."""
+    if line["rounds"] == 1:
+        return number(line["median"])
     return f"{number(line['median'])} ({number(line['min'])} to {number(line['max'])})"
 
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kit.clients import Ours
 from kit.event import pool
+from kit.ours import Ours
 from kit.processes import pin_client, sink
 from kit.rounds import Figures, empty, options, percentile, run
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import orjson
 
-from kit.clients import broadcaster
 from kit.event import pool
+from kit.ours import broadcaster
 from kit.processes import HERE, answer, ask, client_cpus, closed_port, pin_client, process, role, sink, tell, tool
 from kit.rounds import Figures, Spent, empty, options, run, timed, timed_call
 from kit.sink import sink_count

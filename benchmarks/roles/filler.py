@@ -29,7 +29,7 @@ async def main(url: str, spill: str, count: int) -> None:
     events = pool(100)
     before = memory()["rss"]
 
-    from kit.clients import broadcaster  # noqa: PLC0415 not before the memory was read
+    from kit.ours import broadcaster  # noqa: PLC0415 not before the memory was read
     from kit.stored import until_stored  # noqa: PLC0415
 
     # Short waits between attempts: the flush is measured from its first event, the wait for it would only take time.

@@ -8,8 +8,9 @@ import json
 import sys
 import time
 
-from kit.clients import Ours, Seed
+from kit.clients import Seed
 from kit.event import pool
+from kit.ours import Ours
 from roles.loops import run
 
 CLIENTS = {"safe_broadcaster": Ours, "python": Seed}
