@@ -17,7 +17,7 @@ from pathlib import Path
 import orjson
 
 from kit.event import pool
-from kit.ours import broadcaster
+from kit.ours import broadcaster, start_offline
 from kit.processes import HERE, answer, ask, client_cpus, closed_port, pin_client, process, role, sink, tell, tool
 from kit.rounds import Figures, Spent, empty, options, run, timed, timed_call
 from kit.sink import sink_count
@@ -32,9 +32,11 @@ async def main(args: object) -> None:
     out.mkdir(exist_ok=True)
     # Not in the system's temporary folder, which may be in memory.
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        async with broadcaster(f"ws://127.0.0.1:{closed_port()}/", Path(folder) / "spill.db") as offline:
-            await caller(figures, offline, args)
-            await stall(figures, offline, args)
+        offline = broadcaster(f"ws://127.0.0.1:{closed_port()}/", Path(folder) / "spill.db")
+        await start_offline(offline)
+        await caller(figures, offline, args)
+        await stall(figures, offline, args)
+        await offline.stop(drain_timeout=0)
         for number in range(args.bulk_rounds):
             await bulk(figures, Path(folder), number, args)
     figures.print()

@@ -2,6 +2,9 @@
 
 import random
 
+SIZE = 389
+"""Bytes of each event as orjson writes it."""
+
 _WORDS = (
     "amber",
     "basin",

@@ -1,6 +1,7 @@
 """`SafeBroadcaster` as every benchmark sets it up; apart from its peers, whose memory is not its own."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ def broadcaster(url: str, spill: Path, **settings: Any) -> Any:
 
     limits = {"spill_max_events": 4_000_000, "spill_max_bytes": 4 << 30}
     return SafeBroadcaster(url, spill_path=str(spill), health_bus=None, durability="memory", **limits, **settings)
+
+
+async def start_offline(broadcaster: Any) -> None:
+    """Starts it where nobody listens: the spill is open then, and it goes on trying to connect."""
+    with suppress(TimeoutError):
+        await broadcaster.start(timeout=0.2)
 
 
 class Ours:

@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from kit.event import pool
+from roles.loops import run
 
 
 def memory() -> dict[str, int]:
@@ -29,12 +30,12 @@ async def main(url: str, spill: str, count: int) -> None:
     events = pool(100)
     before = memory()["rss"]
 
-    from kit.ours import broadcaster  # noqa: PLC0415 not before the memory was read
+    from kit.ours import broadcaster, start_offline  # noqa: PLC0415 not before the memory was read
     from kit.stored import until_stored  # noqa: PLC0415
 
     # Short waits between attempts: the flush is measured from its first event, the wait for it would only take time.
     b = broadcaster(url, Path(spill), backoff_initial=0.1, backoff_max=0.2)
-    starting = asyncio.create_task(b.start())
+    await start_offline(b)
     began = time.perf_counter()
     for first in range(0, count, len(events)):
         for event in events[: count - first]:
@@ -46,7 +47,6 @@ async def main(url: str, spill: str, count: int) -> None:
     say(seconds=seconds, before=before, **memory())
 
     await asyncio.to_thread(sys.stdin.readline)
-    await starting
     assert await b.drain(60), "not all was confirmed"
     await asyncio.to_thread(sys.stdin.readline)
     say(**memory())
@@ -54,9 +54,4 @@ async def main(url: str, spill: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[4] == "uvloop":
-        import uvloop
-
-        uvloop.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
-    else:
-        asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])), sys.argv[4])
