@@ -1,4 +1,4 @@
-"""Runs every benchmark in turn, keeps their lines in `out/*.jsonl` and writes `out/report.md`.
+"""Runs every benchmark in turn, keeps their lines in `out/*.jsonl`, what else they say in `out/*.log`, and writes `out/report.md`.
 
 `python benchmarks/run.py [--quick] [--only caller,flood] [--write FILE]`. One after the other, never at once: the point
 is that nothing else is running. Each runs on asyncio and on uvloop where the loop matters, with the scheduler free and
@@ -50,7 +50,7 @@ def main() -> None:
 
     out = HERE / "out"
     out.mkdir(exist_ok=True)
-    for old in out.glob("*.jsonl"):
+    for old in [*out.glob("*.jsonl"), *out.glob("*.log")]:
         old.unlink()
     (out / "conditions.jsonl").write_text(json.dumps({"kind": "conditions", **conditions(args.quick)}) + "\n")
     failed = [" ".join(entry) for entry in PLAN if entry[0] in wanted and not run(*entry, out=out, quick=args.quick)]
@@ -63,16 +63,20 @@ def main() -> None:
 
 
 def run(name: str, loop: str, layout: str, *, out: Path, quick: bool) -> bool:
-    """Runs one benchmark; its lines go to a file of their own, whatever else it says to the terminal."""
+    """Runs one benchmark; its lines go to one file, whatever else it says to another."""
     print(f"{name} · {loop} · {layout}", file=sys.stderr, flush=True)
     command = [sys.executable, f"{HERE}/{name}.py", "--loop", loop, "--layout", layout, *(["--quick"] if quick else [])]
     began = time.monotonic()
-    with (out / f"{name}-{loop}-{layout}.jsonl").open("w") as lines:
+    log = out / f"{name}-{loop}-{layout}.log"
+    with log.with_suffix(".jsonl").open("w") as lines, log.open("w") as said:
         try:
-            code = subprocess.run(command, stdout=lines, timeout=LIMIT, check=False).returncode
+            code = subprocess.run(command, stdout=lines, stderr=said, timeout=LIMIT, check=False).returncode
         except subprocess.TimeoutExpired:
             code = "timeout"
-    print(f"  {'done' if code == 0 else f'FAILED ({code})'} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(
+        f"  {'done' if code == 0 else f'FAILED ({code}, see {log})'} in {time.monotonic() - began:.0f} s",
+        file=sys.stderr,
+    )
     return code == 0
 
 

@@ -11,17 +11,19 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
 
-from kit.event import pool
-from kit.ours import broadcaster, start_offline
+from kit.event import SIZE, pool
+from kit.ours import safe_broadcaster, start_offline
 from kit.processes import HERE, answer, ask, client_cpus, closed_port, pin_client, process, role, sink, tell, tool
 from kit.rounds import Figures, Spent, empty, options, run, timed, timed_call
 from kit.sink import sink_count
 from kit.stored import until_stored
+from safe_broadcaster import SafeBroadcaster
 
 MB = 1 << 20
 
@@ -32,13 +34,13 @@ async def main(args: object) -> None:
     out.mkdir(exist_ok=True)
     # Not in the system's temporary folder, which may be in memory.
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        offline = broadcaster(f"ws://127.0.0.1:{closed_port()}/", Path(folder) / "spill.db")
-        await start_offline(offline)
-        await caller(figures, offline, args)
-        await stall(figures, offline, args)
-        await offline.stop(drain_timeout=0)
-        for number in range(args.bulk_rounds):
-            await bulk(figures, Path(folder), number, args)
+        async with offline(Path(folder)) as broadcaster:
+            await caller(figures, broadcaster, args)
+        for _ in range(args.stall_rounds):
+            async with offline(Path(folder)) as broadcaster:
+                await stall(figures, broadcaster, args)
+        for _ in range(args.bulk_rounds):
+            await bulk(figures, Path(folder), args)
     figures.print()
     ratio = figures.ratios
     figures.check("caller_spilling", ratio("safe_emit", "orjson.dumps", "wall ns/event"), case="burst")
@@ -51,13 +53,32 @@ async def main(args: object) -> None:
     figures.check("memory", figures.of("spill", "MB over base"))
 
 
-async def caller(figures: Figures, offline: object, args: object) -> None:
+@asynccontextmanager
+async def offline(folder: Path) -> AsyncIterator[SafeBroadcaster]:
+    """A broadcaster with an empty spill and nobody to send to."""
+    path = folder / "offline.db"
+    broadcaster = safe_broadcaster(f"ws://127.0.0.1:{closed_port()}/", path)
+    await start_offline(broadcaster)
+    yield broadcaster
+    dropped = broadcaster.get_stats()["dropped"]
+    await broadcaster.stop(drain_timeout=0)
+    remove(path)
+    assert dropped == 0, f"{dropped} events were dropped"
+
+
+def remove(path: Path) -> None:
+    """Removes a database with the files that SQLite keeps beside it."""
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+
+
+async def caller(figures: Figures, broadcaster: SafeBroadcaster, args: object) -> None:
     events = pool(args.burst)
     for _ in range(args.rounds):
         cases = {"safe_emit": [], "orjson.dumps": [], "empty async def": []}
         for _ in range(args.bursts):
-            cases["safe_emit"].append(await timed(offline.safe_emit, events))
-            await until_stored(offline)
+            cases["safe_emit"].append(await timed(broadcaster.safe_emit, events))
+            await until_stored(broadcaster)
             cases["orjson.dumps"].append(timed_call(orjson.dumps, events))
             cases["empty async def"].append(await timed(empty, events))
         for case, spent in cases.items():
@@ -66,16 +87,15 @@ async def caller(figures: Figures, offline: object, args: object) -> None:
             figures.add(case, "cpu ns/event", mean.cpu)
 
 
-async def stall(figures: Figures, offline: object, args: object) -> None:
+async def stall(figures: Figures, broadcaster: SafeBroadcaster, args: object) -> None:
     async def dumps(event: dict) -> bool:
         orjson.dumps(event)
         return True
 
     events = pool(1000)
-    for _ in range(args.rounds):
-        for case, emit in {"emitting": offline.safe_emit, "control": dumps}.items():
-            figures.add(case, "worst tick ms", await worst_tick(emit, events, args.stall_ms / 1e3))
-            await until_stored(offline)
+    for case, emit in {"emitting": broadcaster.safe_emit, "control": dumps}.items():
+        figures.add(case, "worst tick ms", await worst_tick(emit, events, args.stall_ms / 1e3))
+        await until_stored(broadcaster)
 
 
 async def worst_tick(emit: Callable[[dict], Awaitable], events: list[dict], seconds: float) -> float:
@@ -100,10 +120,10 @@ async def worst_tick(emit: Callable[[dict], Awaitable], events: list[dict], seco
     return late * 1e3
 
 
-async def bulk(figures: Figures, folder: Path, number: int, args: object) -> None:
+async def bulk(figures: Figures, folder: Path, args: object) -> None:
     port = closed_port()
-    name = folder / f"bulk-{number}"
-    filler = role("filler", f"ws://127.0.0.1:{port}/", f"{name}.db", args.events, args.loop)
+    path = folder / "bulk.db"
+    filler = role("filler", f"ws://127.0.0.1:{port}/", path, args.events, args.loop)
     with process(role("base_memory")) as child:
         base = answer(child)["rss"]
     with process(filler, client_cpus(args.layout)) as child:
@@ -112,33 +132,31 @@ async def bulk(figures: Figures, folder: Path, number: int, args: object) -> Non
             listening = time.perf_counter()
             async with sink_count(port) as count:
                 tell(child, flush=True)
-                await count.reaches(1)
-                began = time.perf_counter()
                 arrived = await count.reaches(args.events)
-                ended = time.perf_counter()
-        assert arrived.count == args.events, f"{arrived.count} arrived of {args.events}"
+                reached = time.perf_counter() - listening
+        assert arrived[:2] == (args.events, args.events * SIZE), f"{arrived} of {args.events} events"
         after = ask(child, memory=True)
     figures.add("spill", "events/s in", args.events / filled["seconds"])
-    figures.add("spill", "events/s out", args.events / (ended - began))
-    figures.add("spill", "flush s", ended - began)
-    figures.add("spill", "s from a reachable sink to the first event", began - listening)
+    figures.add("spill", "events/s out", args.events / arrived.seconds)
+    figures.add("spill", "flush s", arrived.seconds)
+    figures.add("spill", "s from a reachable sink to the last event", reached)
     figures.add("spill", "MB over base", (filled["rss"] - base) / MB)
     figures.add("spill", "MB over base, peak", (filled["peak"] - base) / MB)
     figures.add("spill", "MB over base, after the flush", (after["rss"] - base) / MB)
     figures.add(
         "spill", "MB of the interpreter before the package is imported, over base", (filled["before"] - base) / MB
     )
-    floor = await sqlite_floor(folder, args)
+    remove(path)
+    floor = sqlite_floor(folder, args.events)
     figures.add("plain SQLite", "events/s in", floor["insert_per_s"])
     figures.add("plain SQLite", "events/s out", floor["read_delete_per_s"])
 
 
-async def sqlite_floor(folder: Path, args: object) -> dict:
-    lines = folder / "events.jsonl"
-    lines.write_bytes(b"\n".join(map(orjson.dumps, pool(1000))))
-    with process(
-        [tool("sqlite_floor"), "--events", str(lines), "--db", str(folder / "floor.db"), "--rows", str(args.events)]
-    ) as child:
+def sqlite_floor(folder: Path, rows: int) -> dict:
+    """Plain SQLite with the same events."""
+    lines, db = folder / "events.jsonl", folder / "floor.db"
+    lines.write_bytes(b"\n".join(map(orjson.dumps, pool())))
+    with process([tool("sqlite_floor"), "--events", str(lines), "--db", str(db), "--rows", str(rows)]) as child:
         return answer(child)
 
 
@@ -149,6 +167,7 @@ if __name__ == "__main__":
         bulk_rounds=(3, 1, "rounds of the bulk part"),
         burst=(2000, 500, "events in a burst"),
         bursts=(5, 2, "bursts in a round"),
+        stall_rounds=(7, 3, "rounds of the stall part"),
         stall_ms=(1000, 200, "milliseconds of emitting in a round of the stall part"),
         events=(1_000_000, 50_000, "events of the bulk part"),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def broadcaster(url: str, spill: Path, **settings: Any) -> Any:
+def safe_broadcaster(url: str, spill: Path, **settings: Any) -> Any:
     """A `SafeBroadcaster` with the settings of all benchmarks: kept in memory, limits that are never reached."""
     from safe_broadcaster import SafeBroadcaster  # noqa: PLC0415 the peers run without it
 
@@ -27,7 +27,7 @@ class Ours:
         self._folder = tempfile.TemporaryDirectory(prefix="safe-broadcaster-bench-")
 
     async def open(self, url: str) -> None:
-        self.broadcaster = broadcaster(url, Path(self._folder.name) / "spill.db")
+        self.broadcaster = safe_broadcaster(url, Path(self._folder.name) / "spill.db")
         await self.broadcaster.start(timeout=10)
         self.emit = self.broadcaster.safe_emit
 

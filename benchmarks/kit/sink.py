@@ -10,8 +10,11 @@ from websockets.asyncio.client import ClientConnection, connect
 
 
 class Count(NamedTuple):
+    """What has arrived, and the seconds from the first to the last of it, by the sink's clock."""
+
     count: int
     bytes: int
+    seconds: float
 
 
 @asynccontextmanager

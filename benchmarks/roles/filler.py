@@ -30,11 +30,11 @@ async def main(url: str, spill: str, count: int) -> None:
     events = pool(100)
     before = memory()["rss"]
 
-    from kit.ours import broadcaster, start_offline  # noqa: PLC0415 not before the memory was read
+    from kit.ours import safe_broadcaster, start_offline  # noqa: PLC0415 not before the memory was read
     from kit.stored import until_stored  # noqa: PLC0415
 
     # Short waits between attempts: the flush is measured from its first event, the wait for it would only take time.
-    b = broadcaster(url, Path(spill), backoff_initial=0.1, backoff_max=0.2)
+    b = safe_broadcaster(url, Path(spill), backoff_initial=0.1, backoff_max=0.2)
     await start_offline(b)
     began = time.perf_counter()
     for first in range(0, count, len(events)):

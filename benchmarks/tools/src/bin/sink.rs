@@ -5,13 +5,15 @@
 //! from header to header; payloads of data frames are neither unmasked nor copied.
 //!
 //! * a data frame of more than 16 bytes is counted, in totals over all connections;
-//! * a smaller one is a question, answered with `{"count":N,"bytes":B}`: at once, or for the text `>=N` as soon as N frames
-//!   have been counted (the asker then learns the moment without polling, which would take CPU from those it measures);
+//! * a smaller one is a question, answered with `{"count":N,"bytes":B,"seconds":S}`, S from the first counted frame to the
+//!   last: at once, or for the text `>=N` as soon as N frames have been counted (the asker then learns the moment without
+//!   polling, which would take CPU from those it measures);
 //! * a ping is answered with its pong, a close with a close.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use benchmark_tools::{end_with_parent, option};
@@ -37,6 +39,8 @@ impl Totals {
 #[derive(Default)]
 struct State {
     totals: Totals,
+    /// When the first and the latest were counted.
+    span: Option<(Instant, Instant)>,
     /// What the askers wait for. Kept so that they are woken once, not at each read.
     wanted: Vec<u64>,
 }
@@ -52,6 +56,8 @@ impl Counter {
         if more.frames > 0 {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.totals.add(more);
+            let now = Instant::now();
+            state.span = Some((state.span.map_or(now, |(first, _)| first), now));
             let frames = state.totals.frames;
             let waiting = state.wanted.len();
             state.wanted.retain(|wanted| *wanted > frames);
@@ -61,12 +67,14 @@ impl Counter {
         }
     }
 
-    fn at_least(&self, frames: u64) -> Totals {
+    fn at_least(&self, frames: u64) -> (Totals, Duration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.totals.frames < frames {
             state.wanted.push(frames);
         }
-        self.reached.wait_while(state, |s| s.totals.frames < frames).unwrap_or_else(PoisonError::into_inner).totals
+        let state =
+            self.reached.wait_while(state, |s| s.totals.frames < frames).unwrap_or_else(PoisonError::into_inner);
+        (state.totals, state.span.map_or(Duration::ZERO, |(first, latest)| latest - first))
     }
 }
 
@@ -191,8 +199,8 @@ impl Connection {
     fn answer(&mut self, question: &[u8]) -> io::Result<()> {
         self.publish();
         let wanted = question.strip_prefix(b">=").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-        let Totals { frames, bytes } = self.counter.at_least(wanted.unwrap_or(0));
-        self.send(1, format!(r#"{{"count":{frames},"bytes":{bytes}}}"#).as_bytes())
+        let (Totals { frames, bytes }, span) = self.counter.at_least(wanted.unwrap_or(0));
+        self.send(1, format!(r#"{{"count":{frames},"bytes":{bytes},"seconds":{}}}"#, span.as_secs_f64()).as_bytes())
     }
 
     fn publish(&mut self) {
