@@ -146,13 +146,8 @@ async fn refuse(
     }
     let mut told = false;
     loop {
-        let next = match waiting.pop_front() {
-            Some(command) => Some(command),
-            None => {
-                told = true;
-                commands.recv().await
-            }
-        };
+        told |= waiting.is_empty();
+        let next = if told { commands.recv().await } else { waiting.pop_front() };
         match next {
             None => return true,
             Some(Command::Stop { reply, .. }) => {
@@ -301,7 +296,9 @@ impl Driver {
     }
 
     fn disconnect(&mut self) {
-        self.link = None;
+        if let Some(link) = self.link.take() {
+            tokio::spawn(link.close());
+        }
         self.connecting = None;
         self.peer = None;
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +45,9 @@ const MAX_INCOMING: usize = 1 << 20;
 const MESSAGES_PER_TURN: usize = 512;
 /// Unconfirmed events that a peer without credits may have: bytes bound it first.
 const NO_CREDIT: u64 = u64::MAX;
+
+/// Longest time for the closing handshake.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Where events go.
 #[derive(Clone)]
@@ -404,6 +407,22 @@ impl Link {
     }
 }
 
+impl Link {
+    /// Says good-bye as RFC 6455 §7.1 wants it, for at most `CLOSING`; a peer that is gone does not hold us up.
+    pub async fn close(self) {
+        if let Self::Socket(mut socket) = self {
+            let closing = async {
+                use futures_util::StreamExt;
+                // Whatever fails here, the connection is over anyway.
+                if socket.stream.close(None).await.is_ok() {
+                    while let Some(Ok(_)) = socket.stream.next().await {}
+                }
+            };
+            drop(tokio::time::timeout(CLOSING, closing).await);
+        }
+    }
+}
+
 impl Socket {
     fn new(stream: WebSocketStream<Box<dyn Io>>, confirm: Confirm, stamp: Option<Identity>) -> Self {
         Self { stream, confirm, stamp, partial: None, dirty: false }
@@ -540,26 +559,31 @@ pub struct PeerLink {
 
 impl PeerLink {
     fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<LinkEvent> {
-        if !self.busy {
-            match more() {
+        // Its word first: after a failure nothing more must be given to it.
+        let Poll::Ready(event) = self.events.poll_recv(cx) else {
+            if self.busy {
+                return Poll::Pending;
+            }
+            return match more() {
+                // Such an object knows events only; a gap is over as soon as its turn has come.
+                Some(Outgoing::Item(Item::Gap(gap))) => Poll::Ready(LinkEvent::Ack(gap.to)),
                 Some(Outgoing::Item(Item::Events(block))) => {
                     self.busy = true;
                     self.peer.send(block);
+                    Poll::Pending // `poll_recv` will wake us with its answer
                 }
-                // Such an object knows events only; a gap is over as soon as its turn has come.
-                Some(Outgoing::Item(Item::Gap(gap))) => return Poll::Ready(LinkEvent::Ack(gap.to)),
-                Some(Outgoing::Ping(_)) | None => {}
-            }
-        }
-        match ready!(self.events.poll_recv(cx)) {
+                Some(Outgoing::Ping(_)) | None => Poll::Pending,
+            };
+        };
+        Poll::Ready(match event {
             Some(PeerEvent::Sent(upto)) => {
                 self.busy = false;
-                Poll::Ready(LinkEvent::Ack(upto))
+                LinkEvent::Ack(upto)
             }
-            Some(PeerEvent::Up) => Poll::Ready(LinkEvent::Progress),
-            Some(PeerEvent::Down(why)) => Poll::Ready(LinkEvent::Down(lost(&why))),
-            None => Poll::Ready(LinkEvent::Down(lost("the ws_client is gone"))),
-        }
+            Some(PeerEvent::Up) => LinkEvent::Progress,
+            Some(PeerEvent::Down(why)) => LinkEvent::Down(lost(&why)),
+            None => LinkEvent::Down(lost("the ws_client is gone")),
+        })
     }
 }
 

@@ -423,7 +423,7 @@ impl Machine {
     /// Accept nothing new; send until `deadline`, then store the rest and close.
     pub fn stop(&mut self, now: Time, deadline: Time) {
         self.stopping = Some(self.stopping.map_or(deadline, |earlier| earlier.min(deadline)));
-        self.check_stop(now);
+        self.after(now);
     }
 
     // ── Events ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -80,6 +80,18 @@ pub struct Emitter {
     driven: Arc<AtomicBool>,
 }
 
+/// See [`Emitter::downgrade`].
+pub struct PeerVoice(mpsc::WeakUnboundedSender<Command>);
+
+impl PeerVoice {
+    /// Answers, if anybody still listens.
+    pub fn say(&self, event: PeerEvent) {
+        if let Some(commands) = self.0.upgrade() {
+            drop(commands.send(Command::Peer(event)));
+        }
+    }
+}
+
 /// Numbers and names for `get_stats`.
 #[derive(Clone, Debug)]
 pub struct Stats {
@@ -230,6 +242,12 @@ impl Emitter {
     pub fn peer_says(&self, event: PeerEvent) {
         // After the end nobody listens any more.
         drop(self.commands.send(Command::Peer(event)));
+    }
+
+    /// A way for the [`Peer`](link::Peer) to answer that does not keep the emitter alive.
+    #[must_use]
+    pub fn downgrade(&self) -> PeerVoice {
+        PeerVoice(self.commands.downgrade())
     }
 
     /// Stored items after `after`, oldest first, about `max_bytes` of them. Blocks for a read of the disk.
