@@ -265,7 +265,8 @@ impl Outbox {
         let full = self.limits.when_full == WhenFull::Wait
             && !self.live.load(Ordering::Relaxed)
             && self.full(&state, memory, 0);
-        state.closed || (memory < self.limits.soft && !full)
+        // Half of it, so that a caller who waited can go on for a while.
+        state.closed || (memory < self.limits.soft / 2 && !full)
     }
 
     /// Runs `waiter` when there is room, at once if there is.
