@@ -55,6 +55,8 @@ struct Session {
     prev: u64,
     /// The task that empties the outbox; taken when it is woken, so it is woken once for many frames.
     waker: Option<(Interest, Waker)>,
+    /// Woken, and has not taken anything yet.
+    unserved: bool,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +73,7 @@ pub struct Registry {
     groups: HashMap<Arc<Filter>, Vec<SessionId>>,
     queue_bytes: usize,
     woken: Vec<Waker>,
+    unserved: usize,
     counts: Counts,
 }
 
@@ -95,6 +98,7 @@ impl Registry {
             groups: HashMap::new(),
             queue_bytes,
             woken: Vec::new(),
+            unserved: 0,
             counts: Counts::default(),
         }
     }
@@ -130,6 +134,7 @@ impl Registry {
             filter: Arc::default(),
             prev: 0,
             waker: None,
+            unserved: false,
         });
         *self.counts.of(role) += 1;
         SessionId { slot, generation: entry.generation }
@@ -145,6 +150,7 @@ impl Registry {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(id.slot);
             *self.counts.of(session.role) -= 1;
+            self.unserved -= usize::from(session.unserved);
         }
     }
 
@@ -231,7 +237,7 @@ impl Registry {
     pub fn fan_out(&mut self, entry: &Entry) -> usize {
         let mut reached = 0;
         let mut slow = Vec::new();
-        let Self { groups, slots, woken, .. } = self;
+        let Self { groups, slots, woken, unserved, .. } = self;
         for (filter, members) in groups {
             if !filter.matches(&entry.record) {
                 continue;
@@ -246,7 +252,7 @@ impl Registry {
                 };
                 session.prev = entry.offset;
                 match session.outbox.push(frame) {
-                    Ok(()) => session.wake(woken),
+                    Ok(()) => *unserved += usize::from(session.wake(woken)),
                     Err(_) => slow.push(*id),
                 }
             }
@@ -259,9 +265,16 @@ impl Registry {
 
     /// Moves what is queued for a session to `into`, about `budget` bytes.
     pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
-        if let Some(session) = self.get_mut(id) {
-            session.outbox.take(budget, into);
-        }
+        let Some(session) = self.get_mut(id) else { return };
+        session.outbox.take(budget, into);
+        let served = std::mem::take(&mut session.unserved);
+        self.unserved -= usize::from(served);
+    }
+
+    /// Whether sessions other than this one were woken and have not had their turn.
+    #[must_use]
+    pub fn has_unserved(&self, but: SessionId) -> bool {
+        self.unserved > usize::from(self.get(but).is_some_and(|session| session.unserved))
     }
 
     /// Registers the task of a session to be woken once.
@@ -291,7 +304,7 @@ impl Registry {
 
     fn wake(&mut self, id: SessionId) {
         if let Some(session) = self.slots.get_mut(id.slot as usize).and_then(|slot| slot.session.as_mut()) {
-            session.wake(&mut self.woken);
+            self.unserved += usize::from(session.wake(&mut self.woken));
         }
     }
 
@@ -317,11 +330,14 @@ impl Registry {
 }
 
 impl Session {
-    fn wake(&mut self, woken: &mut Vec<Waker>) {
+    /// Wakes the task if it waits for this; whether the session became unserved by it.
+    fn wake(&mut self, woken: &mut Vec<Waker>) -> bool {
         let closing = self.outbox.is_closing();
-        if let Some((_, waker)) = self.waker.take_if(|(interest, _)| closing || *interest == Interest::Items) {
-            woken.push(waker);
-        }
+        let wanted = |(interest, _): &mut (Interest, Waker)| closing || *interest == Interest::Items;
+        let Some((interest, waker)) = self.waker.take_if(wanted) else { return false };
+        woken.push(waker);
+        // One whose socket is full will not take anything at its turn, and is not waited for.
+        interest == Interest::Items && !std::mem::replace(&mut self.unserved, true)
     }
 }
 

@@ -93,20 +93,29 @@ impl EmitterMachine {
         self.or_violation(taken)
     }
 
+    /// Whether anything came since the last commit.
+    #[must_use]
+    pub fn wants_commit(&self) -> bool {
+        self.ack_due || self.violation.is_some() || matches!(self.phase, Phase::Greeting { .. })
+    }
+
     /// Appends what the frames since the last commit brought, and answers.
     pub fn commit(&mut self, state: &mut State, now: Duration) {
+        if state.registry.is_closing(self.id) {
+            // It could not be acknowledged any more, so it will come again on another connection.
+            self.phase = Phase::Over;
+            self.batch = Vec::new();
+            self.violation = None;
+            return;
+        }
         if let Phase::Greeting { next } = self.phase {
             let have = state.hello(self.id, &self.name, &self.epoch, next);
             self.phase = Phase::Live { mark: have };
             state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
         }
         if let Phase::Live { mark } = self.phase {
-            if state.emitters.advance(self.id, &self.name, mark) {
-                self.append(mark, state, now);
-            } else {
-                self.phase = Phase::Over; // superseded: the newer connection's mark counts
-                self.batch = Vec::new();
-            }
+            state.emitters.advance(self.id, &self.name, mark);
+            self.append(mark, state, now);
         }
         if let Some(message) = self.violation.take() {
             self.phase = Phase::Over;
