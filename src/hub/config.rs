@@ -79,7 +79,11 @@ impl HubConfig {
         for origin in &self.allowed_origins {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             if origin != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
-                return Err(refused("allowed_origins", &format!("'{origin}'"), "https://host[:port] without a path, or *"));
+                return Err(refused(
+                    "allowed_origins",
+                    &format!("'{origin}'"),
+                    "https://host[:port] without a path, or *",
+                ));
             }
         }
         Ok(())
@@ -91,7 +95,7 @@ impl HubConfig {
     }
 }
 
-fn within<T: PartialOrd + Display>(setting: &str, value: T, least: T, most: T) -> Result<()> {
+fn within<T: PartialOrd + Display + Copy>(setting: &str, value: T, least: T, most: T) -> Result<()> {
     // Written so that a NaN is outside.
     if value >= least && value <= most {
         return Ok(());

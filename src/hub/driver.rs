@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocke
 
 use super::machine::{Beat, EmitterMachine, Liveness, Step, SubscriberMachine};
 use super::outbox::Item;
-use super::registry::{Interest, Role};
+use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Seat, Shared};
 use crate::wire::close::CloseCode;
 
@@ -58,14 +58,34 @@ enum Event {
     Ended,
 }
 
+/// What became of the frames that were handed to the stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// All of them are with the operating system.
+    Flushed,
+    /// Some lie in the stream's buffer.
+    Fed,
+    /// Some do, and the socket took no more when last asked.
+    Full,
+}
+
+/// How far the session's end is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Open,
+    /// The deadline runs.
+    Ordered,
+    /// The close frame was handed to the stream.
+    Sent,
+}
+
 struct Session<S> {
     ws: WebSocketStream<S>,
     machine: Machine,
     seat: Seat,
     outgoing: VecDeque<Item>,
-    unflushed: bool,
-    closing: bool,
-    close_sent: bool,
+    output: Output,
+    ending: Ending,
     /// The input broke the WebSocket protocol: nothing of it can be read any more.
     deaf: bool,
     /// Gave way to woken subscribers; reads now even if there are new ones.
@@ -76,12 +96,9 @@ struct Session<S> {
 /// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S, read_ahead: Bytes) {
     let config = websocket_config(&seat.shared, seat.role);
-    let ws =
-        WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
-    let mut beat = tokio::time::interval_at(
-        Instant::now() + seat.shared.config.ping_interval,
-        seat.shared.config.ping_interval,
-    );
+    let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
+    let mut beat =
+        tokio::time::interval_at(Instant::now() + seat.shared.config.ping_interval, seat.shared.config.ping_interval);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = Session::new(ws, seat);
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
@@ -128,9 +145,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             machine,
             seat,
             outgoing: VecDeque::new(),
-            unflushed: false,
-            closing: false,
-            close_sent: false,
+            output: Output::Flushed,
+            ending: Ending::Open,
             deaf: false,
             gave_way: false,
             liveness: Liveness::default(),
@@ -138,45 +154,58 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let ending = self.ending;
         if self.poll_write(cx).is_err() {
             return Poll::Ready(Event::Ended);
         }
-        if !self.closing && self.seat.shared.with(|state, _| state.registry.is_closing(self.seat.id)) {
-            self.closing = true;
+        if ending == Ending::Open && self.is_ending() {
             return Poll::Ready(Event::Closing);
         }
         if self.deaf {
-            let done = self.close_sent && !self.unflushed;
+            let done = self.ending == Ending::Sent && self.output == Output::Flushed;
             return if done { Poll::Ready(Event::Ended) } else { Poll::Pending };
         }
         self.poll_read(cx)
     }
 
+    fn is_ending(&mut self) -> bool {
+        if self.ending == Ending::Open && self.with_registry(|registry, id| registry.is_closing(id)) {
+            self.ending = Ending::Ordered;
+        }
+        self.ending != Ending::Open
+    }
+
     /// Sends what waits, as far as the socket takes it.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), WsError> {
-        while !self.close_sent {
-            if self.outgoing.is_empty() && !self.refill(cx) {
-                break;
-            }
+        while self.ending != Ending::Sent && (!self.outgoing.is_empty() || self.refill(cx)) {
             if self.ws.poll_ready_unpin(cx)?.is_pending() {
+                self.output = Output::Full;
                 // The socket wakes this task when it takes more; only an order to close is of interest until then.
-                let park = |registry: &mut super::registry::Registry| {
-                    registry.park(self.seat.id, Interest::Close, cx.waker().clone());
-                };
-                self.seat.shared.with(|state, _| park(&mut state.registry));
+                self.with_registry(|registry, id| registry.park(id, Interest::Close, cx.waker().clone()));
                 return Ok(());
             }
-            self.liveness.progress();
+            self.sent_to(Output::Fed);
             if let Some(item) = self.outgoing.pop_front() {
-                self.close_sent = matches!(item, Item::Close(_));
+                if matches!(item, Item::Close(_)) {
+                    self.ending = Ending::Sent;
+                }
                 self.ws.start_send_unpin(message(item))?;
-                self.unflushed = true;
             }
         }
-        if self.unflushed && self.ws.poll_flush_unpin(cx)?.is_ready() {
-            self.unflushed = false;
+        if self.output != Output::Flushed {
+            let flushed = self.ws.poll_flush_unpin(cx)?.is_ready();
+            self.sent_to(if flushed { Output::Flushed } else { Output::Full });
         }
         Ok(())
+    }
+
+    /// A full socket that takes bytes again is a sign of life; one that was never full proves nothing, because the
+    /// operating system takes bytes for a dead peer too.
+    fn sent_to(&mut self, output: Output) {
+        if self.output == Output::Full && output != Output::Full {
+            self.liveness.progress();
+        }
+        self.output = output;
     }
 
     /// Takes from the outbox; false, and registered to be woken, if there is nothing.
@@ -217,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     None => break true,
                     Some(code) => {
                         self.deaf = true;
-                        self.seat.shared.with(|state, _| state.registry.order_close(self.seat.id, code));
+                        self.with_registry(|registry, id| registry.order_close(id, code));
                         break false;
                     }
                 },
@@ -228,8 +257,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn must_give_way(&self) -> bool {
-        matches!(self.machine, Machine::Emitter(_))
-            && self.seat.shared.with(|state, _| state.registry.has_unserved(self.seat.id))
+        matches!(self.machine, Machine::Emitter(_)) && self.with_registry(|registry, id| registry.has_unserved(id))
     }
 
     fn on_message(&mut self, message: Message) {
@@ -262,10 +290,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     fn beat(&mut self) {
         let beat = self.liveness.beat();
-        self.seat.shared.with(|state, _| match beat {
-            Beat::Ping => state.registry.push_ping(self.seat.id),
-            Beat::Dead => state.registry.order_close(self.seat.id, CloseCode::NoPong),
+        self.with_registry(|registry, id| match beat {
+            Beat::Ping => registry.push_ping(id),
+            Beat::Dead => registry.order_close(id, CloseCode::NoPong),
         });
+    }
+
+    fn with_registry<R>(&self, act: impl FnOnce(&mut Registry, SessionId) -> R) -> R {
+        self.seat.shared.with(|state, _| act(&mut state.registry, self.seat.id))
     }
 
     /// Reads and drops for a while: closing a socket with unread input resets the connection, and the peer would
@@ -306,9 +338,7 @@ fn message(item: Item) -> Message {
         // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
         Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
         Item::Ping => Message::Ping(Bytes::new()),
-        Item::Close(code) => {
-            Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() }))
-        }
+        Item::Close(code) => Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() })),
     }
 }
 

@@ -27,14 +27,14 @@ enum Name {
 }
 
 impl Name {
-    fn of(field: &Cow<'_, str>, json: &Bytes) -> Self {
+    fn of(field: Cow<'_, str>, json: &Bytes) -> Self {
         match field {
             Cow::Borrowed(text) if !text.is_empty() => {
                 let start = (text.as_ptr().addr() - json.as_ptr().addr()) as u32;
                 Self::Within { start, end: start + text.len() as u32 }
             }
             Cow::Borrowed(_) => Self::Within { start: 0, end: 0 },
-            Cow::Owned(text) => Self::Own(text.as_str().into()),
+            Cow::Owned(text) => Self::Own(text.into()),
         }
     }
 
@@ -59,7 +59,7 @@ impl Record {
         // by the JSON parser are not checked by it.
         std::str::from_utf8(&json).map_err(serde::de::Error::custom)?;
         let head = EventHead::parse(&json)?;
-        let (kind, topic) = (Name::of(&head.kind, &json), Name::of(&head.topic, &json));
+        let (kind, topic) = (Name::of(head.kind, &json), Name::of(head.topic, &json));
         Ok(Self { carried: Carried::Event, json, kind, topic })
     }
 

@@ -59,8 +59,8 @@ fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
 /// Turns the connection into a WebSocket session (RFC 6455 §4.2).
 fn upgrade(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
     let headers = request.headers();
-    let is_upgrade = has_token(headers, header::CONNECTION, "upgrade")
-        && has_token(headers, header::UPGRADE, "websocket");
+    let is_upgrade =
+        has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket");
     let version = headers.get(header::SEC_WEBSOCKET_VERSION);
     if !is_upgrade || version.is_none_or(|version| version != "13") {
         let mut answer = text(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket endpoint, version 13");
@@ -73,7 +73,10 @@ fn upgrade(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
     };
     let accept = derive_accept_key(key.as_bytes());
     let Some((role, protocol)) = negotiate(headers) else {
-        return text(StatusCode::BAD_REQUEST, "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are");
+        return text(
+            StatusCode::BAD_REQUEST,
+            "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are",
+        );
     };
     let seat = match shared.open(role) {
         Ok(seat) => seat,

@@ -37,7 +37,9 @@ pub(super) fn bind(config: &HubConfig) -> Result<std::net::TcpListener> {
     let name = format!("{}:{}", config.host, config.port);
     let failed = |error: std::io::Error| {
         let remedy = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "stop the program that has it, or choose another port (0 takes any free one)",
+            std::io::ErrorKind::AddrInUse => {
+                "stop the program that has it, or choose another port (0 takes any free one)"
+            }
             std::io::ErrorKind::PermissionDenied => "choose a port above 1023",
             _ => "host must be a name or an address of this machine",
         };

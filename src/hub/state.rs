@@ -99,13 +99,7 @@ impl State {
 
     /// Adds patterns to a session, answers, and queues what it missed. A session whose last replay is still on its
     /// way is not given a second one: false, and nothing was changed.
-    pub fn subscribe(
-        &mut self,
-        id: SessionId,
-        events: &[Pattern],
-        since: Option<&Position>,
-        now: Duration,
-    ) -> bool {
+    pub fn subscribe(&mut self, id: SessionId, events: &[Pattern], since: Option<&Position>, now: Duration) -> bool {
         if since.is_some() && self.registry.is_replaying(id) {
             return false;
         }

@@ -269,14 +269,8 @@ mod tests {
 
     #[test]
     fn absent_fields_are_left_out() {
-        let mut subscribed = Subscribed {
-            events: vec!["a"],
-            epoch: "e",
-            offset: 3,
-            recovered: None,
-            replayed: None,
-            reason: None,
-        };
+        let mut subscribed =
+            Subscribed { events: vec!["a"], epoch: "e", offset: 3, recovered: None, replayed: None, reason: None };
         assert_eq!(&subscribed.encode()[..], br#"{"action":"subscribed","events":["a"],"epoch":"e","offset":3}"#);
         subscribed.recovered = Some(false);
         subscribed.reason = Some("epoch");
