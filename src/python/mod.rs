@@ -2,6 +2,7 @@
 //! have to say waits in a [`mailbox`](mailbox::Mailbox) until the event loop drains it.
 
 mod errors;
+mod hub;
 mod mailbox;
 
 use pyo3::prelude::*;
@@ -17,6 +18,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("_debug_build", cfg!(debug_assertions))?;
     module.add_class::<mailbox::Mailbox>()?;
+    module.add_class::<hub::Hub>()?;
+    module.add_class::<hub::HubClient>()?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }
