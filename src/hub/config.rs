@@ -104,7 +104,7 @@ fn within<T: PartialOrd + Display + Copy>(setting: &str, value: T, least: T, mos
 }
 
 fn refused(setting: &str, value: &str, allowed: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("{setting}={value} is not allowed; allowed: {allowed}"))
+    Error::new(ErrorKind::Config, format!("{setting}={value} is not allowed: give {allowed}"))
 }
 
 #[cfg(test)]

@@ -132,7 +132,8 @@ async fn publish(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
     }
     let body = Limited::new(request.into_body(), shared.config.max_message_bytes).collect();
     let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
+        // A copy: the log must not keep the whole input buffer of the connection for one small event.
+        Ok(Ok(body)) => Bytes::copy_from_slice(&body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             return text(StatusCode::PAYLOAD_TOO_LARGE, "the event is larger than max_message_bytes");
         }

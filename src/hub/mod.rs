@@ -89,7 +89,7 @@ impl Hub {
     /// [`ErrorKind::EventNotSerializable`] if it is no JSON object, [`ErrorKind::EventTooLarge`] above
     /// `max_message_bytes`, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`] in a forked child.
     pub fn publish(&self, json: Bytes) -> Result<Published> {
-        runtime::check_generation(self.generation, "hub")?;
+        self.check_process()?;
         publish(&self.shared, json)
     }
 
@@ -103,6 +103,15 @@ impl Hub {
             let gone = || io::Error::new(io::ErrorKind::ConnectionRefused, "the hub was stopped");
             driver::dial(&shared.upgrade().ok_or_else(gone)?)
         })
+    }
+
+    /// Fails in a child that inherited the hub over `fork`; to be asked before [`Hub::stats`], because the child may
+    /// have inherited the lock in its locked state.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn check_process(&self) -> Result<()> {
+        runtime::check_generation(self.generation, "hub")
     }
 
     /// The hub's numbers now.
@@ -123,7 +132,7 @@ impl Hub {
     /// Stops as [`Hub::stop`] does and calls `done` afterwards, in the hub's thread. In a forked child it is called
     /// at once, because nothing runs there.
     pub fn stop_then(&self, done: impl FnOnce() + Send + 'static) {
-        if runtime::check_generation(self.generation, "hub").is_err() {
+        if self.check_process().is_err() {
             return done();
         }
         let first = self.shared.begin_stop();

@@ -74,8 +74,11 @@ impl Hub {
     }
 
     /// The numbers of the hub as JSON; `None` before the first start.
-    fn stats<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        self.current().map(|hub| PyBytes::new(py, &hub.stats().to_json()))
+    fn stats<'py>(&self, py: Python<'py>) -> Result<Option<Bound<'py, PyBytes>>> {
+        let Some(hub) = self.current() else { return Ok(None) };
+        hub.check_process()?;
+        let json = py.detach(|| hub.stats().to_json());
+        Ok(Some(PyBytes::new(py, &json)))
     }
 
     /// Whether new connections are accepted.
@@ -137,5 +140,5 @@ impl Settings<'_, '_> {
 }
 
 fn refused(name: &str, value: &str, allowed: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("{name}={value} is not allowed; allowed: {allowed}"))
+    Error::new(ErrorKind::Config, format!("{name}={value} is not allowed: give {allowed}"))
 }

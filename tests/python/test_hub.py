@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import threading
 import urllib.error
@@ -20,6 +21,7 @@ from safe_broadcaster.exceptions import (
     ConnectRefused,
     EventNotSerializable,
     EventTooLarge,
+    ForkedProcess,
 )
 from safe_broadcaster.hub import EventBroadcaster, HubConfig
 
@@ -244,6 +246,24 @@ def test_there_is_no_bridge_yet():
 async def test_an_address_in_use_is_named_with_the_remedy(hub):
     with pytest.raises(ConnectRefused, match=re.escape(f"127.0.0.1:{hub.port}") + ".*another port"):
         await EventBroadcaster(port=hub.port).start()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of fork beside threads
+async def test_a_forked_child_is_refused_and_the_parent_goes_on(hub):
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in (hub.get_stats, lambda: hub._core.publish(b"{}")):
+            try:
+                use()
+            except ForkedProcess:
+                refused += 1
+        os._exit(refused)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 2
+    assert await hub.broadcast_event({"type": "x"}) == 0
+    assert hub.get_stats()["offset"] == 1
 
 
 def test_urls_can_be_connected_to():
