@@ -1,0 +1,215 @@
+//! An emitter's session, in two halves: frames are checked as they are read, without the shared state, and what they
+//! brought is committed once for a whole batch of input, so a thousand events cost one lock and one ack.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::hub::entry::Record;
+use crate::hub::registry::SessionId;
+use crate::hub::state::State;
+use crate::wire::block::Block;
+use crate::wire::close::CloseCode;
+use crate::wire::frame::{EmitterFrame, HubFrame};
+
+/// How many events an emitter may have unacknowledged. The hub takes events as fast as it reads them and TCP holds
+/// back the rest, so this only bounds what an emitter must be ready to send again.
+pub const CREDIT: u64 = 1 << 17;
+
+/// Longest name or epoch of an emitter and longest reason of a gap, in bytes: they are kept for long.
+const MAX_NAME: usize = 256;
+
+/// What the driver does after a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Go on with the next frame of the batch, if there is one.
+    More,
+    /// Call [`EmitterMachine::commit`] before the next frame.
+    Commit,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Connected; `hello` is expected.
+    Silent,
+    /// `hello` came; its commit fetches the mark.
+    Greeting { next: u64 },
+    /// Events flow. `mark` is the highest seq taken, committed or not.
+    Live { mark: u64 },
+    /// Closed or superseded; nothing counts any more.
+    Over,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct EmitterMachine {
+    id: SessionId,
+    phase: Phase,
+    name: String,
+    epoch: String,
+    batch: Vec<Record>,
+    duplicates: u64,
+    /// Something came that wants an ack, be it only a duplicate.
+    ack_due: bool,
+    violation: Option<String>,
+}
+
+impl EmitterMachine {
+    /// The machine of a session that was just opened.
+    #[must_use]
+    pub fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            phase: Phase::Silent,
+            name: String::new(),
+            epoch: String::new(),
+            batch: Vec::new(),
+            duplicates: 0,
+            ack_due: false,
+            violation: None,
+        }
+    }
+
+    /// A text frame came.
+    pub fn on_text(&mut self, text: &str) -> Step {
+        if matches!(self.phase, Phase::Over) {
+            return Step::More;
+        }
+        let taken = match EmitterFrame::decode(text) {
+            Ok(EmitterFrame::Hello { emitter, epoch, next }) => self.on_hello(emitter, epoch, next),
+            Ok(EmitterFrame::Gap { from, to, reason }) => self.on_gap(from, to, &reason),
+            Ok(EmitterFrame::Unknown) => Ok(Step::More),
+            Err(error) => Err(format!("no frame of sb.emit.v1: {error}")),
+        };
+        self.or_violation(taken)
+    }
+
+    /// A binary frame came.
+    pub fn on_block(&mut self, bytes: Bytes) -> Step {
+        if matches!(self.phase, Phase::Over) {
+            return Step::More;
+        }
+        let taken = Block::parse(bytes).map_err(|error| error.to_string()).and_then(|block| self.take(&block));
+        self.or_violation(taken)
+    }
+
+    /// Whether anything came since the last commit.
+    #[must_use]
+    pub fn wants_commit(&self) -> bool {
+        self.ack_due || self.violation.is_some() || matches!(self.phase, Phase::Greeting { .. })
+    }
+
+    /// Appends what the frames since the last commit brought, and answers.
+    pub fn commit(&mut self, state: &mut State, now: Duration) {
+        if state.registry.is_closing(self.id) {
+            // It could not be acknowledged any more, so it will come again on another connection.
+            self.phase = Phase::Over;
+            self.batch = Vec::new();
+            self.violation = None;
+            return;
+        }
+        if let Phase::Greeting { next } = self.phase {
+            let have = state.hello(self.id, &self.name, &self.epoch, next);
+            self.phase = Phase::Live { mark: have };
+            state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
+        }
+        if let Phase::Live { mark } = self.phase {
+            state.emitters.advance(self.id, &self.name, mark);
+            self.append(mark, state, now);
+        }
+        if let Some(message) = self.violation.take() {
+            self.phase = Phase::Over;
+            state.counters.bad_frames += 1;
+            let frame = HubFrame::Error { code: "bad_frame".to_owned(), message };
+            state.registry.push(self.id, frame.encode().into());
+            state.registry.order_close(self.id, CloseCode::BadFrame);
+        }
+    }
+
+    /// The connection is gone.
+    pub fn end(&mut self, state: &mut State) {
+        state.emitters.release(self.id, &self.name);
+    }
+
+    fn append(&mut self, mark: u64, state: &mut State, now: Duration) {
+        for record in self.batch.drain(..) {
+            state.append(record, now);
+        }
+        state.counters.duplicates += std::mem::take(&mut self.duplicates);
+        if std::mem::take(&mut self.ack_due) {
+            state.registry.push(self.id, HubFrame::Ack { upto: mark }.encode().into());
+        }
+    }
+
+    fn on_hello(&mut self, emitter: String, epoch: String, next: u64) -> Result<Step, String> {
+        if !matches!(self.phase, Phase::Silent) {
+            return Err("hello came twice".to_owned());
+        }
+        for (what, text) in [("emitter", &emitter), ("epoch", &epoch)] {
+            if text.is_empty() || text.len() > MAX_NAME {
+                return Err(format!("hello.{what} is 1 to {MAX_NAME} bytes long, not {}", text.len()));
+            }
+        }
+        if next == 0 {
+            return Err("hello.next is at least 1".to_owned());
+        }
+        (self.name, self.epoch) = (emitter, epoch);
+        self.phase = Phase::Greeting { next };
+        Ok(Step::Commit)
+    }
+
+    fn on_gap(&mut self, from: u64, to: u64, reason: &str) -> Result<Step, String> {
+        let mark = self.mark()?;
+        if from == 0 || from > to {
+            return Err(format!("gap from {from} to {to} is empty"));
+        }
+        if reason.len() > MAX_NAME {
+            return Err(format!("gap.reason is at most {MAX_NAME} bytes long, not {}", reason.len()));
+        }
+        if from > mark + 1 {
+            return Err(format!("gap from {from} follows {mark}: {} to {} are missing", mark + 1, from - 1));
+        }
+        self.ack_due = true;
+        if to > mark {
+            self.batch.push(Record::gap(&self.name, &self.epoch, from.max(mark + 1), to, reason));
+            self.phase = Phase::Live { mark: to };
+        }
+        Ok(Step::More)
+    }
+
+    fn take(&mut self, block: &Block) -> Result<Step, String> {
+        let mark = self.mark()?;
+        if block.first() > mark + 1 {
+            let (from, to) = (mark + 1, block.first() - 1);
+            return Err(format!("block begins with seq {}: {from} to {to} are missing", block.first()));
+        }
+        self.ack_due = true;
+        // What remains of an overlapping block is a copy: a few new events must not keep the memory of many old ones.
+        let news = block.after(mark);
+        self.duplicates += block.count() - news.as_ref().map_or(0, Block::count);
+        for (seq, json) in news.iter().flat_map(Block::events) {
+            let record = Record::event(json).map_err(|error| format!("event with seq {seq}: {error}"))?;
+            self.batch.push(record);
+            self.phase = Phase::Live { mark: seq };
+        }
+        Ok(Step::More)
+    }
+
+    fn mark(&self) -> Result<u64, String> {
+        match self.phase {
+            Phase::Live { mark } if mark < u64::MAX => Ok(mark),
+            Phase::Live { .. } => Err("no seq is left in this epoch".to_owned()),
+            _ => Err("hello comes first".to_owned()),
+        }
+    }
+
+    fn or_violation(&mut self, taken: Result<Step, String>) -> Step {
+        taken.unwrap_or_else(|message| {
+            self.violation = Some(message);
+            Step::Commit
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+use std::collections::VecDeque;
+
+use super::*;
+use crate::hub::log::LogLimits;
+use crate::hub::outbox::Item;
+use crate::hub::registry::Role;
+use crate::wire::block::BlockBuilder;
+use bytes::BytesMut;
+use proptest::prelude::*;
+
+struct Hub(State);
+
+struct Link {
+    id: SessionId,
+    machine: EmitterMachine,
+}
+
+impl Hub {
+    fn new() -> Self {
+        Self(State::new("log".into(), LogLimits { events: 1000, bytes: 1 << 20, age: None }, 1 << 20))
+    }
+
+    fn connect(&mut self) -> Link {
+        let id = self.0.registry.open(Role::Emitter);
+        Link { id, machine: EmitterMachine::new(id) }
+    }
+
+    fn greet(&mut self, epoch: &str, next: u64) -> Link {
+        let mut link = self.connect();
+        link.hello(epoch, next);
+        self.commit(&mut link);
+        link
+    }
+
+    fn commit(&mut self, link: &mut Link) -> Vec<String> {
+        link.machine.commit(&mut self.0, Duration::ZERO);
+        let mut items = VecDeque::new();
+        self.0.registry.take(link.id, usize::MAX, &mut items);
+        let read = |item| match item {
+            Item::Text(frame) => String::from_utf8(frame.to_vec()).expect("utf-8"),
+            other => format!("{other:?}"),
+        };
+        items.into_iter().map(read).collect()
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        let all = crate::hub::entry::Filter::new([crate::wire::topic::Pattern::parse("*").expect("valid")]);
+        let start = crate::wire::position::Position { epoch: "log".into(), offset: 0 };
+        let crate::hub::log::Recovery::Recovered(entries) = self.0.log.since(&start, &all, Duration::ZERO) else {
+            panic!("not recovered")
+        };
+        entries.iter().map(|entry| String::from_utf8(entry.record.json().to_vec()).expect("utf-8")).collect()
+    }
+}
+
+impl Link {
+    fn hello(&mut self, epoch: &str, next: u64) -> Step {
+        let hello = EmitterFrame::Hello { emitter: "engine".into(), epoch: epoch.into(), next };
+        self.machine.on_text(&hello.encode())
+    }
+
+    fn events(&mut self, seqs: std::ops::RangeInclusive<u64>) -> Step {
+        let mut block = BlockBuilder::new(*seqs.start(), BytesMut::new());
+        for seq in seqs {
+            block.push(format!(r#"{{"n":{seq}}}"#).as_bytes());
+        }
+        self.machine.on_block(block.seal().expect("not empty").into_bytes())
+    }
+
+    fn gap(&mut self, from: u64, to: u64) -> Step {
+        let gap = EmitterFrame::Gap { from, to, reason: "expired".into() };
+        self.machine.on_text(&gap.encode())
+    }
+}
+
+fn numbers(seqs: impl IntoIterator<Item = u64>) -> Vec<String> {
+    seqs.into_iter().map(|seq| format!(r#"{{"n":{seq}}}"#)).collect()
+}
+
+fn ack(upto: u64) -> String {
+    HubFrame::Ack { upto }.encode()
+}
+
+#[test]
+fn many_blocks_are_acknowledged_once() {
+    let mut hub = Hub::new();
+    let mut link = hub.connect();
+    assert_eq!(link.hello("1", 1), Step::Commit);
+    assert_eq!(hub.commit(&mut link), [HubFrame::Welcome { have: 0, credit: CREDIT }.encode()]);
+    assert_eq!(link.events(1..=3), Step::More);
+    assert_eq!(link.events(4..=4), Step::More);
+    assert_eq!(hub.commit(&mut link), [ack(4)]);
+    assert!(hub.commit(&mut link).is_empty());
+    assert_eq!(hub.log(), numbers(1..=4));
+}
+
+#[test]
+fn duplicates_are_acknowledged_again_and_not_appended_again() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.events(1..=3);
+    hub.commit(&mut link);
+    let mut link = hub.connect();
+    link.hello("1", 2);
+    assert_eq!(hub.commit(&mut link), [HubFrame::Welcome { have: 3, credit: CREDIT }.encode()]);
+    link.events(2..=3);
+    assert_eq!(hub.commit(&mut link), [ack(3)]);
+    link.events(3..=5);
+    assert_eq!(hub.commit(&mut link), [ack(5)]);
+    assert_eq!(hub.log(), numbers(1..=5));
+    assert_eq!(hub.0.counters.duplicates, 3);
+}
+
+#[test]
+fn a_new_epoch_begins_again_and_an_old_life_is_not_waited_for() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.events(1..=2);
+    hub.commit(&mut link);
+    let mut link = hub.greet("2", 1);
+    link.events(1..=1);
+    assert_eq!(hub.commit(&mut link), [ack(1)]);
+    let mut link = hub.greet("3", 50);
+    link.events(50..=50);
+    assert_eq!(hub.commit(&mut link), [ack(50)]);
+    assert_eq!(hub.log(), numbers([1, 2, 1, 50]));
+}
+
+#[test]
+fn gaps_enter_the_log_and_overlap_the_mark() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.events(1..=2);
+    link.gap(2, 5);
+    link.events(6..=6);
+    assert_eq!(hub.commit(&mut link), [ack(6)]);
+    link.gap(3, 5);
+    assert_eq!(hub.commit(&mut link), [ack(6)]);
+    let gap = r#"{"emitter":"engine","epoch":"1","from":3,"to":5,"reason":"expired"}"#.to_owned();
+    assert_eq!(hub.log(), [numbers(1..=2), vec![gap], numbers(6..=6)].concat());
+    assert_eq!(hub.0.counters.gaps, 1);
+}
+
+#[test]
+fn the_older_connection_is_closed_and_appends_nothing_more() {
+    let mut hub = Hub::new();
+    let mut old = hub.greet("1", 1);
+    old.events(1..=1);
+    hub.commit(&mut old);
+    old.events(2..=2);
+    let mut new = hub.greet("1", 2);
+    assert_eq!(hub.commit(&mut old), ["Close(Superseded)"]);
+    old.events(2..=2);
+    old.machine.commit(&mut hub.0, Duration::ZERO);
+    new.events(2..=2);
+    assert_eq!(hub.commit(&mut new), [ack(2)]);
+    assert_eq!(hub.log(), numbers(1..=2));
+}
+
+#[test]
+fn what_came_before_a_violation_counts() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    let mut block = BlockBuilder::new(1, BytesMut::new());
+    block.push(br#"{"n":1}"#);
+    block.push(b"[2]");
+    block.push(br#"{"n":3}"#);
+    assert_eq!(link.machine.on_block(block.seal().expect("not empty").into_bytes()), Step::Commit);
+    let heard = hub.commit(&mut link);
+    assert_eq!((&heard[0], heard[2].as_str()), (&ack(1), "Close(BadFrame)"));
+    assert!(heard[1].contains("seq 2"), "{}", heard[1]);
+    assert_eq!(link.events(2..=2), Step::More);
+    assert!(hub.commit(&mut link).is_empty());
+    assert_eq!(hub.log(), numbers([1]));
+}
+
+#[test]
+fn bad_input_is_named_and_ends_the_session() {
+    type Say = fn(&mut Link) -> Step;
+    let cases: [(bool, Say, &str); 11] = [
+        (false, |link| link.events(1..=1), "hello comes first"),
+        (false, |link| link.gap(1, 1), "hello comes first"),
+        (false, |link| link.hello("", 1), "hello.epoch"),
+        (false, |link| link.hello("1", 0), "hello.next"),
+        (false, |link| link.machine.on_text("{"), "sb.emit.v1"),
+        (true, |link| link.hello("1", 1), "twice"),
+        (true, |link| link.events(2..=2), "1 to 1 are missing"),
+        (true, |link| link.gap(2, 2), "1 to 1 are missing"),
+        (true, |link| link.gap(1, 0), "empty"),
+        (true, |link| link.machine.on_block(Bytes::from_static(b"\x01")), "truncated"),
+        (true, |link| link.machine.on_block(Bytes::from_static(&[7; 40])), "unknown kind 7"),
+    ];
+    for (greeted, say, word) in cases {
+        let mut hub = Hub::new();
+        let mut link = if greeted { hub.greet("1", 1) } else { hub.connect() };
+        assert_eq!(say(&mut link), Step::Commit, "{word}");
+        let heard = hub.commit(&mut link);
+        assert_eq!(heard.len(), 2, "{heard:?}");
+        assert!(heard[0].contains("bad_frame") && heard[0].contains(word), "{word}: {heard:?}");
+        assert_eq!(heard[1], "Close(BadFrame)");
+    }
+}
+
+#[test]
+fn the_last_seq_of_all_is_taken_and_nothing_after_it() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", u64::MAX);
+    link.events(u64::MAX..=u64::MAX);
+    assert_eq!(hub.commit(&mut link), [ack(u64::MAX)]);
+    assert_eq!(link.events(1..=1), Step::Commit);
+    assert!(hub.commit(&mut link)[0].contains("no seq is left"));
+}
+
+/// How a block fares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Acknowledged,
+    /// Committed, but the link ended before the ack came back.
+    AckLost,
+    /// The link ended before the hub committed it.
+    Lost,
+}
+
+proptest! {
+    #[test]
+    fn every_seq_is_appended_once_and_in_order(
+        lives in prop::collection::vec((any::<u64>(), prop::collection::vec((1u64..6, 0..3usize), 0..5)), 1..12)
+    ) {
+        let mut hub = Hub::new();
+        let (mut have, mut acked) = (0, 0);
+        for (pick, blocks) in lives {
+            let mut link = hub.greet("1", acked + 1);
+            // From its first unacknowledged event, or from what welcome named, or from between.
+            let mut next = acked + 1 + pick % (have - acked + 1);
+            for (count, fate) in blocks {
+                let fate = [Fate::Acknowledged, Fate::AckLost, Fate::Lost][fate];
+                link.events(next..=next + count - 1);
+                next += count;
+                if fate == Fate::Lost {
+                    break;
+                }
+                have = have.max(next - 1);
+                prop_assert_eq!(hub.commit(&mut link), [ack(have)]);
+                if fate == Fate::AckLost {
+                    break;
+                }
+                acked = have;
+            }
+            link.machine.end(&mut hub.0);
+        }
+        prop_assert_eq!(hub.log(), numbers(1..=have));
+    }
+}
+
+#[test]
+fn unknown_frames_are_ignored() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    assert_eq!(link.machine.on_text(r#"{"type":"later"}"#), Step::More);
+    assert!(hub.commit(&mut link).is_empty());
+}

@@ -1,0 +1,82 @@
+use super::*;
+use crate::hub::entry::Record;
+use crate::wire::topic::Pattern;
+
+fn entry(offset: u64, kind: &str) -> Entry {
+    let json = format!(r#"{{"type":"{kind}"}}"#);
+    Entry { offset, record: Record::event(json.into()).expect("valid") }
+}
+
+fn subscriber(registry: &mut Registry, pattern: &str) -> SessionId {
+    let id = registry.open(Role::Subscriber);
+    registry.set_filter(id, Filter::new([Pattern::parse(pattern).expect("valid")]));
+    id
+}
+
+fn frames(registry: &mut Registry, id: SessionId) -> Vec<Item> {
+    let mut out = VecDeque::new();
+    registry.take(id, usize::MAX, &mut out);
+    out.into()
+}
+
+#[test]
+fn each_session_has_its_own_chain() {
+    let mut registry = Registry::new(1 << 20);
+    let (all, a) = (subscriber(&mut registry, "*"), subscriber(&mut registry, "a"));
+    assert_eq!(registry.fan_out(&entry(1, "a")), 2);
+    assert_eq!(registry.fan_out(&entry(2, "b")), 1);
+    assert_eq!(registry.fan_out(&entry(3, "a")), 2);
+    let chain = |items: Vec<Item>| -> Vec<(u64, u64)> {
+        let read = |item: &Item| {
+            let Item::Text(frame) = item else { panic!("{item:?}") };
+            let frame: serde_json::Value = serde_json::from_slice(frame).expect("json");
+            (frame["prev"].as_u64().expect("prev"), frame["seq"].as_u64().expect("seq"))
+        };
+        items.iter().map(read).collect()
+    };
+    assert_eq!(chain(frames(&mut registry, all)), [(0, 1), (1, 2), (2, 3)]);
+    assert_eq!(chain(frames(&mut registry, a)), [(0, 1), (1, 3)]);
+}
+
+#[test]
+fn a_session_is_woken_once_for_many_frames() {
+    let mut registry = Registry::new(1 << 20);
+    let id = subscriber(&mut registry, "*");
+    registry.park(id, Interest::Items, Waker::noop().clone());
+    registry.fan_out(&entry(1, "a"));
+    registry.fan_out(&entry(2, "a"));
+    assert_eq!(registry.take_woken().len(), 1);
+    registry.park(id, Interest::Close, Waker::noop().clone());
+    registry.fan_out(&entry(3, "a"));
+    assert_eq!(registry.take_woken().len(), 0);
+    registry.order_close(id, CloseCode::Shutdown);
+    assert_eq!(registry.take_woken().len(), 1);
+}
+
+#[test]
+fn a_slow_session_is_closed_and_the_others_go_on() {
+    let mut registry = Registry::new(200);
+    let (slow, quick) = (subscriber(&mut registry, "*"), subscriber(&mut registry, "*"));
+    for offset in 1..10 {
+        registry.fan_out(&entry(offset, "a"));
+        assert_eq!(frames(&mut registry, quick).len(), 1);
+    }
+    assert_eq!(frames(&mut registry, slow), [Item::Close(CloseCode::Slow)]);
+    assert_eq!(registry.counts().slow, 1);
+    assert_eq!(registry.fan_out(&entry(10, "a")), 1);
+}
+
+#[test]
+fn an_old_id_does_not_reach_a_new_session() {
+    let mut registry = Registry::new(200);
+    let old = subscriber(&mut registry, "*");
+    registry.close(old);
+    registry.close(old);
+    let new = registry.open(Role::Emitter);
+    registry.push(old, "x".into());
+    registry.close(old);
+    assert!(frames(&mut registry, new).is_empty());
+    assert_eq!(registry.sessions(), [(new, Role::Emitter)]);
+    assert_eq!(registry.fan_out(&entry(1, "a")), 0);
+    assert_eq!((registry.len(), registry.groups.len()), (1, 0));
+}
