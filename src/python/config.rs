@@ -1,14 +1,15 @@
-//! Settings cross once: the frozen dataclass `EmitterConfig` becomes the core's struct of the same fields.
+//! Settings cross once: the frozen dataclasses `EmitterConfig` and `HubConfig` become the core's structs of the same
+//! fields.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 
+use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hub::HubConfig;
 
 /// Reads the attributes of the dataclass.
 pub(super) fn emitter_config(source: &Bound<'_, PyAny>, spill_path: PathBuf) -> Result<EmitterConfig> {
@@ -68,39 +69,21 @@ fn when_full(name: &str) -> Result<WhenFull> {
     }
 }
 
-struct Settings<'a, 'py>(&'a Bound<'py, PyAny>);
-
-impl Settings<'_, '_> {
-    fn get<T: for<'p> FromPyObjectOwned<'p>>(&self, name: &str, allowed: &str) -> Result<T> {
-        let missing = |_| refused(name, "missing", allowed);
-        let value = self.0.getattr(name).map_err(missing)?;
-        value.extract::<T>().map_err(|_| refused(name, &repr(name, &value), allowed))
-    }
-
-    fn seconds(&self, name: &str) -> Result<Duration> {
-        let allowed = "a number of seconds";
-        let seconds = self.get::<f64>(name, allowed)?;
-        Duration::try_from_secs_f64(seconds)
-            .ok()
-            .filter(|time| time.as_secs() < 1 << 32)
-            .ok_or_else(|| refused(name, &seconds.to_string(), "a number of seconds from 0 to 4 000 000 000"))
-    }
-
-    fn optional_seconds(&self, name: &str) -> Result<Option<Duration>> {
-        match self.get::<Option<f64>>(name, "a number of seconds, or None")? {
-            Some(_) => self.seconds(name).map(Some),
-            None => Ok(None),
-        }
-    }
-}
-
-fn repr(name: &str, value: &Bound<'_, PyAny>) -> String {
-    if name == "token" {
-        return "(hidden)".to_owned();
-    }
-    value.repr().map_or_else(|_| "(unprintable)".to_owned(), |text| text.to_string())
-}
-
-fn refused(name: &str, value: &str, allowed: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("{name}={value} is not allowed: give {allowed}"))
+/// Reads the attributes of the dataclass.
+pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
+    let settings = Settings(source);
+    let bytes = "a whole number of bytes";
+    Ok(HubConfig {
+        host: settings.get("host", "a text")?,
+        port: settings.get("port", "a whole number from 0 to 65535")?,
+        replay_events: settings.get("replay_events", "a whole number of events")?,
+        replay_bytes: settings.get("replay_bytes", bytes)?,
+        replay_age: settings.optional_seconds("replay_age")?,
+        session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
+        max_message_bytes: settings.get("max_message_bytes", bytes)?,
+        max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
+        allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
+        ping_interval: settings.seconds("ping_interval")?,
+        page: settings.get("page", "a text")?,
+    })
 }

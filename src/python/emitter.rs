@@ -13,6 +13,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use serde_json::{Map, Value, json};
 
 use super::config;
+use super::hub::HubClient;
 use super::mailbox::{Body, Mailbox, Sender};
 use super::ready::ready;
 use super::serialize::serialize;
@@ -66,18 +67,20 @@ impl Emitter {
     #[pyo3(signature = (target, spill_path, settings, probe))]
     fn _open(
         &self,
-        target: Option<String>,
+        target: Option<&Bound<'_, PyAny>>,
         spill_path: PathBuf,
         settings: &Bound<'_, PyAny>,
         probe: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         let config = config::emitter_config(settings, spill_path)?;
         let durability = config.durability;
-        let (target, peer) = if let Some(url) = target {
-            (Target::Url(Endpoint::parse(&url)?), None)
-        } else {
-            let peer = Arc::new(MailboxPeer::default());
-            (Target::Peer(Arc::clone(&peer) as Arc<dyn Peer>), Some(peer))
+        let mut peer = None;
+        let target = match target {
+            None => Target::Peer(Arc::clone(peer.insert(Arc::new(MailboxPeer::default()))) as Arc<dyn Peer>),
+            Some(target) => match target.cast::<HubClient>() {
+                Ok(hub) => Target::Local(hub.get().dialer.clone()),
+                Err(_) => Target::Url(Endpoint::parse(&target.extract::<String>()?)?),
+            },
         };
         let core = Core::new(config, target)?;
         if let Some(peer) = &peer {

@@ -8,6 +8,7 @@ mod hub;
 mod mailbox;
 mod ready;
 mod serialize;
+mod settings;
 
 use pyo3::prelude::*;
 
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<hub::Hub>()?;
     module.add_class::<hub::HubClient>()?;
+    module.add_function(wrap_pyfunction!(serialize::_serialize, module)?)?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }

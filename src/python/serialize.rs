@@ -39,6 +39,12 @@ pub(super) fn serialize<'py>(py: Python<'py>, event: &Bound<'py, PyAny>) -> PyRe
     Ok(json)
 }
 
+/// The same for the hub's side of Python.
+#[pyfunction]
+pub(super) fn _serialize<'py>(py: Python<'py>, event: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    serialize(py, event)
+}
+
 fn as_dict<'py>(py: Python<'py>, event: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let mapping = py.import("collections.abc")?.getattr("Mapping")?;
     if event.is_instance(&mapping)? {
