@@ -3,8 +3,9 @@
 //! One task for both directions, so that a peer that does not read can still be heard and closed. An emitter's
 //! input is read in batches; a batch takes the lock once, wakes each subscriber once, and its ack is sent after the
 //! subscribers had their turn (the runtime serves tasks in the order in which they were woken). For the same reason
-//! an emitter does not read on while a subscriber that was woken has not run: the outbox of a quick subscriber is
-//! then never overrun by bytes that it had no chance to send.
+//! an emitter lets subscribers that were woken run before it reads on, once: between two turns of a subscriber lies
+//! at most one batch of each emitter, so a quick subscriber is not closed as slow for bytes that it had no chance to
+//! send, unless many emitters flood at once.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
