@@ -170,7 +170,7 @@ class SafeBroadcaster(_core.Emitter):
         self.spill = Spill(self)
         self.spill_path = os.fspath(spill_path)
         self.ws = ws_client
-        self._started = False
+        self._home: Mailbox | None = None
         self._peer: PeerServer | None = None
         self._reports: set[asyncio.Future[Any]] = set()
         target: object = ws_client
@@ -202,8 +202,8 @@ class SafeBroadcaster(_core.Emitter):
             BroadcasterClosed: It was stopped.
         """
         mailbox = Mailbox.current()
-        if not self._started:
-            self._started = True
+        if mailbox is not self._home:  # the first start, or one in another loop: that one takes over
+            self._home = mailbox
             self._report_to(mailbox.core, mailbox.subscribe(self._inject))
             if self._peer is not None:
                 self._peer.serve(mailbox)

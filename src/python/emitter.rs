@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -27,6 +28,9 @@ use crate::wire::block::Block;
 
 /// How often a thread that waits in here looks whether Ctrl-C was pressed.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
+
+/// Reports kept for a loop that does not read them.
+const UNREAD_REPORTS: usize = 1000;
 
 struct Inner {
     core: Core,
@@ -89,6 +93,14 @@ impl Emitter {
         let inner = Inner { core, durability, probe, peer, rejected: AtomicU64::new(0) };
         let again = |_| Error::new(ErrorKind::Config, "SafeBroadcaster.__init__ was called twice").into();
         self.inner.set(inner).map_err(again)
+    }
+
+    /// The duck-typed client refers back to us: without this such a pair would never be collected.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self.inner.get().and_then(|inner| inner.probe.as_ref()) {
+            Some(probe) => visit.call(probe),
+            None => Ok(()),
+        }
     }
 
     #[pyo3(signature = (event, *, durability = None))]
@@ -208,7 +220,7 @@ impl Emitter {
             let make = move |py: Python<'_>| {
                 Ok((PyBytes::new(py, json.as_bytes()), unix).into_pyobject(py)?.into_any().unbind())
             };
-            sender.push(token, Body::Make(Box::new(make)));
+            sender.push_within(UNREAD_REPORTS, token, Body::Make(Box::new(make)));
         }));
         Ok(())
     }

@@ -39,7 +39,15 @@ struct Slot {
 impl Sender {
     /// Leaves a letter for the handler registered under `token`. Never blocks, never touches Python.
     pub(super) fn push(&self, token: u64, body: Body) {
+        self.push_within(usize::MAX, token, body);
+    }
+
+    /// The same for letters that nobody waits for: given up if so many lie there, because the loop is closed or stuck.
+    pub(super) fn push_within(&self, limit: usize, token: u64, body: Body) {
         let mut letters = self.0.letters.lock();
+        if letters.len() >= limit {
+            return;
+        }
         let first = letters.is_empty();
         letters.push((token, body));
         drop(letters);
