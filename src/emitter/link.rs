@@ -614,7 +614,13 @@ mod tests {
     #[test]
     fn a_stamp_is_one_more_field() {
         let who = Identity { emitter: "ada".into(), epoch: "e".into() };
-        assert_eq!(stamped(b"{\"a\":1}", &who, 7), r#"{"a":1,"_sb":{"emitter":"ada","epoch":"e","seq":7}}"#);
         assert_eq!(stamped(b"{}", &who, 7), r#"{"_sb":{"emitter":"ada","epoch":"e","seq":7}}"#);
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/frames.json")).expect("JSON");
+        for case in vectors["stamped"].as_array().expect("a list") {
+            let text = |key: &str| case[key].as_str().expect("text").to_owned();
+            let who = Identity { emitter: text("emitter"), epoch: text("epoch") };
+            assert_eq!(stamped(text("event").as_bytes(), &who, case["seq"].as_u64().expect("seq")), text("text"));
+        }
     }
 }
