@@ -98,6 +98,8 @@ def _targets(node: ast.Import | ast.ImportFrom, package: str, known: Mapping[str
         return
     base = node.module or ""
     if node.level:
+        if not package:
+            return  # a relative import outside of any package: cannot be meant
         parents = package.split(".")[: len(package.split(".")) - node.level + 1]
         base = ".".join([*parents, *([base] if base else [])])
     for alias in node.names:

@@ -19,11 +19,12 @@ class Pace:
 
     def __init__(self, rate: float) -> None:
         self._gap = 1.0 / rate
-        self._due = monotonic()
+        self._due = self._rested = monotonic()
 
     async def turn(self) -> None:
-        """Waits until the next event is due."""
+        """Waits until the next event is due; lets others run at least once in each slice."""
         now = monotonic()
         self._due = max(self._due + self._gap, now - CATCH_UP)
-        if self._due - now > SLICE:
-            await asyncio.sleep(self._due - now)
+        if max(self._due - now, now - self._rested) > SLICE:
+            await asyncio.sleep(max(0.0, self._due - now))
+            self._rested = monotonic()
