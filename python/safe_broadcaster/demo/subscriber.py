@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 PROTOCOL = "sb.v1.json"
 CHUNK = 256 * 1024
 OPENING_TIMEOUT = 5.0
+CLOSING_TIMEOUT = 1.0
+
+IDLE_TIMEOUT = 60.0
+"""Seconds of silence after which the link is dead: more than two of the hub's ping intervals."""
 
 FINAL_CODES = (range(3500, 4000), range(4500, 5000))
 """Close codes that say *do not come back*."""
@@ -118,7 +122,7 @@ class Subscriber:
                 _send(writer, {"type": "auth", "data": {"token": self._token}})
             self._subscribe(writer)
             frames = Reader()
-            while data := await reader.read(CHUNK):
+            while data := await asyncio.wait_for(reader.read(CHUNK), IDLE_TIMEOUT):
                 for message in frames.feed(data):
                     self._message(message, writer)
                 self._acknowledge(writer)
@@ -126,8 +130,8 @@ class Subscriber:
             raise EOFError("the connection ended")
         finally:
             writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            with suppress(OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), CLOSING_TIMEOUT)
 
     def _subscribe(self, writer: asyncio.StreamWriter) -> None:
         request: dict[str, Any] = {"events": self._patterns}
