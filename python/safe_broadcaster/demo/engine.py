@@ -263,20 +263,39 @@ async def run(arguments: argparse.Namespace) -> None:
     )
     modules = part_of(known, part, parts)
     engine = Engine(broadcaster, arguments.citizen, modules, known, rate=arguments.rate, bus=bus)
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
-    await broadcaster.start()
-    say("ready", modules=len(modules))
-    beside = [asyncio.create_task(engine.observe()), asyncio.create_task(_status(engine))]
+    stop = end_of_input()
+    beside = [asyncio.create_task(engine.observe()), asyncio.create_task(stop.wait())]
+    drained = False
     try:
-        await engine.walk(stop)
-        drained = await broadcaster.drain(DRAIN_TIMEOUT)
+        starting = asyncio.create_task(broadcaster.start())
+        await asyncio.wait([starting, beside[1]], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            say("ready", modules=len(modules))
+            beside.append(asyncio.create_task(_status(engine)))
+            await engine.walk(stop)
+            drained = await broadcaster.drain(DRAIN_TIMEOUT)
+        else:
+            beside.append(starting)
     finally:
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         await broadcaster.stop(drain_timeout=0.0)
     say("ended", report=asdict(engine.report(drained=drained)))
+
+
+def end_of_input() -> asyncio.Event:
+    """Set when the standard input, a pipe, ends: the parent wants the end, or is no more."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def readable() -> None:
+        if not sys.stdin.buffer.raw.read(1024):
+            loop.remove_reader(sys.stdin)
+            ended.set()
+
+    loop.add_reader(sys.stdin, readable)
+    return ended
 
 
 def main() -> None:
