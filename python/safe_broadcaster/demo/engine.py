@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from time import monotonic
@@ -150,7 +151,7 @@ class Engine:
 
     async def _read(self, name: str, path: Path) -> Facts | None:
         """Parses a file once, and again when it has changed."""
-        changed = path.stat().st_mtime_ns if path.exists() else 0
+        changed = await asyncio.to_thread(_modified, path)
         known = self._facts.get(name)
         if known is None or known[0] != changed:
             facts = await asyncio.to_thread(read_module, name, path, self._known)
@@ -209,7 +210,14 @@ class Engine:
             "skipped": self.skipped,
             "stats": {
                 key: stats.get(key)
-                for key in ("emit_count", "spill_count", "flush_count", "current_spill_depth", "in_flight", "reconnects")
+                for key in (
+                    "emit_count",
+                    "spill_count",
+                    "flush_count",
+                    "current_spill_depth",
+                    "in_flight",
+                    "reconnects",
+                )
             },
         }
 
@@ -226,6 +234,13 @@ class Engine:
             skipped=self.skipped,
             generation=self.generation,
         )
+
+
+def _modified(path: Path) -> int:
+    """When the file was changed; 0 where it is no more."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def say(state: str, **fields: Any) -> None:

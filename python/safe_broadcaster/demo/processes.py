@@ -142,6 +142,8 @@ class EngineProcess(_Process):
         super().__init__(citizen, folder, "safe_broadcaster.demo.engine", *options, *pace)
         self.ready = asyncio.Event()
         """Set when it emits, and when it ended before it came to that."""
+        self.ended = asyncio.Event()
+        """Set when it is gone and all that it said was heard."""
         self.emitted = 0
         self.spill = 0
         self.report: EngineReport | None = None
@@ -154,6 +156,7 @@ class EngineProcess(_Process):
                 self._hear(orjson.loads(line))
         await process.wait()
         self.ready.set()
+        self.ended.set()
 
     def _hear(self, said: dict[str, Any]) -> None:
         match said:

@@ -176,9 +176,8 @@ class Show:
         self._screen.status("the engines drain")
         for engine in self._engines:
             engine.close_input()
-        deadline = monotonic() + END_TIMEOUT
-        while any(engine.running for engine in self._engines) and monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*(engine.ended.wait() for engine in self._engines)), END_TIMEOUT)
         reports = {engine.name: engine.report for engine in self._engines}
         emitted = {name: report.emitted for name, report in reports.items() if report is not None}
         seen, since = self._tally.delivered, monotonic()

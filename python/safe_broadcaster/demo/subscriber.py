@@ -7,7 +7,6 @@ witness of what the hub delivers.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import ssl
 from contextlib import suppress
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["Position", "Refused", "Subscriber"]
-
-logger = logging.getLogger(__name__)
 
 PROTOCOL = "sb.v1.json"
 CHUNK = 256 * 1024
@@ -48,7 +45,7 @@ class Position(NamedTuple):
     offset: int
 
 
-class _Closed(Exception):  # noqa: N818 an ordinary end, not an error
+class _Closed(Exception):
     """The hub closed the connection."""
 
 
@@ -81,7 +78,6 @@ class Subscriber:
         self.position: Position | None = None
         self.connected = asyncio.Event()
         """Set while the hub has confirmed the subscription."""
-        self.reconnects = 0
         self.repeats = 0
         """Events removed because they had come before: known by emitter, epoch and seq."""
         self.holes = 0
@@ -95,6 +91,7 @@ class Subscriber:
         self._marks: dict[str, tuple[str, int]] = {}
         self._rewinding = False
         self._unacknowledged = False
+        self._offline = False
 
     async def run(self) -> None:
         """Connects, follows, and connects again; ends only by cancellation.
@@ -108,12 +105,15 @@ class Subscriber:
             except (OSError, EOFError, asyncio.TimeoutError, _Closed) as error:
                 if isinstance(error, Refused):
                     raise
-                if self.connected.is_set():
-                    self.reconnects += 1
-                    self._on_notice({"type": "offline", "data": {"reason": str(error) or type(error).__name__}})
-                self.connected.clear()
-                logger.debug("not connected to %s: %s", self.url, error)
+                self._lost(str(error) or type(error).__name__)
             await asyncio.sleep(self._pause * random.uniform(1.0, 1.5))  # noqa: S311 spreads load, guards nothing
+
+    def _lost(self, reason: str) -> None:
+        """Says once that the link is not there, however often it is tried again."""
+        if not self._offline:
+            self._on_notice({"type": "offline", "data": {"reason": reason}})
+        self._offline = True
+        self.connected.clear()
 
     async def _session(self) -> None:
         reader, writer = await asyncio.wait_for(connect(self.url), OPENING_TIMEOUT)
@@ -226,6 +226,7 @@ class Subscriber:
         if known is None or frame.get("recovered") is False:
             self.position = now
         self._unacknowledged = self._requires_ack
+        self._offline = False
         self.connected.set()
 
 
