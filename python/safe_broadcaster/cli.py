@@ -229,14 +229,14 @@ async def _run_tail(arguments: argparse.Namespace) -> None:
     subscriber = Subscriber(
         arguments.url, write, patterns=arguments.pattern, on_notice=_print_notice, token=token, pause=0.5
     )
-    waiting = [asyncio.create_task(subscriber.run()), asyncio.create_task(stop.wait())]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
+    following, stopped = asyncio.create_task(subscriber.run()), asyncio.create_task(stop.wait())
+    await asyncio.wait([following, stopped], return_when=asyncio.FIRST_COMPLETED)
+    for task in (following, stopped):
         task.cancel()
-    results = await asyncio.gather(*waiting, return_exceptions=True)
-    for error in (*failure, *results):
-        if isinstance(error, Exception):
-            raise error
+    with suppress(asyncio.CancelledError):
+        await following
+    for error in failure:
+        raise error
 
 
 def _print_notice(frame: dict[str, Any]) -> None:
@@ -323,16 +323,15 @@ def _positive(text: str) -> float:
     return value
 
 
+_DEMO = (
+    "a hub that is killed twice: three engines emit the import graph of this Python, the hub gets SIGKILL at a third "
+    "and at two thirds of the time, and an independent subscriber counts what arrived"
+)
+
 _COMMANDS: tuple[
     tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int], str], ...
 ] = (
-    (
-        "demo",
-        _add_demo,
-        _demo,
-        "a hub that is killed twice: three engines emit the import graph of this Python, the hub gets SIGKILL at a "
-        + "third and at two thirds of the time, and an independent subscriber counts what arrived",
-    ),
+    ("demo", _add_demo, _demo, _DEMO),
     ("serve", _add_serve, _serve, "a hub with its dashboard: runs until Ctrl-C or SIGTERM"),
     ("emit", _add_emit, _emit, "send events to a hub: from an argument or from the standard input, one JSON a line"),
     ("tail", _add_tail, _tail, "print a hub's events as they come: one JSON a line, across reconnects"),

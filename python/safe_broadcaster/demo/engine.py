@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections import deque
 from contextlib import suppress
@@ -279,11 +280,12 @@ async def run(arguments: argparse.Namespace) -> None:
     modules = part_of(known, part, parts)
     engine = Engine(broadcaster, arguments.citizen, modules, known, rate=arguments.rate, bus=bus)
     stop = end_of_input()
-    beside = [asyncio.create_task(engine.observe()), asyncio.create_task(stop.wait())]
+    ending = asyncio.create_task(stop.wait())
+    beside: list[asyncio.Task[Any]] = [ending, asyncio.create_task(engine.observe())]
     drained = False
     try:
         starting = asyncio.create_task(broadcaster.start())
-        await asyncio.wait([starting, beside[1]], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
             say("ready", modules=len(modules))
@@ -305,7 +307,7 @@ def end_of_input() -> asyncio.Event:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def readable() -> None:
-        if not sys.stdin.buffer.raw.read(1024):
+        if not os.read(sys.stdin.fileno(), 1024):
             loop.remove_reader(sys.stdin)
             ended.set()
 

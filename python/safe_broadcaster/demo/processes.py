@@ -164,8 +164,8 @@ class EngineProcess(_Process):
                 self.ready.set()
             case {"state": "running", "n": int(n), "spill": int(spill)}:
                 self.emitted, self.spill = n, spill
-            case {"state": "ended", "report": dict(report)}:
-                self.report = EngineReport(**report)
+            case {"state": "ended", "report": dict()}:
+                self.report = EngineReport(**said["report"])
                 self.emitted, self.spill = self.report.emitted, 0
             case _:
                 pass

@@ -164,13 +164,13 @@ class Subscriber:
 
     def _frame(self, payload: bytes, writer: asyncio.StreamWriter) -> None:
         try:
-            frame: Any = orjson.loads(payload)
+            frame: dict[str, Any] = orjson.loads(payload)
         except orjson.JSONDecodeError as error:
             raise ProtocolError(f"a frame is not JSON: {error}") from error
         match frame:
-            case {"type": "event", "seq": int(offset), "data": dict(event)}:
+            case {"type": "event", "seq": int(offset), "data": dict()}:
                 if not self._rewinding:
-                    self._event(frame, offset, event)
+                    self._event(frame, offset, frame["data"])
                 return
             case {"action": "subscribed", "epoch": str(epoch), "offset": int(offset)}:
                 self._subscribed(frame, Position(epoch, offset), writer)
