@@ -227,8 +227,13 @@ class PlayedHub:
     def restart(self) -> None:
         self.epoch += 1
         self.log = []
-        for socket in list(self.sockets):
+        self.drop()
+
+    def drop(self) -> None:
+        """The connections end as they do when a process is killed."""
+        for socket in self.sockets:
             socket.transport.abort()
+        self.sockets.clear()
 
     async def __call__(self, socket) -> None:
         async for text in socket:
@@ -295,9 +300,7 @@ async def test_it_resumes_where_it_was(played) -> None:
     hub, subscriber, seen, _ = played
     await hub.publish(1)
     await eventually(lambda: seen == [1])
-    for socket in list(hub.sockets):
-        hub.sockets.discard(socket)
-        socket.transport.abort()
+    hub.drop()
     await hub.publish(2)
     await eventually(lambda: seen == [1, 2])
     assert hub.requests[1]["since"] == {"epoch": "k1", "offset": 1}

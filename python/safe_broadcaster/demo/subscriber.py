@@ -10,7 +10,7 @@ import asyncio
 import random
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -18,9 +18,11 @@ import orjson
 from safe_broadcaster.demo.websocket import Handshake, Message, Opcode, ProtocolError, Reader, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
 __all__ = ["Position", "Refused", "Subscriber"]
+
+T = TypeVar("T")
 
 PROTOCOL = "sb.v1.json"
 CHUNK = 256 * 1024
@@ -116,13 +118,13 @@ class Subscriber:
         self.connected.clear()
 
     async def _session(self) -> None:
-        reader, writer = await asyncio.wait_for(connect(self.url), OPENING_TIMEOUT)
+        reader, writer = await _within(OPENING_TIMEOUT, connect(self.url))
         try:
             if self._token is not None:
                 _send(writer, {"type": "auth", "data": {"token": self._token}})
             self._subscribe(writer)
             frames = Reader()
-            while data := await asyncio.wait_for(reader.read(CHUNK), IDLE_TIMEOUT):
+            while data := await _within(IDLE_TIMEOUT, reader.read(CHUNK)):
                 for message in frames.feed(data):
                     self._message(message, writer)
                 self._acknowledge(writer)
@@ -131,7 +133,7 @@ class Subscriber:
         finally:
             writer.close()
             with suppress(OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), CLOSING_TIMEOUT)
+                await _within(CLOSING_TIMEOUT, writer.wait_closed())
 
     def _subscribe(self, writer: asyncio.StreamWriter) -> None:
         request: dict[str, Any] = {"events": self._patterns}
@@ -255,6 +257,18 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
         writer.close()
         raise
     return reader, writer
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.wait_for`` that keeps every cancellation; before Python 3.12 that one loses those that come late."""
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError(f"nothing within {seconds:g} s")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def _send(writer: asyncio.StreamWriter, frame: dict[str, Any]) -> None:
