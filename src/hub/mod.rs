@@ -1,1 +1,172 @@
-//! The receiving half.
+//! The receiving half: a port and a pipe on which emitters bring events and subscribers hear them.
+//!
+//! ```text
+//!  listener ─▶ http ─▶ driver ─▶ machine ─▶ state { log · emitters · registry ─▶ outbox } ─▶ driver ─▶ subscribers
+//!  dialer ─────────────▶ ┘  ◀── acks ──┘
+//! ```
+//!
+//! `entry`, `log`, `emitters`, `outbox`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
+//! do what they decide. An event is acknowledged after it was appended to the log in memory.
+
+mod config;
+mod driver;
+pub mod emitters;
+pub mod entry;
+mod http;
+mod listener;
+pub mod log;
+pub mod machine;
+pub mod outbox;
+pub mod registry;
+mod shared;
+pub mod state;
+mod stats;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use config::HubConfig;
+pub use state::Published;
+pub use stats::HubStats;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::Dialer;
+use crate::runtime::{self, Room};
+use crate::wire::position::epoch_from;
+use entry::Record;
+use shared::Shared;
+
+/// How long sessions may take to hear the goodbye before the hub closes them.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
+
+/// A running hub. Dropping it stops it without waiting.
+pub struct Hub {
+    shared: Arc<Shared>,
+    port: u16,
+    generation: u64,
+}
+
+impl Hub {
+    /// Starts a hub: the port accepts connections when this returns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a setting that is not allowed, [`ErrorKind::Bind`] for an address that cannot be
+    /// used.
+    pub fn start(config: HubConfig) -> Result<Self> {
+        config.validate()?;
+        let handle = runtime::handle(Room::Hub)?;
+        let listener = listener::bind(&config)?;
+        let unusable = |error| Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error);
+        let port = listener.local_addr().map_err(unusable)?.port();
+        let inside = handle.enter();
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
+        drop(inside);
+        let shared = Arc::new(Shared::new(config, fresh_epoch()?, handle));
+        shared.listening.store(true, Ordering::Relaxed);
+        shared.spawn(listener::accept(shared.clone(), listener));
+        Ok(Self { shared, port, generation: runtime::generation() })
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether new connections are accepted.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        self.shared.listening.load(Ordering::Relaxed)
+    }
+
+    /// Appends an event and brings it to the subscribers. From any thread; never waits for the network.
+    ///
+    /// # Errors
+    /// [`ErrorKind::EventNotSerializable`] if it is no JSON object, [`ErrorKind::EventTooLarge`] above
+    /// `max_message_bytes`, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`] in a forked child.
+    pub fn publish(&self, json: Bytes) -> Result<Published> {
+        runtime::check_generation(self.generation, "hub")?;
+        publish(&self.shared, json)
+    }
+
+    /// The way in for emitters of this process.
+    #[must_use]
+    pub fn dialer(&self) -> Dialer {
+        let shared = Arc::downgrade(&self.shared);
+        let generation = self.generation;
+        Dialer::new(move || {
+            runtime::check_generation(generation, "hub").map_err(io::Error::other)?;
+            let gone = || io::Error::new(io::ErrorKind::ConnectionRefused, "the hub was stopped");
+            driver::dial(&shared.upgrade().ok_or_else(gone)?)
+        })
+    }
+
+    /// The hub's numbers now.
+    #[must_use]
+    pub fn stats(&self) -> HubStats {
+        HubStats::read(&self.shared)
+    }
+
+    /// Says goodbye to every session (`bye`, close 3001), waits until they have heard it, at most 3 s, and frees the
+    /// port. May be awaited on any runtime; stopping twice is fine.
+    pub async fn stop(&self) {
+        let (done, stopped) = tokio::sync::oneshot::channel::<()>();
+        self.stop_then(move || drop(done));
+        // The sender is dropped without a word: that is the news.
+        drop(stopped.await);
+    }
+
+    /// Stops as [`Hub::stop`] does and calls `done` afterwards, in the hub's thread. In a forked child it is called
+    /// at once, because nothing runs there.
+    pub fn stop_then(&self, done: impl FnOnce() + Send + 'static) {
+        if runtime::check_generation(self.generation, "hub").is_err() {
+            return done();
+        }
+        let first = self.shared.begin_stop();
+        let shared = self.shared.clone();
+        self.shared.handle().spawn(async move {
+            if first {
+                shared.join(STOP_DEADLINE).await;
+            } else {
+                shared.stopped().await;
+            }
+            done();
+        });
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.stop_then(|| {});
+    }
+}
+
+fn publish(shared: &Shared, json: Bytes) -> Result<Published> {
+    let limit = shared.config.max_message_bytes;
+    if json.len() > limit {
+        let message = format!("the event has {} bytes; max_message_bytes is {limit}", json.len());
+        return Err(Error::new(ErrorKind::EventTooLarge, message));
+    }
+    let record = Record::event(json).map_err(|error| {
+        Error::new(ErrorKind::EventNotSerializable, "an event is a JSON object with text as its type and topic")
+            .with_source(error)
+    })?;
+    shared.with(|state, now| {
+        if shared.is_stopping() {
+            return Err(Error::new(ErrorKind::Closed, "the hub was stopped"));
+        }
+        Ok(state.append(record, now))
+    })
+}
+
+/// An epoch that no earlier hub had: offsets begin again at 1.
+fn fresh_epoch() -> Result<String> {
+    let random = getrandom::u64().map_err(|error| {
+        Error::new(ErrorKind::Bind, "the system gives no random number for an epoch").with_source(error)
+    })?;
+    Ok(epoch_from(random))
+}

@@ -93,7 +93,7 @@ impl Block {
     /// Seq of the last event.
     #[must_use]
     pub fn last(&self) -> u64 {
-        self.first + u64::from(self.count) - 1
+        self.first + (u64::from(self.count) - 1) // in this order: the last seq may be u64::MAX
     }
 
     /// How many events; at least 1.

@@ -6,6 +6,7 @@ pub mod close;
 pub mod event;
 pub mod frame;
 pub mod position;
+pub mod subscriber;
 pub mod topic;
 
 /// WebSocket subprotocol by which a connection says that it is an emitter.

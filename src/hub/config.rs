@@ -1,0 +1,136 @@
+//! The settings of a hub.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::log::LogLimits;
+use crate::error::{Error, ErrorKind, Result};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+/// What a hub is started with. Every field has a default that is safe for one machine.
+#[derive(Clone, Debug)]
+pub struct HubConfig {
+    /// Address or host name to listen on. Default `127.0.0.1`: other machines must be let in on purpose.
+    pub host: String,
+    /// TCP port; 0 takes any free one, see [`Hub::port`](super::Hub::port). Default 8000.
+    pub port: u16,
+    /// Most entries kept for subscribers that come back. Default 10 000: minutes of a busy dashboard.
+    pub replay_events: usize,
+    /// Most bytes kept for them. Default 16 MiB: large events must not make 10 000 of them unaffordable.
+    pub replay_bytes: usize,
+    /// How long an entry is kept at most. Default: no limit of time.
+    pub replay_age: Option<Duration>,
+    /// Most bytes that may wait for one session; a session that lets more wait is closed with 3008 and comes back
+    /// for what it missed. Default 1 MiB: seconds of a busy dashboard, and 10 000 stuck ones stay below 10 GiB.
+    pub session_queue_bytes: usize,
+    /// Largest message taken from an emitter or over `/publish`. Default 16 MiB.
+    pub max_message_bytes: usize,
+    /// Most sessions at once; more are refused with 503. Default 10 000.
+    pub max_sessions: usize,
+    /// Origins (`https://dash.example`) whose pages may connect although they were not served from here; `*` allows
+    /// every page. Default none: a page of another site must not read the events through its visitor's browser.
+    pub allowed_origins: Vec<String>,
+    /// How often a session is pinged; one that shows no sign of life until the next is closed. Default 25 s: below
+    /// the 30 to 60 s after which proxies drop silent connections.
+    pub ping_interval: Duration,
+    /// HTML of `/`. Default a line of text; the Python package brings the dashboard.
+    pub page: String,
+}
+
+impl Default for HubConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 8000,
+            replay_events: 10_000,
+            replay_bytes: 16 * MIB,
+            replay_age: None,
+            session_queue_bytes: MIB,
+            max_message_bytes: 16 * MIB,
+            max_sessions: 10_000,
+            allowed_origins: Vec::new(),
+            ping_interval: Duration::from_secs(25),
+            page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
+        }
+    }
+}
+
+impl HubConfig {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] names the setting, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        if self.host.is_empty() {
+            return Err(refused("host", "''", "a host name or an IP address"));
+        }
+        within("replay_events", self.replay_events, 0, 10_000_000)?;
+        within("replay_bytes", self.replay_bytes, 0, 64 * GIB)?;
+        within("session_queue_bytes", self.session_queue_bytes, 4 * KIB, GIB)?;
+        within("max_message_bytes", self.max_message_bytes, KIB, GIB)?;
+        within("max_sessions", self.max_sessions, 1, 1_000_000)?;
+        within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
+        if self.replay_age.is_some_and(|age| age.is_zero()) {
+            return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
+        }
+        for origin in &self.allowed_origins {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            if origin != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
+                return Err(refused(
+                    "allowed_origins",
+                    &format!("'{origin}'"),
+                    "https://host[:port] without a path, or *",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bounds of the log.
+    pub(super) fn log_limits(&self) -> LogLimits {
+        LogLimits { events: self.replay_events, bytes: self.replay_bytes, age: self.replay_age }
+    }
+}
+
+fn within<T: PartialOrd + Display + Copy>(setting: &str, value: T, least: T, most: T) -> Result<()> {
+    // Written so that a NaN is outside.
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    Err(refused(setting, &value.to_string(), &format!("{least} to {most}")))
+}
+
+fn refused(setting: &str, value: &str, allowed: &str) -> Error {
+    Error::new(ErrorKind::Config, format!("{setting}={value} is not allowed; allowed: {allowed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_allowed() {
+        HubConfig::default().validate().expect("valid");
+    }
+
+    #[test]
+    fn a_refusal_names_setting_value_and_range() {
+        let check = |change: fn(&mut HubConfig), words: [&str; 2]| {
+            let mut config = HubConfig::default();
+            change(&mut config);
+            let error = config.validate().expect_err(words[0]);
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
+        };
+        check(|config| config.host.clear(), ["host=''", "IP address"]);
+        check(|config| config.session_queue_bytes = 1, ["session_queue_bytes=1", "4096 to 1073741824"]);
+        check(|config| config.max_sessions = 0, ["max_sessions=0", "1 to 1000000"]);
+        check(|config| config.replay_age = Some(Duration::ZERO), ["replay_age=0", "more than 0"]);
+        check(|config| config.ping_interval = Duration::ZERO, ["ping_interval=0", "0.1 to 3600"]);
+        check(|config| config.allowed_origins.push("dash.example".into()), ["'dash.example'", "https://"]);
+        check(|config| config.allowed_origins.push("https://a/b".into()), ["'https://a/b'", "without a path"]);
+    }
+}

@@ -1,0 +1,369 @@
+//! The task of a session: moves frames between a WebSocket stream and the session's machine and outbox.
+//!
+//! One task for both directions, so that a peer that does not read can still be heard and closed. An emitter's
+//! input is read in batches; a batch takes the lock once, wakes each subscriber once, and its ack is sent after the
+//! subscribers had their turn (the runtime serves tasks in the order in which they were woken). For the same reason
+//! an emitter does not read on while a subscriber that was woken has not run: the outbox of a quick subscriber is
+//! then never overrun by bytes that it had no chance to send.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, MissedTickBehavior, Sleep};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
+use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
+
+use super::machine::{Beat, EmitterMachine, Liveness, Step, SubscriberMachine};
+use super::outbox::Item;
+use super::registry::{Interest, Registry, Role, SessionId};
+use super::shared::{Seat, Shared};
+use crate::wire::close::CloseCode;
+
+/// How much is read from a peer before others have their turn: enough for thousands of small events, and a small
+/// part of the smallest useful outbox.
+const READ_BATCH: usize = 128 << 10;
+/// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
+const WRITE_BATCH: usize = 64 << 10;
+/// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
+const SUBSCRIBER_READ_BUFFER: usize = 4 << 10;
+/// Buffer of a session that sends blocks; also the most that one system call reads.
+const EMITTER_READ_BUFFER: usize = 64 << 10;
+/// Largest frame of a subscriber: `subscribe` with as many patterns as allowed, each as long as allowed.
+const SUBSCRIBER_MESSAGE: usize = 512 << 10;
+/// How long a peer may take to read the rest and to answer the close.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long what a refused peer still sends is read and dropped, so that it sees the close and not a reset.
+const LINGER: Duration = Duration::from_secs(1);
+
+enum Machine {
+    Emitter(EmitterMachine),
+    Subscriber(SubscriberMachine),
+}
+
+/// Why the task stops polling its stream.
+enum Event {
+    /// The session is to end: its peer has until the deadline.
+    Closing,
+    /// The stream is at its end, or broken.
+    Ended,
+}
+
+/// What became of the frames that were handed to the stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// All of them are with the operating system.
+    Flushed,
+    /// Some lie in the stream's buffer.
+    Fed,
+    /// Some do, and the socket took no more when last asked.
+    Full,
+}
+
+/// How far the session's end is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Open,
+    /// The deadline runs.
+    Ordered,
+    /// The close frame was handed to the stream.
+    Sent,
+}
+
+struct Session<S> {
+    ws: WebSocketStream<S>,
+    machine: Machine,
+    seat: Seat,
+    outgoing: VecDeque<Item>,
+    output: Output,
+    ending: Ending,
+    /// The input broke the WebSocket protocol: nothing of it can be read any more.
+    deaf: bool,
+    /// Gave way to woken subscribers; reads now even if there are new ones.
+    gave_way: bool,
+    liveness: Liveness,
+}
+
+/// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S, read_ahead: Bytes) {
+    let config = websocket_config(&seat.shared, seat.role);
+    let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
+    let mut beat =
+        tokio::time::interval_at(Instant::now() + seat.shared.config.ping_interval, seat.shared.config.ping_interval);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut session = Session::new(ws, seat);
+    let mut deadline: Option<Pin<Box<Sleep>>> = None;
+    loop {
+        tokio::select! {
+            biased;
+            event = poll_fn(|cx| session.poll(cx)) => match event {
+                Event::Closing => deadline = Some(Box::pin(tokio::time::sleep(CLOSE_DEADLINE))),
+                Event::Ended => break,
+            },
+            _ = beat.tick() => session.beat(),
+            () = poll_fn(|cx| deadline.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))) => break,
+        }
+    }
+    if session.deaf {
+        session.linger().await;
+    }
+}
+
+fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
+    let largest = shared.config.max_message_bytes;
+    let (read_buffer, incoming) = match role {
+        Role::Emitter => (EMITTER_READ_BUFFER, largest),
+        Role::Subscriber => (SUBSCRIBER_READ_BUFFER, SUBSCRIBER_MESSAGE),
+    };
+    WebSocketConfig::default()
+        .read_buffer_size(read_buffer)
+        .write_buffer_size(WRITE_BATCH)
+        // Frames are fed only while the buffer is below its target, so it holds at most the target, one frame of
+        // the largest event with its envelope, and a pong.
+        .max_write_buffer_size(2 * WRITE_BATCH + largest)
+        .max_message_size(Some(incoming))
+        .max_frame_size(Some(incoming))
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    fn new(ws: WebSocketStream<S>, seat: Seat) -> Self {
+        let machine = match seat.role {
+            Role::Emitter => Machine::Emitter(EmitterMachine::new(seat.id)),
+            Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
+        };
+        Self {
+            ws,
+            machine,
+            seat,
+            outgoing: VecDeque::new(),
+            output: Output::Flushed,
+            ending: Ending::Open,
+            deaf: false,
+            gave_way: false,
+            liveness: Liveness::default(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let ending = self.ending;
+        if self.poll_write(cx).is_err() {
+            return Poll::Ready(Event::Ended);
+        }
+        if ending == Ending::Open && self.is_ending() {
+            return Poll::Ready(Event::Closing);
+        }
+        if self.deaf {
+            let done = self.ending == Ending::Sent && self.output == Output::Flushed;
+            return if done { Poll::Ready(Event::Ended) } else { Poll::Pending };
+        }
+        self.poll_read(cx)
+    }
+
+    fn is_ending(&mut self) -> bool {
+        if self.ending == Ending::Open && self.with_registry(|registry, id| registry.is_closing(id)) {
+            self.ending = Ending::Ordered;
+        }
+        self.ending != Ending::Open
+    }
+
+    /// Sends what waits, as far as the socket takes it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), WsError> {
+        while self.ending != Ending::Sent && (!self.outgoing.is_empty() || self.refill(cx)) {
+            if self.ws.poll_ready_unpin(cx)?.is_pending() {
+                self.output = Output::Full;
+                // The socket wakes this task when it takes more; only an order to close is of interest until then.
+                self.with_registry(|registry, id| registry.park(id, Interest::Close, cx.waker().clone()));
+                return Ok(());
+            }
+            self.sent_to(Output::Fed);
+            if let Some(item) = self.outgoing.pop_front() {
+                if matches!(item, Item::Close(_)) {
+                    self.ending = Ending::Sent;
+                }
+                self.ws.start_send_unpin(message(item))?;
+            }
+        }
+        if self.output != Output::Flushed {
+            let flushed = self.ws.poll_flush_unpin(cx)?.is_ready();
+            self.sent_to(if flushed { Output::Flushed } else { Output::Full });
+        }
+        Ok(())
+    }
+
+    /// A full socket that takes bytes again is a sign of life; one that was never full proves nothing, because the
+    /// operating system takes bytes for a dead peer too.
+    fn sent_to(&mut self, output: Output) {
+        if self.output == Output::Full && output != Output::Full {
+            self.liveness.progress();
+        }
+        self.output = output;
+    }
+
+    /// Takes from the outbox; false, and registered to be woken, if there is nothing.
+    fn refill(&mut self, cx: &mut Context<'_>) -> bool {
+        self.seat.shared.with(|state, _| {
+            state.registry.take(self.seat.id, WRITE_BATCH, &mut self.outgoing);
+            if self.outgoing.is_empty() {
+                state.registry.park(self.seat.id, Interest::Items, cx.waker().clone());
+            }
+        });
+        !self.outgoing.is_empty()
+    }
+
+    /// Reads a batch, and hands what it brought to the hub.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if !self.gave_way && self.must_give_way() {
+            self.gave_way = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.gave_way = false;
+        let mut budget = READ_BATCH;
+        let ended = loop {
+            if budget == 0 {
+                cx.waker().wake_by_ref();
+                break false;
+            }
+            match self.ws.poll_next_unpin(cx) {
+                Poll::Pending => break false,
+                Poll::Ready(None) => break true,
+                Poll::Ready(Some(Ok(message))) => {
+                    // A frame without content costs a turn too.
+                    budget = budget.saturating_sub(64 + message.len());
+                    self.liveness.progress();
+                    self.on_message(message);
+                }
+                Poll::Ready(Some(Err(error))) => match refusal(&error) {
+                    None => break true,
+                    Some(code) => {
+                        self.deaf = true;
+                        self.with_registry(|registry, id| registry.order_close(id, code));
+                        break false;
+                    }
+                },
+            }
+        };
+        self.commit();
+        if ended { Poll::Ready(Event::Ended) } else { Poll::Pending }
+    }
+
+    fn must_give_way(&self) -> bool {
+        matches!(self.machine, Machine::Emitter(_)) && self.with_registry(|registry, id| registry.has_unserved(id))
+    }
+
+    fn on_message(&mut self, message: Message) {
+        let step = match (&mut self.machine, message) {
+            (Machine::Emitter(machine), Message::Text(text)) => machine.on_text(&text),
+            (Machine::Emitter(machine), Message::Binary(block)) => machine.on_block(block),
+            (Machine::Subscriber(machine), Message::Text(text)) => {
+                self.seat.shared.with(|state, now| machine.on_text(&text, state, now));
+                Step::More
+            }
+            (Machine::Subscriber(machine), Message::Binary(_)) => {
+                self.seat.shared.with(|state, _| machine.on_binary(state));
+                Step::More
+            }
+            // Pings and closes are answered by the WebSocket layer.
+            _ => Step::More,
+        };
+        if step == Step::Commit {
+            self.commit();
+        }
+    }
+
+    fn commit(&mut self) {
+        if let Machine::Emitter(machine) = &mut self.machine
+            && machine.wants_commit()
+        {
+            self.seat.shared.with(|state, now| machine.commit(state, now));
+        }
+    }
+
+    fn beat(&mut self) {
+        let beat = self.liveness.beat();
+        self.with_registry(|registry, id| match beat {
+            Beat::Ping => registry.push_ping(id),
+            Beat::Dead => registry.order_close(id, CloseCode::NoPong),
+        });
+    }
+
+    fn with_registry<R>(&self, act: impl FnOnce(&mut Registry, SessionId) -> R) -> R {
+        self.seat.shared.with(|state, _| act(&mut state.registry, self.seat.id))
+    }
+
+    /// Reads and drops for a while: closing a socket with unread input resets the connection, and the peer would
+    /// lose the close frame that tells it why.
+    async fn linger(&mut self) {
+        let stream = self.ws.get_mut();
+        let drain = async {
+            stream.shutdown().await?;
+            let mut dropped = [0; 4096];
+            while stream.read(&mut dropped).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        // Whether the peer was patient or not, the session is over.
+        drop(tokio::time::timeout(LINGER, drain).await);
+    }
+}
+
+impl<S> Drop for Session<S> {
+    fn drop(&mut self) {
+        if let Machine::Emitter(machine) = &mut self.machine {
+            self.seat.shared.with(|state, _| machine.end(state));
+        }
+    }
+}
+
+/// With which code to refuse input that broke the WebSocket protocol; `None` if the connection is simply gone.
+fn refusal(error: &WsError) -> Option<CloseCode> {
+    match error {
+        WsError::Capacity(_) => Some(CloseCode::TooLarge),
+        WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        WsError::Protocol(_) | WsError::Utf8(_) => Some(CloseCode::BadFrame),
+        _ => None,
+    }
+}
+
+fn message(item: Item) -> Message {
+    match item {
+        // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
+        Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
+        Item::Ping => Message::Ping(Bytes::new()),
+        Item::Close(code) => Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() })),
+    }
+}
+
+/// The words that go with a close code, for people who read a browser's console.
+fn reason(code: CloseCode) -> &'static str {
+    match code {
+        CloseCode::Normal => "",
+        CloseCode::Shutdown => "the hub stops",
+        CloseCode::Slow => "too slow: come back and recover",
+        CloseCode::NoPong => "no sign of life",
+        CloseCode::Superseded => "a newer connection of this emitter took over",
+        CloseCode::BadFrame => "bad frame",
+        CloseCode::Unauthorized => "unauthorized",
+        CloseCode::TooLarge => "message too large",
+    }
+}
+
+/// Opens an emitter session on a pipe within this process.
+pub(super) fn dial(shared: &Arc<Shared>) -> std::io::Result<tokio::io::DuplexStream> {
+    /// What fits into the pipe before the emitter has to wait.
+    const PIPE: usize = 256 << 10;
+    let seat = shared.open(Role::Emitter).map_err(|refused| {
+        std::io::Error::new(std::io::ErrorKind::ConnectionRefused, format!("the hub takes no session: {refused:?}"))
+    })?;
+    let (near, far) = tokio::io::duplex(PIPE);
+    shared.spawn(run(seat, far, Bytes::new()));
+    Ok(near)
+}

@@ -1,0 +1,218 @@
+//! What the log holds: records (events and gaps) with their place, and filters that choose among them.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::wire::event::EventHead;
+use crate::wire::subscriber::{self, Carried};
+use crate::wire::topic::Pattern;
+
+/// A valid event, or a gap, that has no place in the log yet. Cloning shares the bytes.
+#[derive(Clone, Debug)]
+pub struct Record {
+    carried: Carried,
+    json: Bytes,
+    kind: Name,
+    topic: Name,
+}
+
+/// A routing field: where it stands in the JSON, or its own text where the JSON spells it with escapes.
+#[derive(Clone, Debug)]
+enum Name {
+    Within { start: u32, end: u32 },
+    Own(Arc<str>),
+}
+
+impl Name {
+    fn of(field: Cow<'_, str>, json: &Bytes) -> Self {
+        match field {
+            Cow::Borrowed(text) if !text.is_empty() => {
+                let start = (text.as_ptr().addr() - json.as_ptr().addr()) as u32;
+                Self::Within { start, end: start + text.len() as u32 }
+            }
+            Cow::Borrowed(_) => Self::Within { start: 0, end: 0 },
+            Cow::Owned(text) => Self::Own(text.into()),
+        }
+    }
+
+    fn text<'a>(&'a self, json: &'a Bytes) -> &'a str {
+        match self {
+            // The whole JSON was checked to be UTF-8 and the field is a whole string of it: never the default.
+            Self::Within { start, end } => {
+                std::str::from_utf8(&json[*start as usize..*end as usize]).unwrap_or_default()
+            }
+            Self::Own(text) => text,
+        }
+    }
+}
+
+impl Record {
+    /// Takes an event as its emitter wrote it.
+    ///
+    /// # Errors
+    /// It is not a JSON object in UTF-8, or its `type` or `topic` is not a string.
+    pub fn event(json: Bytes) -> serde_json::Result<Self> {
+        // A subscriber's WebSocket stack refuses a text frame that is not UTF-8, and strings that are skipped over
+        // by the JSON parser are not checked by it.
+        std::str::from_utf8(&json).map_err(serde::de::Error::custom)?;
+        let head = EventHead::parse(&json)?;
+        let (kind, topic) = (Name::of(head.kind, &json), Name::of(head.topic, &json));
+        Ok(Self { carried: Carried::Event, json, kind, topic })
+    }
+
+    /// The news that events of an emitter will never come.
+    #[must_use]
+    pub fn gap(emitter: &str, epoch: &str, from: u64, to: u64, reason: &str) -> Self {
+        #[derive(Serialize)]
+        struct Gap<'a> {
+            emitter: &'a str,
+            epoch: &'a str,
+            from: u64,
+            to: u64,
+            reason: &'a str,
+        }
+        // Strings and integers only: cannot fail.
+        let json = serde_json::to_vec(&Gap { emitter, epoch, from, to, reason }).unwrap_or_default().into();
+        let nothing = Name::Within { start: 0, end: 0 };
+        Self { carried: Carried::Gap, json, kind: nothing.clone(), topic: nothing }
+    }
+
+    /// Event or gap.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        self.carried
+    }
+
+    /// The JSON, byte for byte.
+    #[must_use]
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// The event's type; empty where it has none.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        self.kind.text(&self.json)
+    }
+
+    /// The event's topic; empty where it has none.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.topic.text(&self.json)
+    }
+}
+
+/// A record with its place in the log.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Place in the log, counted from 1 in every epoch.
+    pub offset: u64,
+    /// The event or gap.
+    pub record: Record,
+}
+
+impl Entry {
+    /// The frame that brings this entry to a subscriber whose previous entry was `prev`.
+    #[must_use]
+    pub fn frame(&self, prev: u64, replay: bool) -> Bytes {
+        subscriber::entry(self.record.carried, self.offset, prev, replay, &self.record.json)
+    }
+}
+
+/// The patterns of a session: an entry matches if any of them does. A gap matches every filter, because what is
+/// missing could have matched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    patterns: Vec<Pattern>,
+}
+
+impl Filter {
+    /// A filter of these patterns, each once.
+    #[must_use]
+    pub fn new(patterns: impl IntoIterator<Item = Pattern>) -> Self {
+        let mut filter = Self::default();
+        for pattern in patterns {
+            if !filter.patterns.contains(&pattern) {
+                filter.patterns.push(pattern);
+            }
+        }
+        filter
+    }
+
+    /// This filter and more patterns.
+    #[must_use]
+    pub fn with(&self, more: &[Pattern]) -> Self {
+        Self::new(self.patterns.iter().chain(more).cloned())
+    }
+
+    /// This filter and fewer patterns.
+    #[must_use]
+    pub fn without(&self, fewer: &[Pattern]) -> Self {
+        Self::new(self.patterns.iter().filter(|pattern| !fewer.contains(pattern)).cloned())
+    }
+
+    /// The patterns in the order in which they came.
+    #[must_use]
+    pub fn patterns(&self) -> &[Pattern] {
+        &self.patterns
+    }
+
+    /// Whether a session with this filter wants the record.
+    #[must_use]
+    pub fn matches(&self, record: &Record) -> bool {
+        match record.carried {
+            Carried::Gap => !self.patterns.is_empty(),
+            Carried::Event => {
+                let (kind, topic) = (record.kind(), record.topic());
+                self.patterns.iter().any(|pattern| pattern.matches(kind, topic))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(json: &'static str) -> Record {
+        Record::event(Bytes::from_static(json.as_bytes())).expect("valid")
+    }
+
+    fn filter(patterns: &[&str]) -> Filter {
+        Filter::new(patterns.iter().map(|text| Pattern::parse(text).expect("valid")))
+    }
+
+    #[test]
+    fn routing_fields_are_read_with_and_without_escapes() {
+        let record = event(r#"{"n":1,"topic":"graph/ada","type":"a\u002eb"}"#);
+        assert_eq!((record.kind(), record.topic()), ("a.b", "graph/ada"));
+        let record = event("{}");
+        assert_eq!((record.kind(), record.topic()), ("", ""));
+    }
+
+    #[test]
+    fn what_a_subscriber_could_not_read_is_refused() {
+        for bad in [&b"[]"[..], b"", b"{\"type\":3}", b"{\"a\":\"\xff\"}", b"{} {}"] {
+            assert!(Record::event(Bytes::from_static(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_concerns_everyone_who_listens() {
+        let gap = Record::gap("e\"1", "x", 1, 2, "crash");
+        assert_eq!(&gap.json()[..], br#"{"emitter":"e\"1","epoch":"x","from":1,"to":2,"reason":"crash"}"#);
+        assert!(filter(&["a.*"]).matches(&gap));
+        assert!(!filter(&[]).matches(&gap));
+    }
+
+    #[test]
+    fn filters_grow_and_shrink_in_order() {
+        let both = filter(&["a"]).with(filter(&["b", "a"]).patterns());
+        assert_eq!(both, filter(&["a", "b"]));
+        assert_eq!(both.without(filter(&["a"]).patterns()), filter(&["b"]));
+        assert!(both.matches(&event(r#"{"type":"b"}"#)) && !both.matches(&event(r#"{"type":"c"}"#)));
+    }
+}

@@ -1,0 +1,114 @@
+//! The port: binds it, accepts connections and hands them to HTTP.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::config::HubConfig;
+use super::http;
+use super::shared::Shared;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a client may take for the head of a request, also for the next one on a connection that is kept.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes of a request's head.
+const HEADER_BYTES: usize = 16 << 10;
+/// Most header fields of a request: browsers send about 20.
+const HEADERS: usize = 64;
+/// Connections beyond `max_sessions`, so that health can be asked for when the hub is full.
+const SPARE_CONNECTIONS: usize = 64;
+/// Connections that the operating system may hold for us: a fleet comes back at once.
+const BACKLOG: i32 = 1024;
+/// Pause after an accept that failed, most likely for want of file descriptors: trying at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes the address of the settings; connections wait in the backlog from here on.
+pub(super) fn bind(config: &HubConfig) -> Result<std::net::TcpListener> {
+    let name = format!("{}:{}", config.host, config.port);
+    let failed = |error: std::io::Error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "stop the program that has it, or choose another port (0 takes any free one)"
+            }
+            std::io::ErrorKind::PermissionDenied => "choose a port above 1023",
+            _ => "host must be a name or an address of this machine",
+        };
+        Error::new(ErrorKind::Bind, format!("cannot listen on {name}; {remedy}")).with_source(error)
+    };
+    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the host name has no address");
+    for address in (config.host.as_str(), config.port).to_socket_addrs().map_err(failed)? {
+        match bind_one(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn bind_one(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A hub that was killed leaves connections in TIME_WAIT; its successor must not wait for them.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until the hub stops.
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    let room = Arc::new(Semaphore::new(shared.config.max_sessions + SPARE_CONNECTIONS));
+    let accepting = async {
+        loop {
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((socket, _)) => shared.spawn(serve(shared.clone(), socket, permit)),
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.stopping() => {}
+        () = accepting => {}
+    }
+    shared.listening.store(false, Ordering::Relaxed);
+}
+
+/// Speaks HTTP on a connection. One that becomes a WebSocket lives on in a task of its own.
+async fn serve(shared: Arc<Shared>, socket: TcpStream, permit: tokio::sync::OwnedSemaphorePermit) {
+    // A frame is sent when it is flushed, not when the peer has acknowledged the one before. Where the option cannot
+    // be set the connection still works.
+    drop(socket.set_nodelay(true));
+    let answering = shared.clone();
+    let service = service_fn(move |request| {
+        let shared = answering.clone();
+        async move { Ok::<_, Infallible>(http::serve(shared, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(HEADERS)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    // Errors of a connection are its client's: nobody here waits for them.
+    tokio::select! {
+        ended = connection.as_mut() => drop(ended),
+        () = shared.stopping() => {
+            connection.as_mut().graceful_shutdown();
+            drop(connection.await);
+        }
+    }
+    drop(permit);
+}

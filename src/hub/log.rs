@@ -1,0 +1,219 @@
+//! The log in memory: the newest entries, bounded by number, bytes and age, for subscribers that come back.
+//!
+//! Recovery is all or nothing: a position either has everything after it, or is told why not. Time is an argument
+//! (since the hub's start), so that expiry can be tested without waiting.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::entry::{Entry, Filter, Record};
+use crate::wire::position::Position;
+
+/// How much the log keeps; whichever bound is met first evicts the oldest entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Entries.
+    pub events: usize,
+    /// Bytes of JSON, with [`ENTRY_BYTES`] for each entry.
+    pub bytes: usize,
+    /// Age; `None` keeps an entry until the other bounds evict it.
+    pub age: Option<Duration>,
+}
+
+/// What an entry costs beside its JSON, so that a million empty events are not counted as nothing.
+pub const ENTRY_BYTES: usize = 128;
+
+/// Answer to a position.
+#[derive(Debug)]
+pub enum Recovery {
+    /// Every matching entry after the position, oldest first.
+    Recovered(Vec<Entry>),
+    /// They cannot all be given, so none is.
+    NotRecovered(NotRecovered),
+}
+
+/// Why a position cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRecovered {
+    /// It belongs to another life of the log.
+    Epoch,
+    /// Entries after it were evicted.
+    Truncated,
+    /// It lies after the newest entry.
+    Ahead,
+}
+
+impl NotRecovered {
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Epoch => "epoch",
+            Self::Truncated => "truncated",
+            Self::Ahead => "ahead",
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Log {
+    epoch: String,
+    /// Offset of the newest entry ever appended; 0 before the first.
+    head: u64,
+    entries: VecDeque<(Duration, Entry)>,
+    bytes: usize,
+    limits: LogLimits,
+}
+
+impl Log {
+    /// An empty log. The epoch must be new: offsets start from 1 again.
+    #[must_use]
+    pub fn new(epoch: String, limits: LogLimits) -> Self {
+        Self { epoch, head: 0, entries: VecDeque::new(), bytes: 0, limits }
+    }
+
+    /// The epoch of all its offsets.
+    #[must_use]
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// Offset of the newest entry; 0 before the first.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// How many entries are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What the kept entries cost, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives the record its place.
+    pub fn append(&mut self, record: Record, now: Duration) -> Entry {
+        self.head += 1;
+        let entry = Entry { offset: self.head, record };
+        self.bytes += cost(&entry);
+        self.entries.push_back((now, entry.clone()));
+        self.evict(now);
+        entry
+    }
+
+    /// What came after a position and matches the filter.
+    pub fn since(&mut self, position: &Position, filter: &Filter, now: Duration) -> Recovery {
+        self.evict(now);
+        if position.epoch != self.epoch {
+            return Recovery::NotRecovered(NotRecovered::Epoch);
+        }
+        if position.offset > self.head {
+            return Recovery::NotRecovered(NotRecovered::Ahead);
+        }
+        let missed = self.head - position.offset;
+        let Some(skip) = (self.entries.len() as u64).checked_sub(missed) else {
+            return Recovery::NotRecovered(NotRecovered::Truncated);
+        };
+        let later = self.entries.range(skip as usize..).map(|(_, entry)| entry);
+        Recovery::Recovered(later.filter(|entry| filter.matches(&entry.record)).cloned().collect())
+    }
+
+    fn evict(&mut self, now: Duration) {
+        while let Some((at, entry)) = self.entries.front() {
+            let expired = self.limits.age.is_some_and(|age| now.saturating_sub(*at) > age);
+            if !expired && self.entries.len() <= self.limits.events && self.bytes <= self.limits.bytes {
+                break;
+            }
+            self.bytes -= cost(entry);
+            self.entries.pop_front();
+        }
+    }
+}
+
+fn cost(entry: &Entry) -> usize {
+    ENTRY_BYTES + entry.record.json().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::topic::Pattern;
+    use bytes::Bytes;
+
+    const ALL: LogLimits = LogLimits { events: 100, bytes: 1 << 20, age: None };
+
+    fn log(limits: LogLimits, events: usize) -> Log {
+        let mut log = Log::new("e".into(), limits);
+        for n in 0..events {
+            let kind = if n % 2 == 0 { "even" } else { "odd" };
+            let json = format!(r#"{{"type":"{kind}"}}"#);
+            log.append(Record::event(Bytes::from(json)).expect("valid"), Duration::from_secs(n as u64));
+        }
+        log
+    }
+
+    fn since(log: &mut Log, epoch: &str, offset: u64, pattern: &str, now: u64) -> Result<Vec<u64>, NotRecovered> {
+        let filter = Filter::new([Pattern::parse(pattern).expect("valid")]);
+        match log.since(&Position { epoch: epoch.into(), offset }, &filter, Duration::from_secs(now)) {
+            Recovery::Recovered(entries) => Ok(entries.iter().map(|entry| entry.offset).collect()),
+            Recovery::NotRecovered(reason) => Err(reason),
+        }
+    }
+
+    #[test]
+    fn a_position_gets_exactly_what_came_after_it() {
+        let mut log = log(ALL, 5);
+        assert_eq!(since(&mut log, "e", 0, "*", 9), Ok(vec![1, 2, 3, 4, 5]));
+        assert_eq!(since(&mut log, "e", 3, "*", 9), Ok(vec![4, 5]));
+        assert_eq!(since(&mut log, "e", 5, "*", 9), Ok(vec![]));
+        assert_eq!(since(&mut log, "e", 1, "odd", 9), Ok(vec![2, 4]));
+    }
+
+    #[test]
+    fn a_position_that_cannot_be_served_says_why() {
+        let mut log = log(LogLimits { events: 2, ..ALL }, 5);
+        assert_eq!(since(&mut log, "f", 5, "*", 9), Err(NotRecovered::Epoch));
+        assert_eq!(since(&mut log, "", 5, "*", 9), Err(NotRecovered::Epoch));
+        assert_eq!(since(&mut log, "e", 6, "*", 9), Err(NotRecovered::Ahead));
+        assert_eq!(since(&mut log, "e", 2, "*", 9), Err(NotRecovered::Truncated));
+        assert_eq!(since(&mut log, "e", 3, "*", 9), Ok(vec![4, 5]));
+    }
+
+    #[test]
+    fn an_evicted_event_that_did_not_match_is_a_truncation_too() {
+        // It cannot be known any more whether it matched.
+        let mut log = log(LogLimits { events: 1, ..ALL }, 2);
+        assert_eq!(since(&mut log, "e", 0, "odd", 9), Err(NotRecovered::Truncated));
+    }
+
+    #[test]
+    fn a_log_that_keeps_nothing_serves_only_its_head() {
+        let mut log = log(LogLimits { events: 0, ..ALL }, 3);
+        assert_eq!((log.len(), log.bytes()), (0, 0));
+        assert_eq!(since(&mut log, "e", 3, "*", 9), Ok(vec![]));
+        assert_eq!(since(&mut log, "e", 2, "*", 9), Err(NotRecovered::Truncated));
+    }
+
+    #[test]
+    fn bytes_and_age_evict_too() {
+        let one = log(ALL, 1).bytes();
+        let mut log = log(LogLimits { bytes: 2 * one, age: Some(Duration::from_secs(10)), ..ALL }, 5);
+        assert_eq!(log.len(), 2);
+        assert_eq!(since(&mut log, "e", 3, "*", 13), Ok(vec![4, 5]));
+        assert_eq!(since(&mut log, "e", 3, "*", 14), Err(NotRecovered::Truncated));
+        assert_eq!(since(&mut log, "e", 5, "*", 99), Ok(vec![]));
+        assert!(log.is_empty() && log.bytes() == 0);
+    }
+}

@@ -1,0 +1,10 @@
+//! The session machines: what a hub answers to what it hears. Pure, so that every schedule can be tried: frames and
+//! time come as arguments, answers go to the session's outbox in the shared [`State`](super::state::State).
+
+mod emitter;
+mod liveness;
+mod subscriber;
+
+pub use emitter::{CREDIT, EmitterMachine, Step};
+pub use liveness::{Beat, Liveness};
+pub use subscriber::SubscriberMachine;

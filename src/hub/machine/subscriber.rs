@@ -1,0 +1,222 @@
+//! A subscriber's session. A frame that is wrong is answered and forgotten: a dashboard with one bad button keeps
+//! its other panels.
+
+use std::time::Duration;
+
+use crate::hub::registry::SessionId;
+use crate::hub::state::State;
+use crate::wire::subscriber::{self, MAX_PATTERNS, SubscriberFrame};
+
+/// See the module.
+#[derive(Debug)]
+pub struct SubscriberMachine {
+    id: SessionId,
+}
+
+impl SubscriberMachine {
+    /// The machine of a session that was just opened.
+    #[must_use]
+    pub fn new(id: SessionId) -> Self {
+        Self { id }
+    }
+
+    /// A text frame came.
+    pub fn on_text(&mut self, text: &str, state: &mut State, now: Duration) {
+        match SubscriberFrame::decode(text) {
+            Ok(frame) => self.on_frame(frame, state, now),
+            Err(message) => self.refuse(state, &message),
+        }
+    }
+
+    /// A binary frame came; subscribers speak text.
+    pub fn on_binary(&mut self, state: &mut State) {
+        self.refuse(state, "subscribers send JSON in text frames, not binary ones");
+    }
+
+    fn on_frame(&mut self, frame: SubscriberFrame, state: &mut State, now: Duration) {
+        match frame {
+            SubscriberFrame::Subscribe { events, since } => {
+                if state.registry.filter(self.id).with(&events).patterns().len() > MAX_PATTERNS {
+                    self.refuse(state, &format!("a session has at most {MAX_PATTERNS} patterns"));
+                } else if !state.subscribe(self.id, &events, since.as_ref(), now) {
+                    self.refuse(state, "the last replay is still on its way; subscribe again after it");
+                }
+            }
+            SubscriberFrame::Unsubscribe { events } => state.unsubscribe(self.id, &events),
+            SubscriberFrame::Ping => {
+                let last = state.registry.prev(self.id);
+                state.registry.push(self.id, subscriber::pong(last));
+            }
+            SubscriberFrame::Ack { .. } | SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
+        }
+    }
+
+    fn refuse(&self, state: &mut State, message: &str) {
+        state.counters.bad_frames += 1;
+        state.registry.push(self.id, subscriber::error("bad_frame", message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::hub::entry::Record;
+    use crate::hub::log::LogLimits;
+    use crate::hub::outbox::Item;
+    use crate::hub::registry::Role;
+    use serde_json::{Value, json};
+
+    const NOW: Duration = Duration::ZERO;
+
+    struct Session {
+        state: State,
+        id: SessionId,
+        machine: SubscriberMachine,
+    }
+
+    impl Session {
+        fn new(kept: usize) -> Self {
+            let limits = LogLimits { events: kept, bytes: 1 << 20, age: None };
+            let mut state = State::new("k3f9".into(), limits, 1 << 20);
+            let id = state.registry.open(Role::Subscriber);
+            Self { state, id, machine: SubscriberMachine::new(id) }
+        }
+
+        fn emit(&mut self, kind: &str) {
+            let record = Record::event(json!({"type": kind}).to_string().into()).expect("valid");
+            self.state.append(record, NOW);
+        }
+
+        fn say(&mut self, frame: &str) -> Vec<Value> {
+            self.machine.on_text(frame, &mut self.state, NOW);
+            self.heard()
+        }
+
+        fn heard(&mut self) -> Vec<Value> {
+            let mut items = VecDeque::new();
+            self.state.registry.take(self.id, usize::MAX, &mut items);
+            let read = |item| match item {
+                Item::Text(frame) => serde_json::from_slice(&frame).expect("json"),
+                other => json!(format!("{other:?}")),
+            };
+            items.into_iter().map(read).collect()
+        }
+    }
+
+    #[test]
+    fn the_first_live_event_continues_the_position_given() {
+        let mut session = Session::new(100);
+        session.emit("a");
+        session.emit("a");
+        let heard = session.say(r#"{"type":"subscribe","data":{"events":["b","c.*"]}}"#);
+        assert_eq!(heard, [json!({"action":"subscribed","events":["b","c.*"],"epoch":"k3f9","offset":2})]);
+        session.emit("a");
+        session.emit("b");
+        session.emit("c.d");
+        let b = json!({"type":"event","seq":4,"prev":2,"data":{"type":"b"}});
+        let c = json!({"type":"event","seq":5,"prev":4,"data":{"type":"c.d"}});
+        assert_eq!(session.heard(), [b, c]);
+    }
+
+    #[test]
+    fn who_comes_back_gets_what_was_missed_in_place() {
+        let mut session = Session::new(100);
+        for kind in ["a", "b", "a", "b"] {
+            session.emit(kind);
+        }
+        let subscribe = r#"{"type":"subscribe","data":{"events":["a"],"since":{"epoch":"k3f9","offset":1}}}"#;
+        session.machine.on_text(subscribe, &mut session.state, NOW);
+        session.emit("a");
+        let position = json!({"action":"subscribed","events":["a"],"epoch":"k3f9","offset":4,
+                              "recovered":true,"replayed":1});
+        let replay = json!({"type":"event","seq":3,"prev":1,"replay":true,"data":{"type":"a"}});
+        let live = json!({"type":"event","seq":5,"prev":4,"data":{"type":"a"}});
+        assert_eq!(session.heard(), [position, replay, live]);
+    }
+
+    #[test]
+    fn who_cannot_recover_is_told_why_and_gets_a_fresh_position() {
+        let mut session = Session::new(1);
+        session.emit("a");
+        session.emit("a");
+        for (epoch, offset, reason) in [("old", 2, "epoch"), ("k3f9", 0, "truncated"), ("k3f9", 9, "ahead")] {
+            let since = json!({"type":"subscribe","data":{"events":["a"],"since":{"epoch":epoch,"offset":offset}}});
+            let heard = session.say(&since.to_string());
+            assert_eq!(
+                heard,
+                [json!({"action":"subscribed","events":["a"],"epoch":"k3f9","offset":2,
+                        "recovered":false,"reason":reason})]
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_replay_waits_for_the_first() {
+        let mut session = Session::new(100);
+        session.emit("a");
+        let subscribe = r#"{"type":"subscribe","data":{"events":["a"],"since":{"epoch":"k3f9","offset":0}}}"#;
+        session.machine.on_text(subscribe, &mut session.state, NOW);
+        let heard = session.say(subscribe);
+        assert_eq!(heard.len(), 3);
+        assert_eq!(heard[2]["data"]["code"], "bad_frame");
+        assert_eq!(session.say(subscribe)[0]["replayed"], 1);
+    }
+
+    #[test]
+    fn patterns_come_and_go() {
+        let mut session = Session::new(100);
+        session.say(r#"{"type":"subscribe","data":{"events":["a"]}}"#);
+        let heard = session.say(r#"{"type":"subscribe","data":{"events":["b"]}}"#);
+        assert_eq!(heard[0]["events"], json!(["a", "b"]));
+        let heard = session.say(r#"{"type":"unsubscribe","data":{"events":["a"]}}"#);
+        assert_eq!(heard, [json!({"action":"unsubscribed","events":["a"]})]);
+        session.emit("a");
+        session.emit("b");
+        assert_eq!(session.heard(), [json!({"type":"event","seq":2,"prev":0,"data":{"type":"b"}})]);
+    }
+
+    #[test]
+    fn pings_are_answered_and_the_rest_is_taken() {
+        let mut session = Session::new(100);
+        session.say(r#"{"type":"subscribe","data":{"events":["*"]}}"#);
+        session.emit("a");
+        session.heard();
+        assert_eq!(session.say(r#"{"type":"ping"}"#), [json!({"type":"pong","lastSeq":1})]);
+        for quiet in [r#"{"type":"ack","data":{"sequence":1}}"#, r#"{"type":"pong"}"#, r#"{"type":"later"}"#] {
+            assert!(session.say(quiet).is_empty(), "{quiet}");
+        }
+    }
+
+    #[test]
+    fn a_bad_frame_is_answered_and_the_session_stays() {
+        let mut session = Session::new(100);
+        for bad in ["", "{", "[]", "null", r#"{"type":"subscribe"}"#, r#"{"type":"ack","data":{}}"#] {
+            let heard = session.say(bad);
+            assert_eq!((heard.len(), &heard[0]["data"]["code"]), (1, &json!("bad_frame")), "{bad}");
+        }
+        session.machine.on_binary(&mut session.state);
+        assert_eq!(session.heard()[0]["type"], "error");
+        assert_eq!(session.state.counters.bad_frames, 7);
+        assert_eq!(session.say(r#"{"type":"subscribe","data":{"events":["a"]}}"#)[0]["action"], "subscribed");
+    }
+
+    #[test]
+    fn the_number_of_patterns_is_bounded() {
+        let mut session = Session::new(100);
+        let many: Vec<String> = (0..200).map(|n| format!("a{n}")).collect();
+        session.say(&json!({"type":"subscribe","data":{"events":many}}).to_string());
+        let more: Vec<String> = (0..200).map(|n| format!("b{n}")).collect();
+        let heard = session.say(&json!({"type":"subscribe","data":{"events":more}}).to_string());
+        assert_eq!(heard[0]["data"]["code"], "bad_frame");
+    }
+
+    #[test]
+    fn goodbye_comes_in_the_subscribers_own_words() {
+        let mut session = Session::new(100);
+        session.state.shutdown(crate::wire::frame::Reconnect { after: 0.5, jitter: 8.0 });
+        let bye = json!({"type":"bye","data":{"code":3001,"reconnect":{"after":0.5,"jitter":8.0}}});
+        assert_eq!(session.heard(), [bye, json!("Close(Shutdown)")]);
+    }
+}

@@ -1,0 +1,437 @@
+//! Who is connected and wants what, and the fan-out of an entry to them.
+//!
+//! Sessions with equal filters form a group, so that a pattern is held against an entry once for all dashboards that
+//! show the same page, and the frame is encoded once for all that stand at the same `prev`, which after their first
+//! event is all of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+
+use bytes::Bytes;
+
+use super::entry::{Entry, Filter};
+use super::outbox::{Item, Outbox};
+use crate::wire::close::CloseCode;
+
+/// A session; never reused for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    slot: u32,
+    generation: u32,
+}
+
+impl SessionId {
+    #[cfg(test)]
+    pub(crate) const fn for_test(slot: u32) -> Self {
+        Self { slot, generation: 0 }
+    }
+}
+
+/// Which protocol a session speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `sb.emit.v1`.
+    Emitter,
+    /// `sb.v1.json`.
+    Subscriber,
+}
+
+/// What the task of a session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Anything to send.
+    Items,
+    /// Only the order to close: the socket takes no more at the moment.
+    Close,
+}
+
+#[derive(Debug)]
+struct Session {
+    role: Role,
+    outbox: Outbox,
+    filter: Arc<Filter>,
+    /// The last seq that was queued for this session, or where its live events begin.
+    prev: u64,
+    /// The task that empties the outbox; taken when it is woken, so it is woken once for many frames.
+    waker: Option<(Interest, Waker)>,
+    /// Woken, and has not taken anything yet.
+    unserved: bool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    session: Option<Session>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Registry {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    groups: HashMap<Arc<Filter>, Vec<SessionId>>,
+    queue_bytes: usize,
+    woken: Vec<Waker>,
+    unserved: usize,
+    counts: Counts,
+}
+
+/// How many sessions there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Emitter sessions open now.
+    pub emitters: usize,
+    /// Subscriber sessions open now.
+    pub subscribers: usize,
+    /// Sessions closed so far because they read too slowly.
+    pub slow: u64,
+}
+
+impl Registry {
+    /// Nobody is connected. Each outbox will hold `queue_bytes`.
+    #[must_use]
+    pub fn new(queue_bytes: usize) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            groups: HashMap::new(),
+            queue_bytes,
+            woken: Vec::new(),
+            unserved: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// How many sessions are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.counts.emitters + self.counts.subscribers
+    }
+
+    /// Whether none is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A connection begins.
+    pub fn open(&mut self, role: Role) -> SessionId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() as u32 - 1
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.session = Some(Session {
+            role,
+            outbox: Outbox::new(self.queue_bytes),
+            filter: Arc::default(),
+            prev: 0,
+            waker: None,
+            unserved: false,
+        });
+        *self.counts.of(role) += 1;
+        SessionId { slot, generation: entry.generation }
+    }
+
+    /// A connection is gone.
+    pub fn close(&mut self, id: SessionId) {
+        self.leave(id);
+        let Some(slot) = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation) else {
+            return;
+        };
+        if let Some(session) = slot.session.take() {
+            slot.generation = slot.generation.wrapping_add(1);
+            self.free.push(id.slot);
+            *self.counts.of(session.role) -= 1;
+            self.unserved -= usize::from(session.unserved);
+        }
+    }
+
+    /// All open sessions.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<(SessionId, Role)> {
+        let with_slot = self.slots.iter().enumerate();
+        with_slot
+            .filter_map(|(index, slot)| {
+                let id = SessionId { slot: index as u32, generation: slot.generation };
+                slot.session.as_ref().map(|session| (id, session.role))
+            })
+            .collect()
+    }
+
+    /// The filter of a session; empty before it subscribes.
+    #[must_use]
+    pub fn filter(&self, id: SessionId) -> Arc<Filter> {
+        self.get(id).map(|session| session.filter.clone()).unwrap_or_default()
+    }
+
+    /// Replaces the filter of a session. An empty one receives nothing, and so does a session that is to end.
+    pub fn set_filter(&mut self, id: SessionId, filter: Filter) {
+        self.leave(id);
+        let filter = Arc::new(filter);
+        let Some(session) = self.get_mut(id).filter(|session| !session.outbox.is_closing()) else { return };
+        session.filter = filter.clone();
+        if !filter.patterns().is_empty() {
+            self.groups.entry(filter).or_default().push(id);
+        }
+    }
+
+    /// Where the session's next entry continues.
+    #[must_use]
+    pub fn prev(&self, id: SessionId) -> u64 {
+        self.get(id).map_or(0, |session| session.prev)
+    }
+
+    /// Sets where the session's next entry continues.
+    pub fn set_prev(&mut self, id: SessionId, prev: u64) {
+        if let Some(session) = self.get_mut(id) {
+            session.prev = prev;
+        }
+    }
+
+    /// Queues a frame for one session; closes it as slow if its outbox is full.
+    pub fn push(&mut self, id: SessionId, frame: Bytes) {
+        let Some(session) = self.get_mut(id) else { return };
+        if session.outbox.push(frame).is_err() {
+            return self.close_slow(id);
+        }
+        self.wake(id);
+    }
+
+    /// Queues a ping.
+    pub fn push_ping(&mut self, id: SessionId) {
+        self.with_outbox(id, Outbox::push_ping);
+    }
+
+    /// Queues entries to be sent again, see [`Outbox::push_replay`].
+    pub fn push_replay(&mut self, id: SessionId, prev: u64, entries: Vec<Entry>) {
+        self.with_outbox(id, |outbox| outbox.push_replay(prev, entries));
+    }
+
+    /// Whether a replay is on its way to the session.
+    #[must_use]
+    pub fn is_replaying(&self, id: SessionId) -> bool {
+        self.get(id).is_some_and(|session| session.outbox.is_replaying())
+    }
+
+    /// Ends a session after what is queued for it.
+    pub fn order_close(&mut self, id: SessionId, code: CloseCode) {
+        self.leave(id);
+        self.with_outbox(id, |outbox| outbox.close(code));
+    }
+
+    /// Whether a session is to end.
+    #[must_use]
+    pub fn is_closing(&self, id: SessionId) -> bool {
+        self.get(id).is_some_and(|session| session.outbox.is_closing())
+    }
+
+    /// Brings an entry to every session that wants it; returns how many.
+    pub fn fan_out(&mut self, entry: &Entry) -> usize {
+        let mut reached = 0;
+        let mut slow = Vec::new();
+        let Self { groups, slots, woken, unserved, .. } = self;
+        for (filter, members) in groups {
+            if !filter.matches(&entry.record) {
+                continue;
+            }
+            reached += members.len();
+            let mut encoded: Option<(u64, Bytes)> = None;
+            for id in members {
+                let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
+                let frame = match &encoded {
+                    Some((prev, frame)) if *prev == session.prev => frame.clone(),
+                    _ => encoded.insert((session.prev, entry.frame(session.prev, false))).1.clone(),
+                };
+                session.prev = entry.offset;
+                match session.outbox.push(frame) {
+                    Ok(()) => *unserved += usize::from(session.wake(woken)),
+                    Err(_) => slow.push(*id),
+                }
+            }
+        }
+        for id in slow {
+            self.close_slow(id);
+        }
+        reached
+    }
+
+    /// Moves what is queued for a session to `into`, about `budget` bytes.
+    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
+        let Some(session) = self.get_mut(id) else { return };
+        session.outbox.take(budget, into);
+        let served = std::mem::take(&mut session.unserved);
+        self.unserved -= usize::from(served);
+    }
+
+    /// Whether sessions other than this one were woken and have not had their turn.
+    #[must_use]
+    pub fn has_unserved(&self, but: SessionId) -> bool {
+        self.unserved > usize::from(self.get(but).is_some_and(|session| session.unserved))
+    }
+
+    /// Registers the task of a session to be woken once.
+    pub fn park(&mut self, id: SessionId, interest: Interest, waker: Waker) {
+        if let Some(session) = self.get_mut(id) {
+            session.waker = Some((interest, waker));
+        }
+    }
+
+    /// The tasks to wake, in the order in which their frames were queued; to be called without the lock held.
+    pub fn take_woken(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.woken)
+    }
+
+    fn close_slow(&mut self, id: SessionId) {
+        self.leave(id);
+        self.counts.slow += 1;
+        self.with_outbox(id, |outbox| outbox.abandon(CloseCode::Slow));
+    }
+
+    fn with_outbox(&mut self, id: SessionId, act: impl FnOnce(&mut Outbox)) {
+        if let Some(session) = self.get_mut(id) {
+            act(&mut session.outbox);
+            self.wake(id);
+        }
+    }
+
+    fn wake(&mut self, id: SessionId) {
+        if let Some(session) = self.slots.get_mut(id.slot as usize).and_then(|slot| slot.session.as_mut()) {
+            self.unserved += usize::from(session.wake(&mut self.woken));
+        }
+    }
+
+    /// Takes a session out of its group.
+    fn leave(&mut self, id: SessionId) {
+        let Some(session) = self.get_mut(id) else { return };
+        let filter = std::mem::take(&mut session.filter);
+        if let Some(members) = self.groups.get_mut(&filter) {
+            members.retain(|member| *member != id);
+            if members.is_empty() {
+                self.groups.remove(&filter);
+            }
+        }
+    }
+
+    fn get(&self, id: SessionId) -> Option<&Session> {
+        self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation)?.session.as_ref()
+    }
+
+    fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)?.session.as_mut()
+    }
+}
+
+impl Session {
+    /// Wakes the task if it waits for this; whether the session became unserved by it.
+    fn wake(&mut self, woken: &mut Vec<Waker>) -> bool {
+        let closing = self.outbox.is_closing();
+        let wanted = |(interest, _): &mut (Interest, Waker)| closing || *interest == Interest::Items;
+        let Some((interest, waker)) = self.waker.take_if(wanted) else { return false };
+        woken.push(waker);
+        // One whose socket is full will not take anything at its turn, and is not waited for.
+        interest == Interest::Items && !std::mem::replace(&mut self.unserved, true)
+    }
+}
+
+impl Counts {
+    fn of(&mut self, role: Role) -> &mut usize {
+        match role {
+            Role::Emitter => &mut self.emitters,
+            Role::Subscriber => &mut self.subscribers,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::entry::Record;
+    use crate::wire::topic::Pattern;
+
+    fn entry(offset: u64, kind: &str) -> Entry {
+        let json = format!(r#"{{"type":"{kind}"}}"#);
+        Entry { offset, record: Record::event(json.into()).expect("valid") }
+    }
+
+    fn subscriber(registry: &mut Registry, pattern: &str) -> SessionId {
+        let id = registry.open(Role::Subscriber);
+        registry.set_filter(id, Filter::new([Pattern::parse(pattern).expect("valid")]));
+        id
+    }
+
+    fn frames(registry: &mut Registry, id: SessionId) -> Vec<Item> {
+        let mut out = VecDeque::new();
+        registry.take(id, usize::MAX, &mut out);
+        out.into()
+    }
+
+    #[test]
+    fn each_session_has_its_own_chain() {
+        let mut registry = Registry::new(1 << 20);
+        let (all, a) = (subscriber(&mut registry, "*"), subscriber(&mut registry, "a"));
+        assert_eq!(registry.fan_out(&entry(1, "a")), 2);
+        assert_eq!(registry.fan_out(&entry(2, "b")), 1);
+        assert_eq!(registry.fan_out(&entry(3, "a")), 2);
+        let chain = |items: Vec<Item>| -> Vec<(u64, u64)> {
+            let read = |item: &Item| {
+                let Item::Text(frame) = item else { panic!("{item:?}") };
+                let frame: serde_json::Value = serde_json::from_slice(frame).expect("json");
+                (frame["prev"].as_u64().expect("prev"), frame["seq"].as_u64().expect("seq"))
+            };
+            items.iter().map(read).collect()
+        };
+        assert_eq!(chain(frames(&mut registry, all)), [(0, 1), (1, 2), (2, 3)]);
+        assert_eq!(chain(frames(&mut registry, a)), [(0, 1), (1, 3)]);
+    }
+
+    #[test]
+    fn a_session_is_woken_once_for_many_frames() {
+        let mut registry = Registry::new(1 << 20);
+        let id = subscriber(&mut registry, "*");
+        registry.park(id, Interest::Items, Waker::noop().clone());
+        registry.fan_out(&entry(1, "a"));
+        registry.fan_out(&entry(2, "a"));
+        assert_eq!(registry.take_woken().len(), 1);
+        registry.park(id, Interest::Close, Waker::noop().clone());
+        registry.fan_out(&entry(3, "a"));
+        assert_eq!(registry.take_woken().len(), 0);
+        registry.order_close(id, CloseCode::Shutdown);
+        assert_eq!(registry.take_woken().len(), 1);
+    }
+
+    #[test]
+    fn a_slow_session_is_closed_and_the_others_go_on() {
+        let mut registry = Registry::new(200);
+        let (slow, quick) = (subscriber(&mut registry, "*"), subscriber(&mut registry, "*"));
+        for offset in 1..10 {
+            registry.fan_out(&entry(offset, "a"));
+            assert_eq!(frames(&mut registry, quick).len(), 1);
+        }
+        assert_eq!(frames(&mut registry, slow), [Item::Close(CloseCode::Slow)]);
+        assert_eq!(registry.counts().slow, 1);
+        assert_eq!(registry.fan_out(&entry(10, "a")), 1);
+    }
+
+    #[test]
+    fn an_old_id_does_not_reach_a_new_session() {
+        let mut registry = Registry::new(200);
+        let old = subscriber(&mut registry, "*");
+        registry.close(old);
+        registry.close(old);
+        let new = registry.open(Role::Emitter);
+        registry.push(old, "x".into());
+        registry.close(old);
+        assert!(frames(&mut registry, new).is_empty());
+        assert_eq!(registry.sessions(), [(new, Role::Emitter)]);
+        assert_eq!(registry.fan_out(&entry(1, "a")), 0);
+        assert_eq!((registry.len(), registry.groups.len()), (1, 0));
+    }
+}

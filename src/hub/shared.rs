@@ -1,0 +1,152 @@
+//! What all tasks of a hub hold: the settings, the state under its lock, and the tasks themselves.
+//!
+//! The state is a plain value under one mutex that is held for microseconds and never across an await. An actor would
+//! cost every event a hop; and because the hub's tasks share one thread, only a publisher in another thread ever
+//! finds the lock taken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::config::HubConfig;
+use super::registry::{Role, SessionId};
+use super::state::State;
+use crate::wire::frame::Reconnect;
+
+/// See the module.
+pub(super) struct Shared {
+    pub(super) config: HubConfig,
+    state: Mutex<State>,
+    started: Instant,
+    handle: Handle,
+    tasks: Mutex<JoinSet<()>>,
+    stopping: watch::Sender<bool>,
+    stopped: watch::Sender<bool>,
+    /// Whether the accept loop runs.
+    pub(super) listening: AtomicBool,
+}
+
+/// Why a session is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Full,
+    Stopping,
+}
+
+/// A session's place in the registry, given up when its task ends in whatever way.
+pub(super) struct Seat {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: SessionId,
+    pub(super) role: Role,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.with(|state, _| state.registry.close(self.id));
+    }
+}
+
+impl Shared {
+    pub(super) fn new(config: HubConfig, epoch: String, handle: Handle) -> Self {
+        let state = State::new(epoch, config.log_limits(), config.session_queue_bytes);
+        Self {
+            config,
+            state: Mutex::new(state),
+            started: Instant::now(),
+            handle,
+            tasks: Mutex::default(),
+            stopping: watch::Sender::new(false),
+            stopped: watch::Sender::new(false),
+            listening: AtomicBool::new(false),
+        }
+    }
+
+    /// Acts on the state, then wakes the sessions that have something to send. The second argument is the time since
+    /// the start.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, Duration) -> R) -> R {
+        let mut state = self.state.lock();
+        let result = act(&mut state, self.started.elapsed());
+        let woken = state.registry.take_woken();
+        drop(state);
+        for waker in woken {
+            waker.wake();
+        }
+        result
+    }
+
+    /// Lets a session in.
+    pub(super) fn open(self: &Arc<Self>, role: Role) -> Result<Seat, Refused> {
+        self.with(|state, _| {
+            if self.is_stopping() {
+                return Err(Refused::Stopping);
+            }
+            if state.registry.len() >= self.config.max_sessions {
+                return Err(Refused::Full);
+            }
+            Ok(Seat { shared: self.clone(), id: state.registry.open(role), role })
+        })
+    }
+
+    /// Starts a task that ends with the hub.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {} // what has ended is forgotten
+        tasks.spawn_on(task, &self.handle);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Ends when the hub begins to stop.
+    pub(super) async fn stopping(&self) {
+        reached(&self.stopping).await;
+    }
+
+    /// No new sessions from now on; those that are there are sent away. False if that happened before.
+    pub(super) fn begin_stop(&self) -> bool {
+        self.with(|state, _| {
+            let first = !self.stopping.send_replace(true);
+            if first {
+                let sessions = state.registry.len();
+                state.shutdown(comeback(sessions));
+            }
+            first
+        })
+    }
+
+    /// Waits for all tasks to end, at most until the deadline; then ends them. For whoever began the stop.
+    pub(super) async fn join(&self, deadline: Duration) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, all).await.is_err() {
+            tasks.shutdown().await;
+        }
+        self.listening.store(false, Ordering::Relaxed);
+        self.stopped.send_replace(true);
+    }
+
+    /// Ends when the stop is complete.
+    pub(super) async fn stopped(&self) {
+        reached(&self.stopped).await;
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+async fn reached(flag: &watch::Sender<bool>) {
+    // An error means that the sender is gone, and the hub with it.
+    drop(flag.subscribe().wait_for(|reached| *reached).await);
+}
+
+/// When to come back: soon, and spread so that about 100 clients a second return to the next hub, within 8 s.
+fn comeback(sessions: usize) -> Reconnect {
+    Reconnect { after: 0.2, jitter: (sessions as f64 / 100.0).min(8.0) }
+}

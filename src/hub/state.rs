@@ -1,0 +1,160 @@
+//! All that the sessions of a hub share, in one pure value: log, marks, registry, counters. The machines act on it;
+//! whoever drives them holds its lock, and never while waiting for anything.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::emitters::{Emitters, REMEMBERED};
+use super::entry::{Filter, Record};
+use super::log::{Log, LogLimits, Recovery};
+use super::registry::{Registry, Role, SessionId};
+use crate::wire::close::CloseCode;
+use crate::wire::frame::{HubFrame, Reconnect};
+use crate::wire::position::Position;
+use crate::wire::subscriber::{self, Carried, Subscribed};
+use crate::wire::topic::Pattern;
+
+/// Where a published event came to lie, and whom it reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Its offset in the log.
+    pub offset: u64,
+    /// How many sessions of this hub it was queued for.
+    pub sessions: usize,
+}
+
+/// What happened so far. Each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Events appended.
+    pub events: u64,
+    /// Bytes of their JSON.
+    pub event_bytes: u64,
+    /// Gaps that emitters reported.
+    pub gaps: u64,
+    /// Events that came again and were acknowledged again.
+    pub duplicates: u64,
+    /// Event frames queued for subscribers, replays not counted.
+    pub delivered: u64,
+    /// Entries queued as replay.
+    pub replayed: u64,
+    /// Positions that could not be served.
+    pub not_recovered: u64,
+    /// Emitter connections closed because a newer one took over.
+    pub superseded: u64,
+    /// Sessions closed, or frames refused, because they broke the protocol.
+    pub bad_frames: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct State {
+    /// The newest entries.
+    pub log: Log,
+    /// One mark for each emitter.
+    pub emitters: Emitters,
+    /// Who is connected.
+    pub registry: Registry,
+    /// What happened so far.
+    pub counters: Counters,
+}
+
+impl State {
+    /// The state of a hub that begins. The epoch must be new.
+    #[must_use]
+    pub fn new(epoch: String, limits: LogLimits, queue_bytes: usize) -> Self {
+        Self {
+            log: Log::new(epoch, limits),
+            emitters: Emitters::new(REMEMBERED),
+            registry: Registry::new(queue_bytes),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Appends a record and brings it to the subscribers.
+    pub fn append(&mut self, record: Record, now: Duration) -> Published {
+        match record.carried() {
+            Carried::Event => {
+                self.counters.events += 1;
+                self.counters.event_bytes += record.json().len() as u64;
+            }
+            Carried::Gap => self.counters.gaps += 1,
+        }
+        let entry = self.log.append(record, now);
+        let sessions = self.registry.fan_out(&entry);
+        self.counters.delivered += sessions as u64;
+        Published { offset: entry.offset, sessions }
+    }
+
+    /// An emitter introduces itself; returns its mark. An older connection of the same emitter is closed.
+    pub fn hello(&mut self, id: SessionId, emitter: &str, epoch: &str, next: u64) -> u64 {
+        let (have, superseded) = self.emitters.hello(id, emitter, epoch, next);
+        if let Some(older) = superseded {
+            self.counters.superseded += 1;
+            self.registry.order_close(older, CloseCode::Superseded);
+        }
+        have
+    }
+
+    /// Adds patterns to a session, answers, and queues what it missed. A session whose last replay is still on its
+    /// way is not given a second one: false, and nothing was changed.
+    pub fn subscribe(&mut self, id: SessionId, events: &[Pattern], since: Option<&Position>, now: Duration) -> bool {
+        if since.is_some() && self.registry.is_replaying(id) {
+            return false;
+        }
+        let filter = self.registry.filter(id).with(events);
+        let recovery = since.map(|position| self.log.since(position, &Filter::new(events.iter().cloned()), now));
+        let (epoch, offset) = (self.log.epoch(), self.log.head());
+        let mut answer = Subscribed {
+            events: filter.patterns().iter().map(Pattern::as_str).collect(),
+            epoch,
+            offset,
+            recovered: None,
+            replayed: None,
+            reason: None,
+        };
+        match &recovery {
+            None => {}
+            Some(Recovery::Recovered(entries)) => {
+                answer.recovered = Some(true);
+                answer.replayed = Some(entries.len() as u64);
+                self.counters.replayed += entries.len() as u64;
+            }
+            Some(Recovery::NotRecovered(reason)) => {
+                answer.recovered = Some(false);
+                answer.reason = Some(reason.as_str());
+                self.counters.not_recovered += 1;
+            }
+        }
+        self.registry.push(id, answer.encode());
+        if let (Some(Recovery::Recovered(entries)), Some(position)) = (recovery, since) {
+            self.registry.push_replay(id, position.offset, entries);
+        }
+        self.registry.set_filter(id, filter);
+        self.registry.set_prev(id, offset);
+        true
+    }
+
+    /// Takes patterns from a session.
+    pub fn unsubscribe(&mut self, id: SessionId, events: &[Pattern]) {
+        let filter = self.registry.filter(id).without(events);
+        self.registry.set_filter(id, filter);
+        self.registry.push(id, subscriber::unsubscribed(events));
+    }
+
+    /// Says goodbye to everyone, each in its own protocol, and closes after what is queued.
+    pub fn shutdown(&mut self, reconnect: Reconnect) {
+        let code = CloseCode::Shutdown.code();
+        let to_emitters: bytes::Bytes = HubFrame::Bye { code, reconnect }.encode().into();
+        let to_subscribers = subscriber::bye(code, reconnect);
+        for (id, role) in self.registry.sessions() {
+            let bye = match role {
+                Role::Emitter => to_emitters.clone(),
+                Role::Subscriber => to_subscribers.clone(),
+            };
+            self.registry.push(id, bye);
+            self.registry.order_close(id, CloseCode::Shutdown);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Frames between subscriber and hub (`sb.v1.json`): JSON text `{"type": …, "data": {…}}`.
+//!
+//! A receiver ignores frames whose `type` it does not know, so that either side may be newer. The frames that carry
+//! events are put together from bytes, because an event is passed on exactly as its emitter wrote it.
+
+use std::borrow::Cow;
+use std::io::Write;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::frame::Reconnect;
+use super::position::Position;
+use super::topic::Pattern;
+
+/// Most patterns that one frame may name: far beyond real dashboards, small enough to be harmless.
+pub const MAX_PATTERNS: usize = 256;
+
+/// What a subscriber says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SubscriberFrame {
+    /// Adds patterns; with `since` also asks for what was missed.
+    Subscribe {
+        /// Patterns to add; not empty.
+        events: Vec<Pattern>,
+        /// Where the subscriber stood when it was last connected.
+        since: Option<Position>,
+    },
+    /// Takes patterns away.
+    Unsubscribe {
+        /// Patterns to remove; not empty.
+        events: Vec<Pattern>,
+    },
+    /// Everything up to `sequence` was processed. Cumulative.
+    Ack {
+        /// Highest seq covered.
+        sequence: u64,
+    },
+    /// Asks for a pong.
+    Ping,
+    /// Answers a ping.
+    Pong,
+    /// A newer client's frame; to be ignored.
+    Unknown,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Selection {
+    events: Vec<String>,
+    since: Option<Position>,
+}
+
+#[derive(Deserialize)]
+struct Acked {
+    sequence: u64,
+}
+
+impl SubscriberFrame {
+    /// Reads a text frame.
+    ///
+    /// # Errors
+    /// A sentence for the client: what about the frame is wrong.
+    pub fn decode(text: &str) -> Result<Self, String> {
+        // serde would take an array for a struct too.
+        if !text.trim_start().starts_with('{') {
+            return Err("a frame is a JSON object".to_owned());
+        }
+        let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let data = envelope.data.map_or("{}", RawValue::get);
+        Ok(match envelope.kind.as_ref() {
+            "subscribe" => {
+                let (events, since) = selection(data)?;
+                Self::Subscribe { events, since }
+            }
+            "unsubscribe" => Self::Unsubscribe { events: selection(data)?.0 },
+            "ack" => {
+                let acked: Acked = serde_json::from_str(data).map_err(|error| format!("data: {error}"))?;
+                Self::Ack { sequence: acked.sequence }
+            }
+            "ping" => Self::Ping,
+            "pong" => Self::Pong,
+            _ => Self::Unknown,
+        })
+    }
+}
+
+fn selection(data: &str) -> Result<(Vec<Pattern>, Option<Position>), String> {
+    let selection: Selection = serde_json::from_str(data).map_err(|error| format!("data: {error}"))?;
+    if selection.events.is_empty() || selection.events.len() > MAX_PATTERNS {
+        return Err(format!("data.events names 1 to {MAX_PATTERNS} patterns, not {}", selection.events.len()));
+    }
+    let parse = |text: &String| Pattern::parse(text).map_err(|error| format!("data.events: {error}"));
+    let patterns = selection.events.iter().map(parse).collect::<Result<_, _>>()?;
+    Ok((patterns, selection.since))
+}
+
+/// Answer to `subscribe`: the patterns that hold now, and the first position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Subscribed<'a> {
+    /// All patterns of the session, in the order in which they came.
+    pub events: Vec<&'a str>,
+    /// Epoch of the hub's log.
+    pub epoch: &'a str,
+    /// Where live events begin: the `prev` of the first one.
+    pub offset: u64,
+    /// Whether everything since the given position follows; absent where none was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<bool>,
+    /// How many events follow as replay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<u64>,
+    /// Why not recovered: `epoch`, `truncated`, `ahead`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+}
+
+impl Subscribed<'_> {
+    /// The frame as JSON text.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        #[derive(Serialize)]
+        struct Frame<'a> {
+            action: &'static str,
+            #[serde(flatten)]
+            body: &'a Subscribed<'a>,
+        }
+        json(&Frame { action: "subscribed", body: self })
+    }
+}
+
+/// Which kind of log entry a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// An emitter's event.
+    Event,
+    /// Events of an emitter that will never come.
+    Gap,
+}
+
+/// A frame that carries a log entry; `data` is inserted as it is.
+#[must_use]
+pub fn entry(carried: Carried, seq: u64, prev: u64, replay: bool, data: &[u8]) -> Bytes {
+    /// Room for the names and two numbers of 20 digits.
+    const ENVELOPE: usize = 96;
+    let kind = match carried {
+        Carried::Event => "event",
+        Carried::Gap => "gap",
+    };
+    let replay = if replay { r#""replay":true,"# } else { "" };
+    let mut frame = Vec::with_capacity(ENVELOPE + data.len());
+    // Writing to a vector cannot fail.
+    drop(write!(frame, r#"{{"type":"{kind}","seq":{seq},"prev":{prev},{replay}"data":"#));
+    frame.extend_from_slice(data);
+    frame.push(b'}');
+    frame.into()
+}
+
+/// Answer to `unsubscribe`.
+#[must_use]
+pub fn unsubscribed(events: &[Pattern]) -> Bytes {
+    #[derive(Serialize)]
+    struct Frame<'a> {
+        action: &'static str,
+        events: Vec<&'a str>,
+    }
+    json(&Frame { action: "unsubscribed", events: events.iter().map(Pattern::as_str).collect() })
+}
+
+/// Answer to `ping`: `last_seq` is the last seq sent to this session, so that a client sees whether it missed the end.
+#[must_use]
+pub fn pong(last_seq: u64) -> Bytes {
+    format!(r#"{{"type":"pong","lastSeq":{last_seq}}}"#).into()
+}
+
+/// Says what was wrong with a frame.
+#[must_use]
+pub fn error(code: &str, message: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        code: &'a str,
+        message: &'a str,
+    }
+    typed("error", &Data { code, message })
+}
+
+/// The hub is going away and says when to come back.
+#[must_use]
+pub fn bye(code: u16, reconnect: Reconnect) -> Bytes {
+    #[derive(Serialize)]
+    struct Data {
+        code: u16,
+        reconnect: Reconnect,
+    }
+    typed("bye", &Data { code, reconnect })
+}
+
+fn typed(kind: &'static str, data: &impl Serialize) -> Bytes {
+    #[derive(Serialize)]
+    struct Frame<'a, T> {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        data: &'a T,
+    }
+    json(&Frame { kind, data })
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).unwrap_or_default().into() // strings and numbers only: cannot fail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text).expect("valid")
+    }
+
+    #[test]
+    fn frames_of_the_protocol_are_read() {
+        let since = Position { epoch: "k3f9".into(), offset: 7 };
+        let text = r#"{"type":"subscribe","data":{"events":["alert.*"],"since":{"epoch":"k3f9","offset":7}}}"#;
+        let frame = SubscriberFrame::Subscribe { events: vec![pattern("alert.*")], since: Some(since) };
+        assert_eq!(SubscriberFrame::decode(text), Ok(frame));
+        let text = r#"{"type":"unsubscribe","data":{"events":["a"]}}"#;
+        assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Unsubscribe { events: vec![pattern("a")] }));
+        let text = r#"{"type":"ack","data":{"sequence":9}}"#;
+        assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Ack { sequence: 9 }));
+        assert_eq!(SubscriberFrame::decode(r#"{"type":"ping"}"#), Ok(SubscriberFrame::Ping));
+        assert_eq!(SubscriberFrame::decode(r#"{"type":"pong","lastSeq":3}"#), Ok(SubscriberFrame::Pong));
+        assert_eq!(SubscriberFrame::decode(r#"{"type":"later","data":[1]}"#), Ok(SubscriberFrame::Unknown));
+    }
+
+    #[test]
+    fn malformed_frames_say_what_is_wrong() {
+        for (text, word) in [
+            ("{", "EOF"),
+            ("[\"ping\",null]", "object"),
+            ("", "object"),
+            (r#"{"data":{}}"#, "type"),
+            (r#"{"type":"subscribe"}"#, "events"),
+            (r#"{"type":"subscribe","data":{"events":[]}}"#, "1 to 256"),
+            (r#"{"type":"subscribe","data":{"events":[""]}}"#, "empty"),
+            (r#"{"type":"subscribe","data":{"events":["a"],"since":{"offset":1}}}"#, "epoch"),
+            (r#"{"type":"ack","data":{"sequence":-1}}"#, "data"),
+        ] {
+            let said = SubscriberFrame::decode(text).expect_err(text);
+            assert!(said.contains(word), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_event_is_passed_on_byte_for_byte() {
+        let data = br#"{ "type" : "x", "n":1.0 }"#;
+        let want = br#"{"type":"event","seq":12,"prev":3,"data":{ "type" : "x", "n":1.0 }}"#;
+        assert_eq!(&entry(Carried::Event, 12, 3, false, data)[..], &want[..]);
+        let want = br#"{"type":"gap","seq":12,"prev":3,"replay":true,"data":{}}"#;
+        assert_eq!(&entry(Carried::Gap, 12, 3, true, b"{}")[..], &want[..]);
+    }
+
+    #[test]
+    fn absent_fields_are_left_out() {
+        let mut subscribed =
+            Subscribed { events: vec!["a"], epoch: "e", offset: 3, recovered: None, replayed: None, reason: None };
+        assert_eq!(&subscribed.encode()[..], br#"{"action":"subscribed","events":["a"],"epoch":"e","offset":3}"#);
+        subscribed.recovered = Some(false);
+        subscribed.reason = Some("epoch");
+        assert!(subscribed.encode().ends_with(br#""recovered":false,"reason":"epoch"}"#));
+    }
+}

@@ -1,0 +1,353 @@
+//! Sessions of a real hub over real sockets, and over the pipe within the process.
+
+mod support;
+
+use bytes::Bytes;
+use futures_util::SinkExt as _;
+use safe_broadcaster::ErrorKind;
+use safe_broadcaster::hub::{Hub, HubConfig};
+use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
+use serde_json::{Value, json};
+use support::{Client, PATIENCE, block, hub};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+fn publish(hub: &Hub, event: &Value) -> u64 {
+    hub.publish(Bytes::from(event.to_string())).expect("published").offset
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+#[tokio::test]
+async fn events_travel_from_emitter_to_subscriber_and_are_acknowledged() {
+    let hub = hub(|_| {});
+    let (mut subscriber, position) = Client::subscriber(hub.port(), &["t"], None).await;
+    let mut emitter = Client::emitter(hub.port()).await;
+    assert_eq!(emitter.hello("engine", "1", 1).await, 0);
+    emitter.emit(1..=2).await;
+    emitter.emit(3..=3).await;
+    emitter.acked(3).await;
+    assert_eq!(position["offset"], 0);
+    for n in 1..=3 {
+        let want = json!({"type":"event","seq":n,"prev":n - 1,"data":{"type":"t","n":n}});
+        assert_eq!(subscriber.json().await, want);
+    }
+}
+
+#[tokio::test]
+async fn duplicates_after_a_reconnect_are_acknowledged_and_not_delivered() {
+    let hub = hub(|_| {});
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "1", 1).await;
+    emitter.emit(1..=3).await;
+    emitter.acked(3).await;
+    drop(emitter);
+    let mut emitter = Client::emitter(hub.port()).await;
+    assert_eq!(emitter.hello("engine", "1", 2).await, 3);
+    emitter.emit(2..=3).await;
+    emitter.acked(3).await;
+    emitter.emit(3..=4).await;
+    emitter.acked(4).await;
+    for n in 1..=4 {
+        assert_eq!(subscriber.json().await["data"]["n"], n);
+    }
+    assert_eq!(hub.stats().counters.duplicates, 3);
+}
+
+#[tokio::test]
+async fn patterns_choose_and_prev_chains_what_was_chosen() {
+    let hub = hub(|_| {});
+    let (mut alerts, _) = Client::subscriber(hub.port(), &["alert.*"], None).await;
+    let (mut topics, _) = Client::subscriber(hub.port(), &["graph/*/delta"], None).await;
+    publish(&hub, &json!({"type":"alert.disk"}));
+    publish(&hub, &json!({"type":"other","topic":"graph/ada/delta"}));
+    publish(&hub, &json!({"type":"alert.disk.full"}));
+    let chain = |frame: Value| (frame["prev"].as_u64(), frame["seq"].as_u64());
+    assert_eq!(chain(alerts.json().await), (Some(0), Some(1)));
+    assert_eq!(chain(alerts.json().await), (Some(1), Some(3)));
+    assert_eq!(chain(topics.json().await), (Some(0), Some(2)));
+}
+
+#[tokio::test]
+async fn who_comes_back_recovers_or_is_told_why_not() {
+    let hub = hub(|config| config.replay_events = 4);
+    for n in 1..=6 {
+        publish(&hub, &json!({"type": if n % 2 == 0 { "even" } else { "odd" }, "n": n}));
+    }
+    let epoch = hub.stats().epoch;
+    let (mut back, position) = Client::subscriber(hub.port(), &["even"], Some((&epoch, 2))).await;
+    assert_eq!((&position["recovered"], &position["replayed"]), (&json!(true), &json!(2)));
+    let four = json!({"type":"event","seq":4,"prev":2,"replay":true,"data":{"type":"even","n":4}});
+    assert_eq!(back.json().await, four);
+    assert_eq!(back.json().await["seq"], 6);
+    publish(&hub, &json!({"type":"even","n":7}));
+    assert_eq!(back.json().await, json!({"type":"event","seq":7,"prev":6,"data":{"type":"even","n":7}}));
+
+    for (epoch, offset, reason) in [(epoch.as_str(), 1, "truncated"), ("another", 6, "epoch"), (&epoch, 99, "ahead")] {
+        let (_, position) = Client::subscriber(hub.port(), &["even"], Some((epoch, offset))).await;
+        assert_eq!((&position["recovered"], &position["reason"]), (&json!(false), &json!(reason)));
+    }
+}
+
+#[tokio::test]
+async fn gaps_reach_every_subscriber() {
+    let hub = hub(|_| {});
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["unrelated"], None).await;
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "k", 1).await;
+    let gap = EmitterFrame::Gap { from: 1, to: 7, reason: "spill_full".into() };
+    emitter.say(&gap.encode()).await;
+    emitter.acked(7).await;
+    let data = json!({"emitter":"engine","epoch":"k","from":1,"to":7,"reason":"spill_full"});
+    assert_eq!(subscriber.json().await, json!({"type":"gap","seq":1,"prev":0,"data":data}));
+}
+
+#[tokio::test]
+async fn a_hub_that_starts_again_has_a_new_epoch_and_takes_up_the_emitter() {
+    let first = hub(|_| {});
+    let port = first.port();
+    let mut emitter = Client::emitter(port).await;
+    emitter.hello("engine", "1", 1).await;
+    emitter.emit(1..=5).await;
+    emitter.acked(5).await;
+    let (mut subscriber, _) = Client::subscriber(port, &["*"], None).await;
+    let epoch = first.stats().epoch;
+    first.stop().await;
+    assert_eq!(subscriber.close_code().await, 3001);
+
+    let second = hub(|config| config.port = port);
+    assert_ne!(second.stats().epoch, epoch);
+    let (mut subscriber, position) = Client::subscriber(port, &["*"], Some((&epoch, 5))).await;
+    assert_eq!((&position["recovered"], &position["reason"]), (&json!(false), &json!("epoch")));
+    let mut emitter = Client::emitter(port).await;
+    assert_eq!(emitter.hello("engine", "1", 6).await, 5);
+    emitter.emit(6..=6).await;
+    emitter.acked(6).await;
+    assert_eq!(subscriber.json().await["data"]["n"], 6);
+}
+
+#[tokio::test]
+async fn a_slow_subscriber_is_closed_and_the_others_go_on() {
+    let hub = hub(|config| config.session_queue_bytes = 64 << 10);
+    let (mut slow, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let (mut quick, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let event = json!({"type":"t","text":"x".repeat(10_000)});
+    let mut sent = 0;
+    while hub.stats().slow == 0 {
+        sent += 1;
+        publish(&hub, &event);
+        assert_eq!(quick.json().await["seq"], sent);
+        assert!(sent < 10_000, "the sockets took 100 MB");
+    }
+    let mut seen = 0;
+    let code = loop {
+        match slow.message().await {
+            Message::Text(text) => {
+                let frame: Value = serde_json::from_str(&text).expect("json");
+                assert_eq!(frame["prev"], seen, "nothing is skipped before the close");
+                seen = frame["seq"].as_u64().expect("seq");
+            }
+            Message::Close(frame) => break frame.expect("with a code").code,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(u16::from(code), 3008);
+    assert!(seen < sent);
+    publish(&hub, &event);
+    assert_eq!(quick.json().await["seq"], sent + 1);
+}
+
+#[tokio::test]
+async fn a_bulk_emitter_does_not_overrun_a_subscriber_that_reads() {
+    const EVENTS: u64 = 200_000;
+    let hub = hub(|_| {});
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let reading = tokio::spawn(async move {
+        for n in 1..=EVENTS {
+            assert_eq!(subscriber.json().await["seq"], n);
+        }
+    });
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "1", 1).await;
+    // In windows, so that the test's own JSON parser is not what is measured as slow.
+    for first in (1..=EVENTS).step_by(2000) {
+        emitter.emit(first..=first + 1999).await;
+        emitter.acked(first + 1999).await;
+        until("the subscriber keeps up", || hub.stats().slow == 0).await;
+        tokio::task::yield_now().await;
+    }
+    reading.await.expect("all events in order");
+}
+
+#[tokio::test]
+async fn garbage_from_an_emitter_is_answered_and_closed() {
+    let hub = hub(|_| {});
+    let bad_event = {
+        let mut builder = safe_broadcaster::wire::block::BlockBuilder::new(1, bytes::BytesMut::new());
+        builder.push(b"[1]");
+        builder.seal().expect("not empty").into_bytes()
+    };
+    for (greet, garbage, word) in [
+        (false, Message::text("{"), "sb.emit.v1"),
+        (false, Message::binary(block(1..=1).into_bytes()), "hello comes first"),
+        (true, Message::binary(&b"\x09garbage"[..]), "truncated"),
+        (true, Message::binary(block(3..=3).into_bytes()), "1 to 2 are missing"),
+        (true, Message::binary(bad_event), "seq 1"),
+    ] {
+        let mut emitter = Client::emitter(hub.port()).await;
+        if greet {
+            emitter.hello("engine", "1", 1).await;
+        }
+        emitter.0.send(garbage).await.expect("sent");
+        loop {
+            match emitter.hub_frame().await {
+                HubFrame::Ack { upto: 0 } => {}
+                HubFrame::Error { code, message } => {
+                    assert!(code == "bad_frame" && message.contains(word), "{word}: {message}");
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(emitter.close_code().await, 3501);
+    }
+    until("all are gone", || hub.stats().emitters == 0).await;
+}
+
+#[tokio::test]
+async fn garbage_from_a_subscriber_is_answered_and_it_stays() {
+    let hub = hub(|_| {});
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    for garbage in [Message::text("{"), Message::text("[]"), Message::binary(&b"\x01"[..])] {
+        subscriber.0.send(garbage).await.expect("sent");
+        assert_eq!(subscriber.json().await["data"]["code"], "bad_frame");
+    }
+    subscriber.say(r#"{"type":"ping"}"#).await;
+    assert_eq!(subscriber.json().await, json!({"type":"pong","lastSeq":0}));
+}
+
+#[tokio::test]
+async fn broken_websocket_frames_are_refused_with_a_code() {
+    use tokio::io::AsyncWriteExt as _;
+    let hub = hub(|config| config.max_message_bytes = 2000);
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.0.send(Message::binary(vec![1; 100_000])).await.expect("sent");
+    assert_eq!(emitter.close_code().await, 3502);
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    client.0.get_mut().write_all(&[0xff; 100]).await.expect("sent");
+    assert_eq!(client.close_code().await, 3501);
+}
+
+#[tokio::test]
+async fn a_newer_connection_of_an_emitter_takes_over() {
+    let hub = hub(|_| {});
+    let mut old = Client::emitter(hub.port()).await;
+    old.hello("engine", "1", 1).await;
+    old.emit(1..=1).await;
+    old.acked(1).await;
+    let mut new = Client::emitter(hub.port()).await;
+    assert_eq!(new.hello("engine", "1", 1).await, 1);
+    assert_eq!(old.close_code().await, 3013);
+    new.emit(1..=2).await;
+    new.acked(2).await;
+    let mut other = Client::emitter(hub.port()).await;
+    assert_eq!(other.hello("another", "1", 1).await, 0);
+    assert_eq!(hub.stats().counters.superseded, 1);
+}
+
+#[tokio::test]
+async fn goodbye_is_said_to_both_kinds_and_the_port_is_free() {
+    let hub = hub(|_| {});
+    let port = hub.port();
+    let mut emitter = Client::emitter(port).await;
+    emitter.hello("engine", "1", 1).await;
+    let (mut subscriber, _) = Client::subscriber(port, &["*"], None).await;
+    let (first, second) = (hub.stop(), hub.stop());
+    let listen = async {
+        match emitter.hub_frame().await {
+            HubFrame::Bye { code: 3001, reconnect } => assert!(reconnect.after > 0.0),
+            other => panic!("no bye: {other:?}"),
+        }
+        assert_eq!(emitter.close_code().await, 3001);
+        let bye = subscriber.json().await;
+        assert_eq!((&bye["type"], &bye["data"]["code"]), (&json!("bye"), &json!(3001)));
+        assert_eq!(subscriber.close_code().await, 3001);
+        drop((emitter, subscriber));
+    };
+    tokio::join!(first, second, listen);
+    assert!(!hub.is_listening());
+    let refused = hub.publish(Bytes::from_static(b"{}")).expect_err("stopped");
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+    assert!(hub.dialer().dial().is_err());
+    Hub::start(HubConfig { port, ..HubConfig::default() }).expect("the port is free");
+}
+
+#[tokio::test]
+async fn a_peer_that_never_answers_does_not_hold_up_the_stop() {
+    let hub = hub(|_| {});
+    let silent = Client::emitter(hub.port()).await;
+    tokio::time::timeout(PATIENCE, hub.stop()).await.expect("bounded");
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_dead_peer_is_noticed_by_its_silence() {
+    let hub = hub(|config| config.ping_interval = std::time::Duration::from_millis(100));
+    // Nothing reads this socket, so its pings are not answered.
+    let silent = Client::emitter(hub.port()).await;
+    let mut alive = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    let reading = tokio::spawn(async move { alive.message().await });
+    until("the silent one is gone", || hub.stats().emitters == 0).await;
+    assert_eq!(hub.stats().subscribers, 1);
+    reading.abort();
+    drop(silent);
+}
+
+#[tokio::test]
+async fn the_pipe_speaks_the_same_protocol() {
+    let hub = hub(|_| {});
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let pipe = hub.dialer().dial().expect("running");
+    let mut emitter = Client(WebSocketStream::from_raw_socket(pipe, Role::Client, None).await);
+    emitter.hello("engine", "1", 1).await;
+    emitter.emit(1..=1000).await;
+    emitter.acked(1000).await;
+    for n in 1..=1000 {
+        assert_eq!(subscriber.json().await["data"]["n"], n);
+    }
+    let dialer = hub.dialer();
+    drop(hub);
+    let gone = async { while dialer.dial().is_ok() {} };
+    tokio::time::timeout(PATIENCE, gone).await.expect("a dropped hub takes nobody");
+}
+
+#[tokio::test]
+async fn sessions_are_bounded() {
+    let hub = hub(|config| config.max_sessions = 1);
+    let first = Client::emitter(hub.port()).await;
+    assert!(Client::try_connect(hub.port(), &[]).await.is_err());
+    drop(first);
+    until("the first is gone", || hub.stats().emitters == 0).await;
+    Client::try_connect(hub.port(), &[]).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn events_of_a_program_are_checked() {
+    let hub = hub(|config| config.max_message_bytes = 1024);
+    for bad in ["", "[]", "{", "{} {}", r#"{"type":1}"#] {
+        let refused = hub.publish(Bytes::from(bad)).expect_err(bad);
+        assert_eq!(refused.kind(), ErrorKind::EventNotSerializable, "{bad}");
+    }
+    let large = json!({"text": "x".repeat(1024)}).to_string();
+    assert_eq!(hub.publish(large.into()).expect_err("large").kind(), ErrorKind::EventTooLarge);
+    assert_eq!(hub.stats().offset, 0);
+}
