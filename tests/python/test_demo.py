@@ -336,8 +336,10 @@ async def test_a_gap_is_counted_and_passed(played) -> None:
     for socket in hub.sockets:
         await socket.send(json.dumps({"type": "gap", "data": {"from": 1, "to": 7, "reason": "shed"}}))
         await socket.send(json.dumps({"type": "ping", "lastSeq": 7}))
-    await eventually(lambda: subscriber.position == ("k1", 7))
-    assert (subscriber.holes, seen) == (1, [])
+        lost = {"emitter": "ada", "epoch": "e", "from": 90, "to": 99, "reason": "spill_full"}
+        await socket.send(json.dumps({"type": "gap", "seq": 8, "prev": 7, "data": lost}))
+    await eventually(lambda: subscriber.position == ("k1", 8))
+    assert (subscriber.holes, seen) == (2, [])
 
 
 async def test_it_does_not_come_back_where_it_is_not_wanted(played) -> None:

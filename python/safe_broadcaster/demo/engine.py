@@ -137,9 +137,10 @@ class Engine:
                 for part, content in self._describe(facts) if facts else ():
                     await self.emit(f"graph.delta.{part}.upsert", f"graph/{self.citizen}/delta/{part}", content)
                     await pace.turn()
+                    await self._due()
                     if stop.is_set():
                         return
-                await self._due()
+                self._last_tick = now()
             self.generation += 1
             await asyncio.sleep(0)
 
@@ -190,8 +191,7 @@ class Engine:
             )
 
     async def _due(self) -> None:
-        """Between two modules: the heartbeat, and the reports that wait."""
-        self._last_tick = now()
+        """Between two events: the heartbeat, and the reports that wait."""
         while self._bus.reports:
             report = self._bus.reports.popleft()
             await self.emit(report["type"], f"health/{self.citizen}/compliance/snapshot", report["content"])

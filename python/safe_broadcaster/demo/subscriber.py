@@ -178,9 +178,10 @@ class Subscriber:
                 self._subscribed(frame, Position(epoch, offset), writer)
             case {"type": "ping"}:
                 _send(writer, {"type": "pong"})
-            case {"type": "gap", "data": {"to": int(to)}}:
-                self.holes += 1
-                self._advance(to)
+            case {"type": "gap", "seq": int(offset)}:  # an emitter has lost events, and that is an entry of the log
+                self._gap(offset)
+            case {"type": "gap", "data": {"to": int(offset)}}:  # the hub has left out entries of its log for us
+                self._gap(offset)
             case _:
                 pass
         self._on_notice(frame)
@@ -193,6 +194,11 @@ class Subscriber:
         else:
             self.repeats += 1
         self._advance(offset)
+
+    def _gap(self, offset: int) -> None:
+        self.holes += 1
+        if not self._rewinding:
+            self._advance(offset)
 
     def _is_new(self, identity: Any) -> bool:
         """One high-water mark for each emitter, as the hub keeps them: seqs rise within an emitter's epoch."""
