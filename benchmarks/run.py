@@ -1,4 +1,5 @@
-"""Runs every benchmark in turn, keeps their lines in `out/*.jsonl`, what else they say in `out/*.log`, and writes `out/report.md`.
+"""Runs every benchmark in turn; keeps their lines in `out/*.jsonl`, what else they say in `out/*.log`; writes
+`out/report.md`.
 
 `python benchmarks/run.py [--quick] [--only caller,flood] [--write FILE]`. One after the other, never at once: the point
 is that nothing else is running. Each runs on asyncio and on uvloop where the loop matters, with the scheduler free and
