@@ -4,6 +4,7 @@
 mod config;
 mod emitter;
 mod errors;
+mod hub;
 mod mailbox;
 mod ready;
 mod serialize;
@@ -22,6 +23,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("_debug_build", cfg!(debug_assertions))?;
     module.add_class::<emitter::Emitter>()?;
     module.add_class::<mailbox::Mailbox>()?;
+    module.add_class::<hub::Hub>()?;
+    module.add_class::<hub::HubClient>()?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }

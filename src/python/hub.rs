@@ -1,0 +1,141 @@
+//! The hub as Python sees it: a slot that a running hub is put into, so that a client handed out before the start, or
+//! kept over a restart, finds whichever hub runs when it dials.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::mailbox::{Body, Mailbox};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub;
+use crate::local::Dialer;
+
+type Slot = Arc<Mutex<Option<Arc<hub::Hub>>>>;
+
+/// A hub that can be started, stopped and started again. Python's side is `safe_broadcaster/hub.py`.
+#[pyclass(frozen, module = "safe_broadcaster._core")]
+#[derive(Default)]
+pub(super) struct Hub {
+    slot: Slot,
+}
+
+/// The way to a hub of the same process, without a socket.
+#[pyclass(frozen, module = "safe_broadcaster._core")]
+pub(super) struct HubClient {
+    pub(super) dialer: Dialer,
+}
+
+impl Hub {
+    fn current(&self) -> Option<Arc<hub::Hub>> {
+        self.slot.lock().clone()
+    }
+}
+
+#[pymethods]
+impl Hub {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a hub with the attributes of a `HubConfig`; its port accepts connections when this returns.
+    fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>) -> Result<u16> {
+        let config = hub_config(config)?;
+        let hub = py.detach(|| hub::Hub::start(config))?;
+        let port = hub.port();
+        *self.slot.lock() = Some(Arc::new(hub));
+        Ok(port)
+    }
+
+    /// Begins to stop; a letter under `token` tells the end of it.
+    fn stop(&self, mailbox: &Mailbox, token: u64) {
+        let sender = mailbox.sender();
+        let done = move || sender.push(token, Body::Unit);
+        match self.current() {
+            Some(hub) => hub.stop_then(done),
+            None => done(),
+        }
+    }
+
+    /// Publishes an event given as JSON; returns its offset and how many sessions it matched.
+    fn publish(&self, py: Python<'_>, json: &[u8]) -> Result<(u64, usize)> {
+        let Some(hub) = self.current() else {
+            return Err(Error::new(ErrorKind::Closed, "the hub is not running; start it first"));
+        };
+        let json = Bytes::copy_from_slice(json);
+        let published = py.detach(|| hub.publish(json))?;
+        Ok((published.offset, published.sessions))
+    }
+
+    /// The numbers of the hub as JSON; `None` before the first start.
+    fn stats<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        self.current().map(|hub| PyBytes::new(py, &hub.stats().to_json()))
+    }
+
+    /// Whether new connections are accepted.
+    fn is_listening(&self) -> bool {
+        self.current().is_some_and(|hub| hub.is_listening())
+    }
+
+    /// A client for emitters of this process; it stays valid over restarts.
+    fn client(&self) -> HubClient {
+        let slot = self.slot.clone();
+        let dialer = Dialer::new(move || {
+            let hub = slot.lock().clone();
+            let hub = hub.ok_or_else(|| io::Error::new(io::ErrorKind::ConnectionRefused, "the hub is not running"))?;
+            hub.dialer().dial()
+        });
+        HubClient { dialer }
+    }
+}
+
+/// Reads the attributes of the dataclass.
+fn hub_config(source: &Bound<'_, PyAny>) -> Result<hub::HubConfig> {
+    let settings = Settings(source);
+    let bytes = "a whole number of bytes";
+    let replay_age = match settings.get::<Option<f64>>("replay_age", "a number of seconds, or None")? {
+        Some(_) => Some(settings.seconds("replay_age")?),
+        None => None,
+    };
+    Ok(hub::HubConfig {
+        host: settings.get("host", "a text")?,
+        port: settings.get("port", "a whole number from 0 to 65535")?,
+        replay_events: settings.get("replay_events", "a whole number of events")?,
+        replay_bytes: settings.get("replay_bytes", bytes)?,
+        replay_age,
+        session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
+        max_message_bytes: settings.get("max_message_bytes", bytes)?,
+        max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
+        allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
+        ping_interval: settings.seconds("ping_interval")?,
+        page: settings.get("page", "a text")?,
+    })
+}
+
+struct Settings<'a, 'py>(&'a Bound<'py, PyAny>);
+
+impl Settings<'_, '_> {
+    fn get<T: for<'p> FromPyObjectOwned<'p>>(&self, name: &str, allowed: &str) -> Result<T> {
+        let value = self.0.getattr(name).map_err(|_| refused(name, "missing", allowed))?;
+        value.extract::<T>().map_err(|_| {
+            let text = value.repr().map_or_else(|_| "(unprintable)".to_owned(), |text| text.to_string());
+            refused(name, &text, allowed)
+        })
+    }
+
+    fn seconds(&self, name: &str) -> Result<Duration> {
+        let seconds = self.get::<f64>(name, "a number of seconds")?;
+        Duration::try_from_secs_f64(seconds)
+            .map_err(|_| refused(name, &seconds.to_string(), "a number of seconds, not negative"))
+    }
+}
+
+fn refused(name: &str, value: &str, allowed: &str) -> Error {
+    Error::new(ErrorKind::Config, format!("{name}={value} is not allowed; allowed: {allowed}"))
+}
