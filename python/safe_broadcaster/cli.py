@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import platform
 import signal
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 import safe_broadcaster
+from safe_broadcaster.emitter import SafeBroadcaster
 from safe_broadcaster.exceptions import BroadcastError, ConnectTimeout
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ __all__ = ["build_parser", "main"]
 
 PROGRAM = "safe-broadcaster"
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
+NOBODY = "ws://127.0.0.1:9/ws"
+"""The discard port (RFC 863): no hub is there."""
+
 INTERRUPTED = 130
 
 
@@ -41,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``safe-broadcaster``; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    # The broadcaster warns of what a command tells in its own words.
+    logging.getLogger(safe_broadcaster.__name__).addHandler(logging.NullHandler())
     try:
         return command(arguments)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -102,6 +109,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="acknowledge an emitter's event only when all acknowledging subscribers, and at least N, have it "
         "(N: 1 if not given)",
     )
+    parser.add_argument(
+        "--replay-events",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="most events kept for subscribers that come back (default: 10000)",
+    )
+    parser.add_argument(
+        "--replay-bytes", type=int, default=16 << 20, metavar="N", help="most bytes kept for them (default: 16 MiB)"
+    )
     parser.add_argument("--stop-on-eof", action="store_true", help="stop also when the standard input, a pipe, ends")
 
 
@@ -111,13 +128,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 async def _run_hub(arguments: argparse.Namespace) -> None:
-    from safe_broadcaster.dashboard import page  # noqa: PLC0415 only a hub needs it
+    from safe_broadcaster.dashboard import page  # noqa: PLC0415 only a hub needs these
+    from safe_broadcaster.hub import EventBroadcaster  # noqa: PLC0415
 
-    settings: dict[str, Any] = {"page": page()}
+    settings: dict[str, Any] = {"page": page(), "replay_events": arguments.replay_events}
+    settings["replay_bytes"] = arguments.replay_bytes
     if arguments.ack_after_subscribers:
         settings["ack_after_subscribers"] = arguments.ack_after_subscribers
     stop = _stop_event(on_eof=arguments.stop_on_eof)
-    hub = safe_broadcaster.EventBroadcaster(host=arguments.host, port=arguments.port, **settings)
+    hub = EventBroadcaster(host=arguments.host, port=arguments.port, **settings)
     await hub.start()
     try:
         print(f"hub        {hub.url}\ndashboard  http://{arguments.host}:{hub.port}/", flush=True)
@@ -143,7 +162,7 @@ def _emit(arguments: argparse.Namespace) -> int:
 
 
 async def _run_emit(arguments: argparse.Namespace) -> int:
-    broadcaster = safe_broadcaster.SafeBroadcaster(arguments.url, spill_path=arguments.spill)
+    broadcaster = SafeBroadcaster(arguments.url, spill_path=arguments.spill)
     deadline = monotonic() + arguments.timeout
     accepted = refused = 0
     delivered = False
@@ -280,17 +299,20 @@ def _check(what: str, check: Any) -> bool:
 
 
 async def _check_spill() -> None:
-    """Stores an event here and finds it again, with nobody to send it to."""
+    """Stores an event here with nobody to send it to, and finds it again as a later process would."""
     with tempfile.TemporaryDirectory(prefix=".safe-broadcaster-doctor-", dir=Path.cwd()) as folder:
-        broadcaster = safe_broadcaster.SafeBroadcaster("ws://127.0.0.1:9/ws", spill_path=str(Path(folder) / "spill.db"))
-        try:
-            with suppress(ConnectTimeout):
-                await broadcaster.start(timeout=0.2)
-            await broadcaster.safe_emit({"type": "doctor.check"}, durability="power")
-            if not len(broadcaster.spill):
-                raise CommandError("what was stored is not there")
-        finally:
-            await broadcaster.stop(drain_timeout=0.0)
+        path = str(Path(folder) / "spill.db")
+        for stored in (0, 1):
+            broadcaster = SafeBroadcaster(NOBODY, spill_path=path)
+            try:
+                with suppress(ConnectTimeout):
+                    await broadcaster.start(timeout=0.2)
+                if len(broadcaster.spill) != stored:
+                    raise CommandError("what was stored is not there")
+                if not stored:
+                    await broadcaster.safe_emit({"type": "doctor.check"})
+            finally:
+                await broadcaster.stop(drain_timeout=0.0)
 
 
 async def _check_url(url: str) -> None:

@@ -176,7 +176,7 @@ class SafeBroadcaster(_core.Emitter):
         target: object = ws_client
         probe: Callable[[], bool] | None = None
         core = getattr(ws_client, "core", None)
-        if core is not None and isinstance(core, getattr(_core, 'HubClient', ())):
+        if core is not None and isinstance(core, getattr(_core, "HubClient", ())):
             target = core
         elif not isinstance(ws_client, str):
             if not is_peer(ws_client):

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from safe_broadcaster import SafeBroadcaster
 from safe_broadcaster.demo.modules import Facts, find_modules, library_roots, part_of, read_module
 from safe_broadcaster.demo.pace import Pace
 from safe_broadcaster.demo.verdict import EngineReport
+from safe_broadcaster.emitter import SafeBroadcaster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ __all__ = ["Engine", "HealthBus", "main"]
 
 HEARTBEAT = 1.0
 WATCH = 0.02
-STATUS = 0.25
+STATUS = 0.1
 DRAIN_TIMEOUT = 20.0
 
 

@@ -23,6 +23,9 @@ __all__ = ["DemoError", "EngineProcess", "HubProcess", "choose_port"]
 
 HOST = "127.0.0.1"
 FAVOURITE_PORT = 8000
+REPLAY = ("--replay-events", "200000", "--replay-bytes", str(256 << 20))
+"""Room for all that three engines spill during an outage, for a subscriber that comes back a little later than they."""
+
 BOOT_TIMEOUT = 20.0
 END_TIMEOUT = 5.0
 
@@ -102,8 +105,9 @@ class HubProcess(_Process):
     """``safe-broadcaster serve`` on a fixed port."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        options = ("--host", HOST, "--port", str(port), "--ack-after-subscribers", "1", "--stop-on-eof")
-        super().__init__("hub", folder, "safe_broadcaster", "serve", *options)
+        where = ("--host", HOST, "--port", str(port), "--stop-on-eof")
+        promise = ("--ack-after-subscribers", "1", *REPLAY)
+        super().__init__("hub", folder, "safe_broadcaster", "serve", *where, *promise)
         self.port = port
         self.url = f"ws://{HOST}:{port}/ws"
         self.page = f"http://{HOST}:{port}/"

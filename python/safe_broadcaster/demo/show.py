@@ -134,13 +134,14 @@ class Show:
 
     async def _kill_twice(self, seconds: float) -> None:
         down = min(LONGEST_DOWN, seconds / 8)
-        for _ in range(2):
-            if await self._stopped_within(seconds / 3):
+        began = monotonic()
+        for third in (1, 2):
+            if await self._stopped_within(began + seconds * third / 3 - monotonic()):
                 return
             self._hub_is_down = True
+            self._screen.line(f"SIGKILL    the hub is gone for {down:.1f} s; the engines go on")
             await self._hub.kill()
             self._kills += 1
-            self._screen.line(f"SIGKILL    the hub is gone for {down:.1f} s; the engines go on")
             await self._stopped_within(down)
             await self._hub.boot()
             self._hub_is_down = False
@@ -163,7 +164,8 @@ class Show:
                 raise DemoError(f"{engine.name} ended by itself: {engine.why()}")
 
     def _status(self, elapsed: float) -> str:
-        emitted = sum(engine.emitted for engine in self._engines)
+        # What an engine says of itself is a moment old; what has arrived was emitted.
+        emitted = max(sum(engine.emitted for engine in self._engines), self._tally.delivered)
         spill = "/".join(f"{engine.spill:,}" for engine in self._engines)
         return (
             f"{elapsed:5.0f} s    hub {'DOWN' if self._hub_is_down else 'up  '}  emitted {emitted:>9,}  "
@@ -173,7 +175,7 @@ class Show:
 
     async def _finish(self) -> Verdict:
         """Lets the engines drain, and the subscriber receive what is still on its way."""
-        self._screen.status("the engines drain")
+        self._screen.line("the engines drain")
         for engine in self._engines:
             engine.close_input()
         with suppress(asyncio.TimeoutError):
@@ -185,5 +187,4 @@ class Show:
             await asyncio.sleep(0.05)
             if self._tally.delivered != seen:
                 seen, since = self._tally.delivered, monotonic()
-        self._screen.line("")
         return judge(self._tally, reports, hub_kills=self._kills, repeats_removed=self._subscriber.repeats)
