@@ -18,8 +18,6 @@ use crate::error::{Error, Result};
 pub(super) enum Body {
     /// `None`.
     Unit,
-    /// `True` or `False`.
-    Bool(bool),
     /// An exception object.
     Failed(Error),
     /// Anything else; the closure runs in the draining thread, which holds the GIL.
@@ -34,17 +32,19 @@ pub(super) type Maker = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send
 pub(super) struct Sender(Arc<Slot>);
 
 struct Slot {
-    letters: Mutex<Vec<(u64, Body)>>,
+    /// `None` when nobody will read them: the event loop is gone.
+    letters: Mutex<Option<Vec<(u64, Body)>>>,
     bell: UnixStream,
 }
 
 impl Sender {
     /// Leaves a letter for the handler registered under `token`. Never blocks, never touches Python.
     pub(super) fn push(&self, token: u64, body: Body) {
-        let mut letters = self.0.letters.lock();
+        let mut slot = self.0.letters.lock();
+        let Some(letters) = &mut *slot else { return };
         let first = letters.is_empty();
         letters.push((token, body));
-        drop(letters);
+        drop(slot);
         if first {
             // An error means that the bell is full, so it rings already, or that nobody listens any more: both are fine.
             drop((&self.0.bell).write_all(&[1]));
@@ -66,6 +66,13 @@ impl Mailbox {
     }
 }
 
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        // Whoever still holds a sender must not fill the memory of a process that has no reader.
+        drop(self.sender.0.letters.lock().take());
+    }
+}
+
 #[pymethods]
 impl Mailbox {
     #[new]
@@ -75,7 +82,7 @@ impl Mailbox {
         let (reader, bell) = UnixStream::pair().map_err(failed)?;
         reader.set_nonblocking(true).map_err(failed)?;
         bell.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { sender: Sender(Arc::new(Slot { letters: Mutex::default(), bell })), reader })
+        Ok(Self { sender: Sender(Arc::new(Slot { letters: Mutex::new(Some(Vec::new())), bell })), reader })
     }
 
     /// The descriptor to watch for readability.
@@ -88,12 +95,11 @@ impl Mailbox {
         // The bell first: a letter pushed after the swap rings again.
         let mut bell = [0; 64];
         while matches!((&self.reader).read(&mut bell), Ok(n) if n == bell.len()) {}
-        let letters = std::mem::take(&mut *self.sender.0.letters.lock());
+        let letters = self.sender.0.letters.lock().as_mut().map(std::mem::take).unwrap_or_default();
         let out = PyList::empty(py);
         for (token, body) in letters {
             let value = match body {
                 Body::Unit => py.None(),
-                Body::Bool(value) => value.into_pyobject(py)?.to_owned().into_any().unbind(),
                 Body::Failed(error) => super::errors::exception(py, error),
                 Body::Make(make) => make(py)?,
             };
