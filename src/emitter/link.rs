@@ -258,15 +258,26 @@ fn tune(tcp: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads `ssl_ca` if there is one, so that a wrong path is told at once and not by every attempt.
+///
+/// # Errors
+/// [`ErrorKind::Config`].
+pub fn check_tls(config: &EmitterConfig) -> Result<()> {
+    config.ssl_ca.as_deref().map_or(Ok(()), |path| tls_config(Some(path)).map(drop))
+}
+
 fn tls_config(ca: Option<&Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         let unusable = |error: Box<dyn std::error::Error + Send + Sync>| {
-            let text = format!("ssl_ca={} is not a PEM file of certificates", path.display());
+            let text = format!("ssl_ca={} is not allowed: give a PEM file of certificates, or None", path.display());
             Error::new(ErrorKind::Config, text).with_source(error)
         };
         for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.into()))? {
             roots.add(certificate.map_err(|error| unusable(error.into()))?).map_err(|error| unusable(error.into()))?;
+        }
+        if roots.is_empty() {
+            return Err(unusable("there is no certificate in it".into()));
         }
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -49,8 +49,10 @@ pub(super) struct Emitter {
 
 impl Emitter {
     fn inner(&self) -> PyResult<&Inner> {
-        let missing = || Error::new(ErrorKind::Closed, "SafeBroadcaster.__init__ was not called").into();
-        self.inner.get().ok_or_else(missing)
+        let missing = || Error::new(ErrorKind::Closed, "SafeBroadcaster.__init__ was not called");
+        let inner = self.inner.get().ok_or_else(missing)?;
+        inner.core.check_process()?;
+        Ok(inner)
     }
 
     fn core(&self) -> PyResult<&Core> {
@@ -113,7 +115,7 @@ impl Emitter {
         let inner = slf.get().inner()?;
         let level = durability.map_or(Ok(inner.durability), config::durability)?;
         let json = inner.serialize(py, event)?;
-        let live = inner.probe(py)?;
+        let live = inner.live(py)?;
         match inner.core.push(json.as_bytes(), live)? {
             Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => ready(py, live),
             Pushed::Accepted { seq, provisional, live, pressed } => {
@@ -129,9 +131,13 @@ impl Emitter {
     fn emit_nowait(&self, py: Python<'_>, event: &Bound<'_, PyAny>, durability: Option<&str>) -> PyResult<bool> {
         let inner = self.inner()?;
         let level = durability.map_or(Ok(inner.durability), config::durability)?;
+        if level == Durability::Delivered && inner.waits_for_itself(py)? {
+            let text = "durability='delivered' is not allowed in emit_nowait on the thread of the event loop that serves the ws_client: await safe_emit";
+            return Err(Error::new(ErrorKind::Config, text).into());
+        }
         let json = inner.serialize(py, event)?;
         loop {
-            let live = inner.probe(py)?;
+            let live = inner.live(py)?;
             let (seq, provisional, live) = match inner.core.push(json.as_bytes(), live)? {
                 Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => return Ok(live),
                 Pushed::Accepted { seq, provisional, live, pressed } => {
@@ -141,6 +147,10 @@ impl Emitter {
                     (seq, provisional, live)
                 }
                 Pushed::Dropped => return Ok(false),
+                Pushed::Full if inner.waits_for_itself(py)? => {
+                    let text = "the spill is full, and emit_nowait cannot wait on the thread of the event loop that serves the ws_client: await safe_emit";
+                    return Err(Error::new(ErrorKind::SpillFull, text).into());
+                }
                 Pushed::Full => {
                     wait(py, |done| inner.core.when_room(Box::new(move || done(Ok(())))))?;
                     continue;
@@ -251,16 +261,22 @@ impl Emitter {
     /// Stored events after `after` as `(seq, json)`, about `max_bytes` of them.
     fn _peek<'py>(&self, py: Python<'py>, after: u64, max_bytes: usize) -> PyResult<Bound<'py, PyList>> {
         let core = self.core()?;
-        let items = py.detach(|| core.peek(after, max_bytes))?;
-        let out = PyList::empty(py);
-        for item in items {
-            if let Item::Events(block) = item {
-                for (seq, event) in block.events() {
-                    out.append((seq, PyBytes::new(py, &event)))?;
+        let (out, mut after) = (PyList::empty(py), after);
+        loop {
+            let items = py.detach(|| core.peek(after, max_bytes))?;
+            let Some(last) = items.last().map(Item::last) else { return Ok(out) };
+            for item in items {
+                if let Item::Events(block) = item {
+                    for (seq, event) in block.events() {
+                        out.append((seq, PyBytes::new(py, &event)))?;
+                    }
                 }
             }
+            if !out.is_empty() {
+                return Ok(out);
+            }
+            after = last; // nothing but gaps: an empty list would say that there is nothing more
         }
-        Ok(out)
     }
 
     fn get_stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -328,6 +344,16 @@ impl Emitter {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.core.check_process().is_err() {
+            // The last handle would wake the driver, which does not exist in a forked child, through locks that it may
+            // have held at the fork.
+            std::mem::forget(self.core.clone());
+        }
+    }
+}
+
 impl Inner {
     fn serialize<'py>(&self, py: Python<'py>, event: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let json = serialize(py, event);
@@ -335,6 +361,17 @@ impl Inner {
             self.rejected.fetch_add(1, Ordering::Relaxed);
         }
         json
+    }
+
+    /// What the link is called for the next event: `Some(false)` if a duck-typed client says that it cannot send,
+    /// otherwise what the core knows, since a client may be up whose link was not started.
+    fn live(&self, py: Python<'_>) -> PyResult<Option<bool>> {
+        Ok(self.probe(py)?.filter(|up| !up))
+    }
+
+    /// Whether waiting in this thread would wait for this thread: its event loop has to serve the `ws_client`.
+    fn waits_for_itself(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.peer.is_some() && !py.import("asyncio")?.call_method0("_get_running_loop")?.is_none())
     }
 
     fn probe(&self, py: Python<'_>) -> PyResult<Option<bool>> {

@@ -92,6 +92,18 @@ impl Usage {
     }
 }
 
+/// The lock file, locked.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a forked child has inherited the descriptor, and with it the lock. Should this fail,
+        // closing does what it can.
+        drop(self.0.unlock());
+    }
+}
+
 /// The open file and its lock. One owner, one thread.
 #[derive(Debug)]
 pub struct SpillStore {
@@ -100,7 +112,7 @@ pub struct SpillStore {
     limits: Limits,
     usage: Usage,
     // Held until the store is dropped: another owner is refused as long as this one lives, and a dead one frees it.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl SpillStore {
@@ -443,7 +455,7 @@ fn check_place(path: &Path) -> Result<()> {
     }
 }
 
-fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path) -> Result<Lock> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let open = File::options().read(true).write(true).create(true).truncate(false).open(&name);
@@ -460,7 +472,7 @@ fn lock(path: &Path) -> Result<File> {
             let noted =
                 file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
             noted.map_err(|error| unusable(path, error))?;
-            Ok(file)
+            Ok(Lock(file))
         }
         Err(TryLockError::WouldBlock) => {
             let mut owner = String::new();
