@@ -238,6 +238,11 @@ impl Emitter {
         Ok(())
     }
 
+    fn _peer_failed(&self, sent: u64, why: String) -> PyResult<()> {
+        self.core()?.peer_says(PeerEvent::Failed { sent, why });
+        Ok(())
+    }
+
     fn _peer_down(&self, why: String) -> PyResult<()> {
         self.core()?.peer_says(PeerEvent::Down(why));
         Ok(())
