@@ -56,10 +56,6 @@ class PeerServer:
         if (core := self._reference()) is not None:
             core._peer_down(why)
 
-    def _sent(self, upto: int) -> None:
-        if (core := self._reference()) is not None:
-            core._peer_sent(upto)
-
     def probe(self) -> bool:
         """Whether the client can send now; asked before each event."""
         try:
@@ -125,6 +121,10 @@ class PeerServer:
             if not await _maybe(self._client.is_available()):
                 await _maybe(self._client.connect())
                 await _maybe(self._client.wait_until_ready())
+        except asyncio.CancelledError:
+            if asyncio.current_task() is self._task:  # as in _send
+                self._down("ws_client.connect() was cancelled")
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the link is not there
             self._down(f"ws_client.connect() failed: {error!r}")
             return
@@ -138,18 +138,24 @@ class PeerServer:
         try:
             for event in events:
                 if not await _maybe(self._client.is_available()):
-                    self._lost("ws_not_ready", seq - 1)
+                    self._failed("ws_not_ready", seq - 1)
                     return
                 await _maybe(self._client.send(orjson.loads(event)))
                 seq += 1
+        except asyncio.CancelledError:
+            if asyncio.current_task() is self._task:  # the client's own cancellation; ours takes the task away before
+                self._failed("ws_client.send() was cancelled", seq - 1)
+            raise
         except Exception as error:  # noqa: BLE001 - the event stays stored and is sent again
-            self._lost(f"ws_client.send() failed: {error!r}", seq - 1)
+            self._failed(f"ws_client.send() failed: {error!r}", seq - 1)
             return
-        self._sent(seq - 1)
+        if (core := self._reference()) is not None:
+            core._peer_sent(seq - 1)
 
-    def _lost(self, why: str, sent: int) -> None:
-        self._sent(sent)
-        self._down(why)
+    def _failed(self, why: str, sent: int) -> None:
+        self._available = False
+        if (core := self._reference()) is not None:
+            core._peer_failed(sent, why)
 
     async def _watch(self) -> None:
         """See that the client has gone even if nothing is sent."""

@@ -79,6 +79,13 @@ pub enum PeerEvent {
     Sent(u64),
     /// It cannot send, and why.
     Down(String),
+    /// Sending failed after everything up to `sent`. One word, since between two the next block would go out.
+    Failed {
+        /// The last seq that was sent.
+        sent: u64,
+        /// Why the next was not.
+        why: String,
+    },
 }
 
 /// A parsed WebSocket URL.
@@ -229,13 +236,13 @@ async fn open_peer(peer: Arc<dyn Peer>, mut events: mpsc::UnboundedReceiver<Peer
     loop {
         match events.recv().await {
             Some(PeerEvent::Up) => break,
-            Some(PeerEvent::Sent(_)) => {} // of an earlier link
+            Some(PeerEvent::Sent(_) | PeerEvent::Failed { .. }) => {} // of an earlier link
             Some(PeerEvent::Down(why)) => return Err(Error::new(ErrorKind::ConnectRefused, why)),
             None => return Err(Error::new(ErrorKind::ConnectRefused, "the ws_client is gone")),
         }
     }
     let welcome = Welcome { confirm: Confirm::Sends, have: 0, credit: NO_CREDIT };
-    Ok((Link::Peer(PeerLink { peer, events, busy: false }), welcome))
+    Ok((Link::Peer(PeerLink { peer, events, busy: false, failed: None }), welcome))
 }
 
 fn limits(config: &EmitterConfig) -> WebSocketConfig {
@@ -566,10 +573,14 @@ pub struct PeerLink {
     peer: Arc<dyn Peer>,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     busy: bool,
+    failed: Option<String>,
 }
 
 impl PeerLink {
     fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<LinkEvent> {
+        if let Some(why) = self.failed.take() {
+            return Poll::Ready(LinkEvent::Down(lost(&why)));
+        }
         // Its word first: after a failure nothing more must be given to it.
         let Poll::Ready(event) = self.events.poll_recv(cx) else {
             if self.busy {
@@ -593,6 +604,10 @@ impl PeerLink {
             }
             Some(PeerEvent::Up) => LinkEvent::Progress,
             Some(PeerEvent::Down(why)) => LinkEvent::Down(lost(&why)),
+            Some(PeerEvent::Failed { sent, why }) => {
+                self.failed = Some(why);
+                LinkEvent::Ack(sent)
+            }
             None => LinkEvent::Down(lost("the ws_client is gone")),
         })
     }

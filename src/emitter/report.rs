@@ -181,14 +181,14 @@ impl SloMonitor {
     }
 }
 
-fn slo(name: &str, breached: bool, value: Value, threshold: Value) -> Report {
+fn slo(name: &'static str, breached: bool, value: Value, threshold: Value) -> Report {
     let mut details = Map::new();
     details.insert("slo".to_owned(), json!(name));
     details.insert("value".to_owned(), value);
     details.insert("threshold".to_owned(), threshold);
     let details = Value::Object(details);
     if breached {
-        Report { success: false, ..Report::good("broadcaster_slo_breach", details) }
+        Report::bad("broadcaster_slo_breach", name, 1, details)
     } else {
         Report::good("broadcaster_slo_recovered", details)
     }

@@ -23,7 +23,7 @@ use crate::emitter::item::Item;
 use crate::emitter::link::{Endpoint, Peer, PeerEvent, Target};
 use crate::emitter::outbox::Pushed;
 use crate::emitter::{Emitter as Core, Health, Reply};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::block::Block;
 
 /// How often a thread that waits in here looks whether Ctrl-C was pressed.
@@ -116,7 +116,7 @@ impl Emitter {
         let level = durability.map_or(Ok(inner.durability), config::durability)?;
         let json = inner.serialize(py, event)?;
         let live = inner.live(py)?;
-        match inner.core.push(json.as_bytes(), live)? {
+        match inner.push(&json, live)? {
             Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => ready(py, live),
             Pushed::Accepted { seq, provisional, live, pressed } => {
                 let delivered = level == Durability::Delivered;
@@ -138,7 +138,7 @@ impl Emitter {
         let json = inner.serialize(py, event)?;
         loop {
             let live = inner.live(py)?;
-            let (seq, provisional, live) = match inner.core.push(json.as_bytes(), live)? {
+            let (seq, provisional, live) = match inner.push(&json, live)? {
                 Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => return Ok(live),
                 Pushed::Accepted { seq, provisional, live, pressed } => {
                     if pressed {
@@ -253,6 +253,11 @@ impl Emitter {
         Ok(())
     }
 
+    fn _peer_failed(&self, sent: u64, why: String) -> PyResult<()> {
+        self.core()?.peer_says(PeerEvent::Failed { sent, why });
+        Ok(())
+    }
+
     fn _peer_down(&self, why: String) -> PyResult<()> {
         self.core()?.peer_says(PeerEvent::Down(why));
         Ok(())
@@ -361,6 +366,14 @@ impl Inner {
             self.rejected.fetch_add(1, Ordering::Relaxed);
         }
         json
+    }
+
+    fn push(&self, json: &Bound<'_, PyBytes>, live: Option<bool>) -> Result<Pushed> {
+        self.core.push(json.as_bytes(), live).inspect_err(|error| {
+            if error.is_poison() {
+                self.rejected.fetch_add(1, Ordering::Relaxed);
+            }
+        })
     }
 
     /// What the link is called for the next event: `Some(false)` if a duck-typed client says that it cannot send,
