@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BENCH  := benchmarks/.venv
 # Whoever changes one of these needs a new build.
 RUST   := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 
@@ -43,5 +44,18 @@ format:
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+bench: $(BENCH)/.built                      ## speed beside its peers, in tables; ARGS='--quick' to see that it runs
+	cargo build --release --quiet --manifest-path benchmarks/tools/Cargo.toml
+	$(BENCH)/bin/python benchmarks/run.py $(ARGS)
+
+# Measured is what users install: a wheel, in an environment that has the peers too.
+$(BENCH)/.built: $(VENV)/.tools $(RUST) $(shell find python -name '*.py') benchmarks/requirements.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+	rm -rf dist
+	$(BIN)/maturin build --release --quiet -o dist
+	$(BENCH)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	touch $@
+
 clean:
-	rm -rf $(VENV) target
+	rm -rf $(VENV) $(BENCH) dist target benchmarks/out benchmarks/tools/target

@@ -1,11 +1,33 @@
-"""Carries events from Python engines to live dashboards without losing one silently."""
+"""Carries events from Python engines to live dashboards without losing one silently.
+
+::
+
+    from safe_broadcaster import EventBroadcaster, SafeBroadcaster
+
+    async with EventBroadcaster(port=8000):  # in the program that serves the dashboard
+        ...
+
+    async with SafeBroadcaster("ws://127.0.0.1:8000/ws") as broadcaster:
+        await broadcaster.safe_emit({"type": "graph.delta.node.upsert", "content": {"id": 1}})
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
 
-from safe_broadcaster import _core
+from safe_broadcaster import _core, exceptions
+from safe_broadcaster.config import EmitterConfig
+from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
+from safe_broadcaster.exceptions import *  # noqa: F403 - its __all__ is the list
+from safe_broadcaster.hub import EventBroadcaster, HubConfig
 
 __version__: str = _core.__version__
 
+__all__ = ["EmitterConfig", "EventBroadcaster", "FlushResult", "HubConfig", "SafeBroadcaster", "__version__"]
+__all__ += exceptions.__all__
+
 os.register_at_fork(after_in_child=_core._after_fork_in_child)
+
+if _core._debug_build:
+    warnings.warn("safe_broadcaster is a debug build: it is many times slower than a release", stacklevel=2)

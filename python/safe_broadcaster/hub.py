@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from safe_broadcaster import _core
-from safe_broadcaster.exceptions import ConfigError, ConnectRefused, EventNotSerializable
+from safe_broadcaster.exceptions import ConfigError, ConnectRefused
 from safe_broadcaster.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class EventBroadcaster:
 
         Raises `EventNotSerializable`, `EventTooLarge`, or `BroadcasterClosed` if the hub is not running.
         """
-        _, sessions = self._core.publish(_to_json(data))
+        _, sessions = self._core.publish(_core._serialize(data))
         return sessions
 
     async def broadcast(self, type: str, data: Any, topic: str | None = None) -> int:  # noqa: A002 - the wire's name
@@ -206,12 +206,3 @@ class EventBroadcaster:
     def is_listener_healthy(self) -> bool:
         """Whether new connections are accepted."""
         return self._core.is_listening()
-
-
-def _to_json(event: Mapping[str, Any]) -> bytes:
-    if not isinstance(event, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise EventNotSerializable(f"an event is a mapping, not {type(event).__name__}")
-    try:
-        return orjson.dumps(event if isinstance(event, dict) else dict(event))
-    except orjson.JSONEncodeError as error:
-        raise EventNotSerializable(f"the event cannot be sent as JSON: {error}") from error

@@ -1,1 +1,320 @@
-//! The sending half.
+//! The sending half: events go into the [outbox], the [machine] decides what becomes of them, the [driver] does it over
+//! the [link], and what cannot go out waits in the [spill].
+
+pub mod backoff;
+pub mod breaker;
+pub mod config;
+mod driver;
+pub mod item;
+pub mod ledger;
+pub mod link;
+pub mod machine;
+pub mod outbox;
+pub mod report;
+pub mod spill;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{self, Room};
+use config::EmitterConfig;
+use driver::Command;
+use item::Item;
+use link::{Identity, PeerEvent, Target};
+use machine::{FlushOutcome, Snapshot};
+use outbox::{Counts, Outbox, Pushed};
+use report::Report;
+
+/// An answer to a question asked of the driver; called once, from its thread, and must not block.
+pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// Takes reports for the health bus; called from the driver's thread, and must not block.
+pub type Reporter = Arc<dyn Fn(Health) + Send + Sync>;
+
+/// A report with the totals and the time of day at which it was made.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// What happened.
+    pub report: Report,
+    /// Unix time in seconds.
+    pub unix: f64,
+    /// Events accepted live.
+    pub emits: u64,
+    /// Events spilled.
+    pub spills: u64,
+    /// Spilled events confirmed.
+    pub flushes: u64,
+    /// Spilled events not confirmed yet.
+    pub depth: u64,
+}
+
+struct Shared {
+    config: EmitterConfig,
+    target: Target,
+    outbox: Outbox,
+    origin: Instant,
+    generation: u64,
+    published: Mutex<Published>,
+    identity: Mutex<Option<Identity>>,
+    reporter: Mutex<Option<Reporter>>,
+}
+
+#[derive(Default)]
+struct Published {
+    snapshot: Snapshot,
+}
+
+/// A broadcaster's handle: cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Emitter {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedSender<Command>,
+    /// The other end, until the driver takes it at first use.
+    unclaimed: Arc<Mutex<Option<mpsc::UnboundedReceiver<Command>>>>,
+    driven: Arc<AtomicBool>,
+}
+
+/// See [`Emitter::downgrade`].
+pub struct PeerVoice(mpsc::WeakUnboundedSender<Command>);
+
+impl PeerVoice {
+    /// Answers, if anybody still listens.
+    pub fn say(&self, event: PeerEvent) {
+        if let Some(commands) = self.0.upgrade() {
+            drop(commands.send(Command::Peer(event)));
+        }
+    }
+}
+
+/// Numbers and names for `get_stats`.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// From the outbox, up to date.
+    pub counts: Counts,
+    /// From the machine, as of its last step.
+    pub snapshot: Snapshot,
+    /// Name towards the hub, once the spill is open.
+    pub identity: Option<Identity>,
+    /// Age of the oldest unconfirmed event, in seconds.
+    pub oldest_unacked_age: f64,
+}
+
+impl Stats {
+    /// Spilled events not confirmed yet.
+    #[must_use]
+    pub fn depth(&self) -> u64 {
+        (self.counts.spilled as i64 + self.snapshot.balance).max(0) as u64
+    }
+
+    /// Events that were spilled, on arrival or after a lost link.
+    #[must_use]
+    pub fn spilled(&self) -> u64 {
+        self.counts.spilled + self.snapshot.demoted
+    }
+}
+
+impl Emitter {
+    /// An emitter that is not started: nothing is opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`].
+    pub fn new(config: EmitterConfig, target: Target) -> Result<Self> {
+        config.validate()?;
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let snapshot = Snapshot { breaker: "closed", success_rate: 1.0, ..Snapshot::default() };
+        let shared = Arc::new(Shared {
+            outbox: Outbox::new(&config),
+            config,
+            target,
+            origin: Instant::now(),
+            generation: runtime::generation(),
+            published: Mutex::new(Published { snapshot }),
+            identity: Mutex::default(),
+            reporter: Mutex::default(),
+        });
+        let unclaimed = Arc::new(Mutex::new(Some(receiver)));
+        Ok(Self { shared, commands, unclaimed, driven: Arc::default() })
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &EmitterConfig {
+        &self.shared.config
+    }
+
+    /// Where reports go from now on.
+    pub fn report_to(&self, reporter: Reporter) {
+        *self.shared.reporter.lock() = Some(reporter);
+    }
+
+    /// Accepts an event, given as JSON. `live` overrides what is known of the link.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`], [`ErrorKind::Forked`], [`ErrorKind::EventTooLarge`], and [`ErrorKind::SpillFull`] where
+    /// the policy is to raise.
+    pub fn push(&self, json: &[u8], live: Option<bool>) -> Result<Pushed> {
+        runtime::check_generation(self.shared.generation, "broadcaster")?;
+        if json.len() > self.shared.config.max_event_bytes {
+            let (is, may) = (json.len(), self.shared.config.max_event_bytes);
+            let text = format!("the event is {is} bytes of JSON, max_event_bytes={may}: split it, or raise the limit");
+            return Err(Error::new(ErrorKind::EventTooLarge, text));
+        }
+        let pushed = self.shared.outbox.push(json, live)?;
+        if !self.driven.load(Ordering::Relaxed) {
+            self.drive()?; // an emit before `start` spills too
+        }
+        Ok(pushed)
+    }
+
+    fn drive(&self) -> Result<()> {
+        let Some(receiver) = self.unclaimed.lock().take() else { return Ok(()) };
+        let runtime = runtime::handle(Room::Emitter)?;
+        runtime.spawn(driver::run(Arc::clone(&self.shared), receiver));
+        self.driven.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn ask<T>(&self, reply: Reply<T>, command: impl FnOnce(Reply<T>) -> Command) {
+        let usable = runtime::check_generation(self.shared.generation, "broadcaster").and_then(|()| self.drive());
+        match usable {
+            Err(error) => reply(Err(error)),
+            Ok(()) if self.commands.is_closed() => {
+                reply(Err(Error::new(ErrorKind::Closed, "the broadcaster is stopped")));
+            }
+            // The driver answers everything it has received before it ends.
+            Ok(()) => drop(self.commands.send(command(reply))),
+        }
+    }
+
+    /// Opens the spill and connects; answers when the link is up.
+    pub fn start(&self, reply: Reply<()>) {
+        self.ask(reply, Command::Start);
+    }
+
+    /// Answers when the link is up.
+    pub fn await_live(&self, reply: Reply<()>) {
+        self.ask(reply, Command::AwaitLive);
+    }
+
+    /// Answers when the link was ever up.
+    pub fn await_ready(&self, reply: Reply<()>) {
+        self.ask(reply, Command::AwaitReady);
+    }
+
+    /// Answers when the event is confirmed; `seq` and `provisional` as [`push`](Self::push) gave them.
+    pub fn await_ack(&self, seq: u64, provisional: bool, reply: Reply<()>) {
+        self.ask(reply, |reply| Command::AwaitAck { seq, provisional, reply });
+    }
+
+    /// Runs `waiter` when the outbox has room again.
+    pub fn when_room(&self, waiter: outbox::Waiter) {
+        self.shared.outbox.when_room(waiter);
+    }
+
+    /// Flushes now; answers with the result.
+    pub fn flush(&self, reply: Reply<FlushOutcome>) {
+        self.ask(reply, Command::Flush);
+    }
+
+    /// Answers when everything accepted so far is confirmed.
+    pub fn drain(&self, reply: Reply<()>) {
+        self.ask(reply, Command::Drain);
+    }
+
+    /// Accepts nothing more, sends for at most `drain`, stores the rest, closes everything; then answers.
+    pub fn stop(&self, drain: Duration, reply: Reply<()>) {
+        self.shared.outbox.close();
+        if !self.driven.load(Ordering::Relaxed) && self.shared.outbox.counts().last_seq == 0 {
+            // Nothing was ever done: no file, no thread. Later calls find the channel closed.
+            drop(self.unclaimed.lock().take());
+            return reply(Ok(()));
+        }
+        self.ask(reply, |reply| Command::Stop { drain, reply });
+    }
+
+    /// Word from the [`Peer`](link::Peer).
+    pub fn peer_says(&self, event: PeerEvent) {
+        // After the end nobody listens any more.
+        drop(self.commands.send(Command::Peer(event)));
+    }
+
+    /// A way for the [`Peer`](link::Peer) to answer that does not keep the emitter alive.
+    #[must_use]
+    pub fn downgrade(&self) -> PeerVoice {
+        PeerVoice(self.commands.downgrade())
+    }
+
+    /// Stored items after `after`, oldest first, about `max_bytes` of them. Blocks for a read of the disk.
+    ///
+    /// # Errors
+    /// The spill cannot be read, or the broadcaster is stopped.
+    pub fn peek(&self, after: u64, max_bytes: usize) -> Result<Vec<Item>> {
+        let stopped = || Error::new(ErrorKind::Closed, "the broadcaster is stopped");
+        runtime::check_generation(self.shared.generation, "broadcaster")?;
+        self.drive()?;
+        let (reply, answer) = blocking::sync_channel(1);
+        self.commands.send(Command::Peek { after, max_bytes, reply }).map_err(|_| stopped())?;
+        answer.recv().map_err(|_| stopped())?
+    }
+
+    /// Numbers for `get_stats`; reads counters only.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let snapshot = self.shared.published.lock().snapshot.clone();
+        let age =
+            snapshot.oldest.map_or(0.0, |since| (self.shared.origin.elapsed().saturating_sub(since)).as_secs_f64());
+        Stats {
+            counts: self.shared.outbox.counts(),
+            snapshot,
+            identity: self.shared.identity.lock().clone(),
+            oldest_unacked_age: age,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::config::{Durability, EmitterConfig, WhenFull};
+
+    pub(crate) fn config() -> EmitterConfig {
+        let second = Duration::from_secs(1);
+        EmitterConfig {
+            spill_path: "unused.db".into(),
+            durability: Durability::Memory,
+            emitter_id: None,
+            outbox_bytes: 1 << 20,
+            spill_max_events: 100_000,
+            spill_max_bytes: 1 << 30,
+            spill_max_age: None,
+            when_full: WhenFull::DropOldest,
+            backoff_initial: second,
+            backoff_max: 30 * second,
+            backoff_multiplier: 2.0,
+            jitter: 0.5,
+            connect_timeout: 10 * second,
+            ack_timeout: 30 * second,
+            ping_interval: 20 * second,
+            breaker_threshold: 5,
+            breaker_cooldown: 30 * second,
+            report_interval: second,
+            max_event_bytes: 1 << 20,
+            headers: Vec::new(),
+            token: None,
+            ssl_ca: None,
+            stamp: false,
+            flush_rate: None,
+            slo_emit_success_rate: 0.99,
+            slo_spill_depth: 100,
+            slo_spill_depth_alert: 1000,
+            slo_flush_latency: 5 * second,
+        }
+    }
+}

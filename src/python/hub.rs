@@ -3,11 +3,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -46,7 +44,7 @@ impl Hub {
 
     /// Starts a hub with the attributes of a `HubConfig`; its port accepts connections when this returns.
     fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>) -> Result<u16> {
-        let config = hub_config(config)?;
+        let config = super::config::hub_config(config)?;
         let hub = py.detach(|| hub::Hub::start(config))?;
         let port = hub.port();
         *self.slot.lock() = Some(Arc::new(hub));
@@ -96,49 +94,4 @@ impl Hub {
         });
         HubClient { dialer }
     }
-}
-
-/// Reads the attributes of the dataclass.
-fn hub_config(source: &Bound<'_, PyAny>) -> Result<hub::HubConfig> {
-    let settings = Settings(source);
-    let bytes = "a whole number of bytes";
-    let replay_age = match settings.get::<Option<f64>>("replay_age", "a number of seconds, or None")? {
-        Some(_) => Some(settings.seconds("replay_age")?),
-        None => None,
-    };
-    Ok(hub::HubConfig {
-        host: settings.get("host", "a text")?,
-        port: settings.get("port", "a whole number from 0 to 65535")?,
-        replay_events: settings.get("replay_events", "a whole number of events")?,
-        replay_bytes: settings.get("replay_bytes", bytes)?,
-        replay_age,
-        session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
-        max_message_bytes: settings.get("max_message_bytes", bytes)?,
-        max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
-        allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
-        ping_interval: settings.seconds("ping_interval")?,
-        page: settings.get("page", "a text")?,
-    })
-}
-
-struct Settings<'a, 'py>(&'a Bound<'py, PyAny>);
-
-impl Settings<'_, '_> {
-    fn get<T: for<'p> FromPyObjectOwned<'p>>(&self, name: &str, allowed: &str) -> Result<T> {
-        let value = self.0.getattr(name).map_err(|_| refused(name, "missing", allowed))?;
-        value.extract::<T>().map_err(|_| {
-            let text = value.repr().map_or_else(|_| "(unprintable)".to_owned(), |text| text.to_string());
-            refused(name, &text, allowed)
-        })
-    }
-
-    fn seconds(&self, name: &str) -> Result<Duration> {
-        let seconds = self.get::<f64>(name, "a number of seconds")?;
-        Duration::try_from_secs_f64(seconds)
-            .map_err(|_| refused(name, &seconds.to_string(), "a number of seconds, not negative"))
-    }
-}
-
-fn refused(name: &str, value: &str, allowed: &str) -> Error {
-    Error::new(ErrorKind::Config, format!("{name}={value} is not allowed: give {allowed}"))
 }

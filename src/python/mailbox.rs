@@ -18,8 +18,6 @@ use crate::error::{Error, Result};
 pub(super) enum Body {
     /// `None`.
     Unit,
-    /// `True` or `False`.
-    Bool(bool),
     /// An exception object.
     Failed(Error),
     /// Anything else; the closure runs in the draining thread, which holds the GIL.
@@ -93,7 +91,6 @@ impl Mailbox {
         for (token, body) in letters {
             let value = match body {
                 Body::Unit => py.None(),
-                Body::Bool(value) => value.into_pyobject(py)?.to_owned().into_any().unbind(),
                 Body::Failed(error) => super::errors::exception(py, error),
                 Body::Make(make) => make(py)?,
             };

@@ -1,9 +1,14 @@
 //! The binding: the only room that names pyo3. Rust threads never attach to Python from here or anywhere; what they
 //! have to say waits in a [`mailbox`](mailbox::Mailbox) until the event loop drains it.
 
+mod config;
+mod emitter;
 mod errors;
 mod hub;
 mod mailbox;
+mod ready;
+mod serialize;
+mod settings;
 
 use pyo3::prelude::*;
 
@@ -17,9 +22,11 @@ fn _after_fork_in_child() {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("_debug_build", cfg!(debug_assertions))?;
+    module.add_class::<emitter::Emitter>()?;
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<hub::Hub>()?;
     module.add_class::<hub::HubClient>()?;
+    module.add_function(wrap_pyfunction!(serialize::_serialize, module)?)?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }

@@ -117,12 +117,20 @@ impl Block {
     /// The events with their seqs, in order; each a slice that shares the block's buffer.
     pub fn events(&self) -> impl Iterator<Item = (u64, Bytes)> + '_ {
         let mut at = HEADER_BYTES;
-        (self.first..=self.last()).map(move |seq| {
-            let start = at + EVENT_OVERHEAD;
-            let length = (&self.bytes[at..start]).get_u32_le() as usize;
-            at = start + length;
-            (seq, self.bytes.slice(start..at))
+        (self.first..=self.last()).map_while(move |seq| {
+            let (event, next) = self.event_at(at)?;
+            at = next;
+            Some((seq, event))
         })
+    }
+
+    /// The event whose length field stands at `at` (start with [`HEADER_BYTES`]), and where the next one begins; for a
+    /// sender that stops and goes on between two events.
+    #[must_use]
+    pub fn event_at(&self, at: usize) -> Option<(Bytes, usize)> {
+        let start = at + EVENT_OVERHEAD;
+        let length = self.bytes.get(at..start).map(|mut bytes| bytes.get_u32_le() as usize)?;
+        Some((self.bytes.slice(start..start + length), start + length))
     }
 
     /// What of the block comes after `seq`: all of it shared, a part of it copied, or nothing.
@@ -141,7 +149,7 @@ impl Block {
         builder.seal()
     }
 
-    /// At most `n` events from the front, for a peer that grants no more.
+    /// At most the first `n` events: all of it shared, a part of it copied, or nothing.
     #[must_use]
     pub fn head(&self, n: u64) -> Option<Self> {
         if n >= self.count() {
@@ -152,6 +160,14 @@ impl Block {
             builder.push(&event);
         }
         builder.seal()
+    }
+
+    /// The same events with the seqs from `first` on.
+    #[must_use]
+    pub fn renumbered(&self, first: u64) -> Self {
+        let mut bytes = BytesMut::from(&self.bytes[..]);
+        bytes[1..9].copy_from_slice(&first.to_le_bytes());
+        Self { bytes: bytes.freeze(), first, count: self.count }
     }
 }
 
@@ -256,6 +272,7 @@ mod tests {
         assert_eq!(whole.after(7), None);
         assert_eq!(whole.head(2), Some(block(5, &["a", "bb"])));
         assert_eq!(whole.head(0), None);
+        assert_eq!(whole.renumbered(9), block(9, &["a", "bb", "ccc"]));
     }
 
     proptest! {

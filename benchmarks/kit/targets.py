@@ -1,0 +1,38 @@
+"""What the project wants of its own speed: ratios to something measured in the same run, and three absolute limits."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit on the median over the rounds."""
+
+    what: str
+    sign: str
+    limit: float
+    unit: str
+
+    def met(self, value: float) -> bool:
+        return value <= self.limit if self.sign == "≤" else value >= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.limit:g} {self.unit}"
+
+
+TARGETS = {
+    "caller": Target(
+        "caller's time of `await safe_emit`, link live, to `orjson.dumps` of the event", "≤", 2.0, "times"
+    ),
+    "caller_spilling": Target("the same, link down, events going to SQLite", "≤", 2.5, "times"),
+    "stall": Target("worst stall of the event loop while spilling, over a control run", "≤", 5.0, "ms"),
+    "flood_seed": Target("end to end into a sink, to the `json.dumps` + `websockets` pattern", "≥", 30.0, "times"),
+    "flood_picows": Target("end to end into a sink, to picows + orjson", "≥", 4.0, "times"),
+    "spill_rate": Target("sustained rate into the spill, to plain SQLite in 1000-row transactions", "≥", 0.6, "times"),
+    "flush_rate": Target(
+        "flush of 1 000 000 spilled events, to plain SQLite reading and deleting them", "≥", 0.4, "times"
+    ),
+    "flush_time": Target("that flush, from its first event at the sink to its last", "≤", 5.0, "s"),
+    "memory": Target("resident memory with 1 000 000 spilled events, over an interpreter with orjson", "≤", 40.0, "MB"),
+    "latency_p50": Target("emit → subscriber, median, to the Python stack, 1000 events/s", "≤", 1.0, "times"),
+    "latency_p99": Target("emit → subscriber, 99th percentile, to the Python stack, 1000 events/s", "≤", 0.6, "times"),
+}

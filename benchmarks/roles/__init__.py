@@ -1,0 +1,1 @@
+"""Programs that the benchmarks start as processes of their own: hubs, a publisher, a subscriber, a filler of spills."""

@@ -1,0 +1,18 @@
+"""Our hub, until standard input closes. `python -m roles.safe_hub LOOP` prints where to publish and to subscribe."""
+
+import asyncio
+import json
+import sys
+
+from roles.loops import run
+from safe_broadcaster import EventBroadcaster
+
+
+async def main() -> None:
+    async with EventBroadcaster(None, "bench", host="127.0.0.1", port=0) as hub:
+        print(json.dumps({"publish": hub.url, "subscribe": hub.url}), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    run(main(), sys.argv[1])

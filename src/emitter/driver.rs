@@ -1,0 +1,477 @@
+//! The driver: one task per emitter that carries out what the [machine](super::machine) decides. It owns the machine,
+//! the link and the way to the spill's thread; everything else reaches it as a [`Command`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc as blocking;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+
+use crate::emitter::item::Item;
+use crate::emitter::link::{self, Identity, Link, LinkEvent, PeerEvent};
+use crate::emitter::machine::{Action, FlushOutcome, Machine, Time, Welcome};
+use crate::emitter::report::Report;
+use crate::emitter::spill::{self, Done, Op};
+use crate::emitter::{Health, Reply, Shared};
+use crate::error::{Error, ErrorKind, Result};
+
+/// While the link is down nothing is urgent: events gather so long that blocks fill and rows are few.
+const LINGER_DOWN: Duration = Duration::from_millis(5);
+/// After a burst more is likely to come: the driver looks again after this instead of having itself woken. tokio's
+/// timers are a millisecond coarse.
+const LINGER_BURST: Duration = Duration::from_millis(1);
+/// So many events at once are a burst.
+const BURST: u64 = 32;
+
+/// What a handle asks of the driver.
+pub(super) enum Command {
+    /// Connect, and answer when the link is up or the spill cannot be opened.
+    Start(Reply<()>),
+    /// Answer when the link is up.
+    AwaitLive(Reply<()>),
+    /// Answer when the link was ever up.
+    AwaitReady(Reply<()>),
+    /// Answer when the event is confirmed; `provisional`: its seq was given before the spill was read.
+    AwaitAck { seq: u64, provisional: bool, reply: Reply<()> },
+    /// Flush now.
+    Flush(Reply<FlushOutcome>),
+    /// Answer when everything accepted so far is confirmed.
+    Drain(Reply<()>),
+    /// Show stored events.
+    Peek { after: u64, max_bytes: usize, reply: blocking::SyncSender<Result<Vec<Item>>> },
+    /// Word from a [`Peer`](link::Peer).
+    Peer(PeerEvent),
+    /// Send until the deadline, store the rest, close, answer.
+    Stop { drain: Duration, reply: Reply<()> },
+}
+
+#[derive(Default)]
+struct Waiters {
+    live: Vec<Reply<()>>,
+    ready: Vec<Reply<()>>,
+    flushed: Vec<Reply<FlushOutcome>>,
+    stopped: Vec<Reply<()>>,
+    /// By the seq of the event that has to be confirmed.
+    delivered: BTreeMap<u64, Vec<Reply<()>>>,
+    /// By the seq up to which everything has to be confirmed or given up.
+    drained: BTreeMap<u64, Vec<Reply<()>>>,
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    machine: Machine,
+    identity: Identity,
+    link: Option<Link>,
+    connecting: Option<Connecting>,
+    peer: Option<mpsc::UnboundedSender<PeerEvent>>,
+    ops: blocking::Sender<Op>,
+    waiters: Waiters,
+    base: u64,
+}
+
+type Connecting = std::pin::Pin<Box<dyn Future<Output = Result<(Link, Welcome)>> + Send>>;
+
+/// Runs until the emitter is stopped.
+pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut pending = Vec::new();
+    let (sender, mut done) = mpsc::unbounded_channel();
+    // The spill first: without it no seq is final. A failure is told to whoever asked to start; the next may try again.
+    let opened = loop {
+        match open(&shared, sender.clone(), &mut done).await {
+            Ok(opened) => break opened,
+            Err(error) => {
+                if refuse(&shared, &error, &mut pending, &mut commands).await {
+                    return;
+                }
+            }
+        }
+    };
+    let (machine, ops, identity, base) = opened;
+    let driver = Driver {
+        shared,
+        machine,
+        identity,
+        link: None,
+        connecting: None,
+        peer: None,
+        ops,
+        waiters: Waiters::default(),
+        base,
+    };
+    driver.run(pending, commands, done).await;
+}
+
+type Opened = (Machine, blocking::Sender<Op>, Identity, u64);
+
+async fn open(
+    shared: &Arc<Shared>,
+    sender: mpsc::UnboundedSender<Done>,
+    done: &mut mpsc::UnboundedReceiver<Done>,
+) -> Result<Opened> {
+    let seed = getrandom::u64().unwrap_or_else(|_| shared.now().as_nanos() as u64);
+    let tell = move |what| {
+        // The driver outlives its interest in the last answers.
+        drop(sender.send(what));
+    };
+    let ops = spill::spawn(&shared.config, seed, tell)?;
+    let recovered = match done.recv().await {
+        Some(Done::Opened(opened)) => opened?,
+        _ => return Err(Error::new(ErrorKind::SpillIo, "the spill's thread ended at once")),
+    };
+    let base = recovered.next_seq - 1;
+    shared.outbox.renumber(base);
+    let machine = Machine::new(shared.config.clone(), &recovered, seed);
+    let identity = Identity { emitter: recovered.emitter, epoch: recovered.epoch };
+    *shared.identity.lock() = Some(identity.clone());
+    Ok((machine, ops, identity, base))
+}
+
+/// Tells everyone who waits why the spill cannot be opened, then sleeps until somebody asks to start again; `true` if
+/// nobody ever will.
+async fn refuse(
+    shared: &Shared,
+    error: &Error,
+    pending: &mut Vec<Command>,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+) -> bool {
+    let again = || Error::new(error.kind(), error.report());
+    shared.published.lock().snapshot.last_error = Some(error.report().into());
+    let mut waiting: VecDeque<Command> = std::mem::take(pending).into();
+    while let Ok(command) = commands.try_recv() {
+        waiting.push_back(command);
+    }
+    let mut told = false;
+    loop {
+        told |= waiting.is_empty();
+        let next = if told { commands.recv().await } else { waiting.pop_front() };
+        match next {
+            None => return true,
+            Some(Command::Stop { reply, .. }) => {
+                let lost = shared.outbox.counts().last_seq > 0;
+                reply(if lost { Err(again()) } else { Ok(()) });
+                return true;
+            }
+            Some(Command::Start(reply)) if told => {
+                pending.push(Command::Start(reply));
+                return false;
+            }
+            Some(Command::Start(reply)) => reply(Err(again())),
+            Some(Command::Flush(reply)) => reply(Err(again())),
+            Some(Command::Peek { reply, .. }) => drop(reply.send(Err(again()))),
+            Some(command) => pending.push(command), // waits for a link or a delivery, which may still come
+        }
+    }
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        pending: Vec<Command>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut done: mpsc::UnboundedReceiver<Done>,
+    ) {
+        for command in pending {
+            self.command(command);
+        }
+        let (mut linger, mut orphaned) = (None, false);
+        loop {
+            let fetched = self.fetch();
+            self.act();
+            self.publish();
+            if self.machine.is_closed() {
+                break;
+            }
+            if fetched > 0 {
+                linger = match (self.machine.is_live(), fetched) {
+                    (false, _) => Some(LINGER_DOWN),
+                    (true, BURST..) => Some(LINGER_BURST),
+                    _ => None,
+                };
+            }
+            let pause = linger.take();
+            // Either a timer brings us back, or we sleep until the bell; if neither, there is more to fetch already.
+            let asleep = pause.is_some() || self.shared.outbox.arm();
+            let now = self.shared.now();
+            let deadline = self.machine.deadline(now).map(|at| at.saturating_sub(now));
+            let timer = match (pause, deadline) {
+                (Some(pause), Some(deadline)) => Some(pause.min(deadline)),
+                (pause, deadline) => pause.or(deadline),
+            };
+            let Self { shared, machine, link, connecting, .. } = &mut self;
+            let moved = poll_fn(|cx| {
+                let Some(link) = link else { return Poll::Pending };
+                match link.poll(cx, &mut || machine.poll_outgoing(now)) {
+                    Poll::Ready(event) => Poll::Ready(Some(event)),
+                    // Asking for something to send may have shown that something has to be done first.
+                    Poll::Pending if machine.has_actions() => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
+            });
+            let woken = tokio::select! {
+                biased;
+                command = commands.recv(), if !orphaned => Woken::Command(command),
+                done = done.recv() => Woken::Spill(done),
+                event = moved => Woken::Link(event),
+                opened = async { connecting.as_mut().expect("guarded").await }, if connecting.is_some() => Woken::Opened(opened),
+                () = shared.outbox.bell.notified(), if pause.is_none() => Woken::Time,
+                () = tokio::time::sleep(timer.unwrap_or_default()), if timer.is_some() => Woken::Time,
+                () = std::future::ready(()), if !asleep => Woken::More,
+            };
+            match woken {
+                Woken::Command(Some(command)) => self.command(command),
+                // Every handle is gone: nobody can stop us any more, so we do it ourselves.
+                Woken::Command(None) => {
+                    orphaned = true;
+                    self.machine.stop(self.shared.now(), self.shared.now());
+                }
+                Woken::Spill(done) => self.spill(done),
+                Woken::Link(Some(event)) => self.link(event),
+                Woken::Opened(opened) => self.opened(opened),
+                Woken::Time => self.time(),
+                Woken::Link(None) | Woken::More => {}
+            }
+            if !asleep {
+                // Other emitters share this thread.
+                tokio::task::yield_now().await;
+            }
+        }
+        self.end();
+    }
+
+    fn fetch(&mut self) -> u64 {
+        let fresh = self.shared.outbox.take();
+        if fresh.is_empty() {
+            return 0;
+        }
+        let now = self.shared.now();
+        let mut events = 0;
+        for fresh in fresh {
+            events += fresh.item.events();
+            let since = fresh.since.saturating_duration_since(self.shared.origin);
+            self.machine.on_accepted(now, fresh, since);
+        }
+        events
+    }
+
+    /// Carries out everything that the machine wants done.
+    fn act(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Connect => self.connect(),
+                Action::Disconnect => self.disconnect(),
+                Action::Spill(op) => {
+                    if self.ops.send(op).is_err() {
+                        let error = Error::new(ErrorKind::SpillIo, "the spill's thread is gone");
+                        self.machine.on_spill(self.shared.now(), Done::Closed(Err(error)));
+                    }
+                }
+                Action::Report(report) => self.report(report),
+                Action::Flushed(outcome) => {
+                    for reply in self.waiters.flushed.drain(..) {
+                        reply(Ok(outcome));
+                    }
+                }
+                Action::Recycle(items) => {
+                    for item in items {
+                        if let Item::Events(block) = item {
+                            self.shared.outbox.recycle(block.into_bytes());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self) {
+        let (sender, events) = mpsc::unbounded_channel();
+        self.peer = Some(sender);
+        let (shared, identity, next) = (Arc::clone(&self.shared), self.identity.clone(), self.machine.next_to_send());
+        self.connecting = Some(Box::pin(async move {
+            link::connect(shared.target.clone(), &shared.config, identity, next, events).await
+        }));
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(link) = self.link.take() {
+            tokio::spawn(link.close());
+        }
+        self.connecting = None;
+        self.peer = None;
+    }
+
+    fn opened(&mut self, opened: Result<(Link, Welcome)>) {
+        self.connecting = None;
+        let now = self.shared.now();
+        match opened {
+            Ok((link, welcome)) => match self.machine.on_link_up(now, welcome) {
+                Ok(()) => self.link = Some(link),
+                Err(error) => self.machine.on_connect_failed(now, &error),
+            },
+            Err(error) => self.machine.on_connect_failed(now, &error),
+        }
+    }
+
+    fn link(&mut self, event: LinkEvent) {
+        let now = self.shared.now();
+        let outcome = match event {
+            LinkEvent::Ack(upto) => self.machine.on_ack(now, upto),
+            LinkEvent::Credit(credit) => {
+                self.machine.on_credit(credit);
+                Ok(())
+            }
+            LinkEvent::Pong(number) => {
+                self.machine.on_pong(now, number);
+                Ok(())
+            }
+            LinkEvent::Progress => {
+                self.machine.on_progress(now);
+                Ok(())
+            }
+            LinkEvent::Down(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            self.disconnect();
+            self.machine.on_link_down(now, &error);
+        }
+    }
+
+    fn spill(&mut self, done: Option<Done>) {
+        if let Some(done) = done {
+            self.machine.on_spill(self.shared.now(), done);
+        }
+    }
+
+    fn time(&mut self) {
+        let counts = self.shared.outbox.counts();
+        let depth = (counts.spilled as i64 + self.machine.snapshot().balance).max(0) as u64;
+        self.machine.on_time(self.shared.now(), counts.live, counts.live + counts.spilled, depth);
+    }
+
+    fn command(&mut self, command: Command) {
+        let now = self.shared.now();
+        match command {
+            Command::Start(reply) => {
+                self.waiters.live.push(reply);
+                self.machine.start(now);
+            }
+            Command::AwaitLive(reply) => self.waiters.live.push(reply),
+            Command::AwaitReady(reply) => self.waiters.ready.push(reply),
+            Command::AwaitAck { seq, provisional, reply } => {
+                let seq = if provisional { seq + self.base } else { seq };
+                self.waiters.delivered.entry(seq).or_default().push(reply);
+            }
+            Command::Flush(reply) => {
+                self.fetch();
+                self.waiters.flushed.push(reply);
+                self.machine.flush_now(now);
+            }
+            Command::Drain(reply) => {
+                self.fetch();
+                let last = self.machine.taken();
+                self.waiters.drained.entry(last).or_default().push(reply);
+            }
+            Command::Peek { after, max_bytes, reply } => {
+                // If the thread is gone, so is `reply`, and the reader is told by that.
+                drop(self.ops.send(Op::Peek { after, max_bytes, reply }));
+            }
+            Command::Peer(event) => {
+                if let Some(peer) = &self.peer {
+                    // Word of a link that is gone already.
+                    drop(peer.send(event));
+                }
+            }
+            Command::Stop { drain, reply } => {
+                self.fetch();
+                self.waiters.stopped.push(reply);
+                self.machine.stop(now, now + drain);
+            }
+        }
+    }
+
+    /// Makes the machine's state visible to callers, and answers those whose time has come.
+    fn publish(&mut self) {
+        let snapshot = self.machine.snapshot();
+        let outbox = &self.shared.outbox;
+        outbox.live.store(snapshot.live, Ordering::Relaxed);
+        outbox.held.store(snapshot.held, Ordering::Relaxed);
+        outbox.settled.store(snapshot.settled, Ordering::Relaxed);
+        outbox.spill_bytes.store(snapshot.spill_bytes, Ordering::Relaxed);
+        let (live, ready, acked) = (snapshot.live, snapshot.ready, snapshot.acked_seq);
+        self.shared.published.lock().snapshot = snapshot;
+        outbox.release();
+        if live {
+            self.waiters.live.drain(..).for_each(|reply| reply(Ok(())));
+        }
+        if ready {
+            self.waiters.ready.drain(..).for_each(|reply| reply(Ok(())));
+        }
+        while let Some(entry) = self.waiters.drained.first_entry().filter(|entry| *entry.key() <= acked) {
+            entry.remove().into_iter().for_each(|reply| reply(Ok(())));
+        }
+        while let Some(entry) = self.waiters.delivered.first_entry() {
+            let (seq, lost) = (*entry.key(), self.machine.is_gap(*entry.key()));
+            if seq > acked && !lost {
+                break;
+            }
+            entry.remove().into_iter().for_each(|reply| reply(if lost { Err(given_up()) } else { Ok(()) }));
+        }
+    }
+
+    fn report(&self, report: Report) {
+        let reporter = self.shared.reporter.lock().clone();
+        if let Some(reporter) = reporter {
+            let counts = self.shared.outbox.counts();
+            let snapshot = self.machine.snapshot();
+            let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+            reporter(Health {
+                report,
+                unix,
+                emits: counts.live,
+                spills: counts.spilled + snapshot.demoted,
+                flushes: snapshot.flushed,
+                depth: (counts.spilled as i64 + snapshot.balance).max(0) as u64,
+            });
+        }
+    }
+
+    fn end(mut self) {
+        self.disconnect();
+        self.publish();
+        let stopped = || Error::new(ErrorKind::Closed, "the broadcaster was stopped");
+        let Waiters { live, ready, flushed, stopped: waiting, delivered, drained } = self.waiters;
+        let unmet = live.into_iter().chain(ready);
+        let unmet = unmet.chain(delivered.into_values().flatten()).chain(drained.into_values().flatten());
+        unmet.for_each(|reply| reply(Err(stopped())));
+        for reply in flushed {
+            reply(Err(stopped()));
+        }
+        let failure = self.machine.take_failure();
+        for reply in waiting {
+            reply(failure.as_ref().map_or(Ok(()), |error| Err(Error::new(error.kind(), error.report()))));
+        }
+    }
+}
+
+enum Woken {
+    Command(Option<Command>),
+    Spill(Option<Done>),
+    Link(Option<LinkEvent>),
+    Opened(Result<(Link, Welcome)>),
+    Time,
+    More,
+}
+
+fn given_up() -> Error {
+    Error::new(ErrorKind::SpillFull, "the event was dropped before its delivery: the spill was full or it was too old")
+}
+
+impl Shared {
+    /// Time since the emitter was made: the machine's clock.
+    fn now(&self) -> Time {
+        Instant::now().saturating_duration_since(self.origin)
+    }
+}

@@ -1,0 +1,112 @@
+//! What an emitter's stream consists of: events, and gaps where events had to be given up. Outbox, spill and link all
+//! carry items, in seq order, and every seq of an epoch is covered by exactly one.
+
+use crate::wire::block::Block;
+
+/// Why events were given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GapReason {
+    /// The spill was at its bound.
+    SpillFull,
+    /// The events were older than `spill_max_age`.
+    Expired,
+    /// Memory was at its bound because the disk was slower than the callers.
+    OutboxFull,
+    /// The process ended without `stop()`; these seqs may or may not have been used.
+    Crash,
+}
+
+impl GapReason {
+    /// The word on the wire and on disk.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SpillFull => "spill_full",
+            Self::Expired => "expired",
+            Self::OutboxFull => "outbox_full",
+            Self::Crash => "crash",
+        }
+    }
+
+    /// Reads the word back; `None` for one of a newer version.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash].into_iter().find(|r| r.as_str() == word)
+    }
+}
+
+/// Seqs that will never be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// First missing seq.
+    pub from: u64,
+    /// Last missing seq.
+    pub to: u64,
+    /// Why.
+    pub reason: GapReason,
+}
+
+impl Gap {
+    /// How many seqs.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.to - self.from + 1
+    }
+}
+
+/// A piece of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// Consecutive events.
+    Events(Block),
+    /// Consecutive missing events.
+    Gap(Gap),
+}
+
+impl Item {
+    /// First seq covered.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        match self {
+            Self::Events(block) => block.first(),
+            Self::Gap(gap) => gap.from,
+        }
+    }
+
+    /// Last seq covered.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        match self {
+            Self::Events(block) => block.last(),
+            Self::Gap(gap) => gap.to,
+        }
+    }
+
+    /// Encoded size, as it counts against every bound in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Events(block) => block.bytes().len(),
+            Self::Gap(_) => 0,
+        }
+    }
+
+    /// How many events; none in a gap.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        match self {
+            Self::Events(block) => block.count(),
+            Self::Gap(_) => 0,
+        }
+    }
+
+    /// What comes after `seq`, if anything.
+    #[must_use]
+    pub fn after(&self, seq: u64) -> Option<Self> {
+        match self {
+            Self::Events(block) => block.after(seq).map(Self::Events),
+            Self::Gap(gap) if seq >= gap.to => None,
+            Self::Gap(gap) => Some(Self::Gap(Gap { from: gap.from.max(seq + 1), ..*gap })),
+        }
+    }
+}

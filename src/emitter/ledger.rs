@@ -1,0 +1,331 @@
+//! The ledger: which part of the stream is where. Pure accounting, no decisions.
+//!
+//! ```text
+//!  seq:   …acked │ spill (on disk) … spill_last │ memory (queue) … taken │ outbox …
+//!                └────────── sent ──────────▶ (anywhere in between)
+//! ```
+//!
+//! Everything in the spill is older than everything in memory; `sent` moves over both and falls back to `acked` when
+//! the link is lost. A stretch may be in memory and in the spill at once; the spill's word counts.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::emitter::item::{Gap, Item};
+use crate::emitter::outbox::Fresh;
+use crate::emitter::spill::store::Recovered;
+
+/// Time since the driver started.
+pub type Time = Duration;
+
+/// Marks of age are at least this far apart, so that their number is bounded by time and not by events.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
+struct Entry {
+    item: Item,
+    since: Time,
+}
+
+struct Flight {
+    last: u64,
+    bytes: usize,
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub struct Ledger {
+    /// Everything up to here is confirmed by the peer, or given up.
+    acked: u64,
+    /// Highest seq handed to the present link.
+    sent: u64,
+    /// Highest seq taken from the outbox.
+    taken: u64,
+    /// Highest seq in the spill; below `acked` when it holds nothing of use.
+    spill_last: u64,
+    /// Unacknowledged events up to here count as spilled.
+    spilled_upto: u64,
+    queue: VecDeque<Entry>,
+    held: usize,
+    flights: VecDeque<Flight>,
+    in_flight: usize,
+    ahead: VecDeque<Item>,
+    gaps: VecDeque<Gap>,
+    /// (last seq, stored since), one per [`MARK_EVERY`].
+    marks: VecDeque<(u64, Time)>,
+    /// Events accepted live that had to be spilled after all.
+    pub demoted: u64,
+    /// Spilled events that were confirmed.
+    pub flushed: u64,
+    /// Events given up by the spill.
+    pub dropped: u64,
+    /// Events found in the spill at the start.
+    pub recovered: u64,
+}
+
+impl Ledger {
+    /// Starts where an earlier process ended. Whatever was stored before this process counts as stored since zero.
+    #[must_use]
+    pub fn new(from: &Recovered) -> Self {
+        let mut ledger = Self {
+            acked: from.base,
+            sent: from.base,
+            taken: from.next_seq - 1,
+            spill_last: from.last,
+            spilled_upto: from.last,
+            gaps: from.gaps.iter().copied().filter(|gap| gap.to > from.base).collect(),
+            ..Self::default()
+        };
+        ledger.recovered = ledger.events_between(from.base, from.last);
+        if from.last > from.base {
+            ledger.marks.push_back((from.last, Time::ZERO));
+        }
+        ledger
+    }
+
+    /// Everything up to here is confirmed or given up.
+    #[must_use]
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// Highest seq handed to the present link.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Highest seq taken from the outbox.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Unacknowledged events up to here count as spilled.
+    #[must_use]
+    pub fn spilled_upto(&self) -> u64 {
+        self.spilled_upto
+    }
+
+    /// Bytes held in memory.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Bytes handed to the link and not confirmed.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Whether everything taken is confirmed.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.acked >= self.taken
+    }
+
+    /// Whether the next thing to send lies in the spill.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.sent < self.spill_last
+    }
+
+    /// Whether the spill holds anything that is not confirmed.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.acked < self.spill_last
+    }
+
+    /// Highest seq that lies in the spill.
+    #[must_use]
+    pub fn spill_last(&self) -> u64 {
+        self.spill_last
+    }
+
+    /// Events (without gaps) in `after + 1 ..= upto`.
+    #[must_use]
+    pub fn events_between(&self, after: u64, upto: u64) -> u64 {
+        let missing: u64 =
+            self.gaps.iter().map(|gap| (gap.to.min(upto) + 1).saturating_sub(gap.from.max(after + 1))).sum();
+        upto.saturating_sub(after).saturating_sub(missing)
+    }
+
+    /// Seqs that need no room: confirmed, or given up.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.taken - self.events_between(self.acked, self.taken)
+    }
+
+    /// Spilled events found, demoted, minus those settled; with the outbox's own count of spilled events it gives the
+    /// depth of the spill without waiting for the driver.
+    #[must_use]
+    pub fn balance(&self) -> i64 {
+        (self.recovered + self.demoted) as i64 - (self.flushed + self.dropped) as i64
+    }
+
+    /// Since when the oldest unconfirmed event waits.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Time> {
+        let stored = self.marks.front().filter(|_| self.is_stored()).map(|mark| mark.1);
+        let held = self.queue.iter().find(|entry| entry.item.events() > 0).map(|entry| entry.since);
+        match (stored, held) {
+            (Some(stored), Some(held)) => Some(stored.min(held)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Takes what comes from the outbox. While the link is down all of it counts as spilled.
+    pub fn take(&mut self, fresh: Fresh, since: Time, live: bool) {
+        let Fresh { item, spilled, .. } = fresh;
+        self.taken = item.last();
+        if let Item::Gap(gap) = item {
+            self.add_gap(gap);
+        }
+        if (!live || spilled > 0) && item.events() > 0 {
+            let uncounted = self.events_between(self.spilled_upto.max(self.acked), item.last());
+            self.demoted += uncounted.saturating_sub(spilled);
+            self.spilled_upto = item.last();
+        }
+        self.held += item.bytes();
+        self.queue.push_back(Entry { item, since });
+    }
+
+    /// The link is lost: nothing is under way, and what was is spilled.
+    pub fn link_lost(&mut self) {
+        self.sent = self.acked;
+        self.flights.clear();
+        self.in_flight = 0;
+        self.ahead.clear();
+        let from = self.spilled_upto.max(self.acked);
+        self.demoted += self.events_between(from, self.taken);
+        self.spilled_upto = self.spilled_upto.max(self.taken);
+    }
+
+    /// The next item for the link, starting behind `sent`.
+    ///
+    /// # Errors
+    /// [`NeedsRead`] while the spill has to be read first.
+    pub fn next_item(&mut self) -> Result<Option<Item>, NeedsRead> {
+        if self.is_behind() {
+            while self.ahead.front().is_some_and(|item| item.last() <= self.sent) {
+                self.ahead.pop_front();
+            }
+            return match self.ahead.front() {
+                Some(item) => Ok(item.after(self.sent)),
+                None => Err(NeedsRead),
+            };
+        }
+        let at = self.queue.partition_point(|entry| entry.item.last() <= self.sent);
+        Ok(self.queue.get(at).and_then(|entry| entry.item.after(self.sent)))
+    }
+
+    /// Notes that an item is on its way.
+    pub fn note_sent(&mut self, item: &Item) {
+        self.sent = item.last();
+        self.in_flight += item.bytes();
+        self.flights.push_back(Flight { last: item.last(), bytes: item.bytes() });
+    }
+
+    /// Items read from the spill. Stale ones (of an earlier link) are harmless: they are cut at `sent`.
+    pub fn note_read(&mut self, items: Vec<Item>) {
+        let known = self.ahead.back().map_or(self.sent, Item::last);
+        if items.first().is_some_and(|item| item.first() <= known + 1) {
+            self.ahead.extend(items.into_iter().filter_map(|item| item.after(known)));
+        }
+    }
+
+    /// Bytes read ahead and not yet sent.
+    #[must_use]
+    pub fn ahead_bytes(&self) -> usize {
+        self.ahead.iter().map(Item::bytes).sum()
+    }
+
+    /// Last seq read ahead.
+    #[must_use]
+    pub fn read_upto(&self) -> u64 {
+        self.ahead.back().map_or(self.sent, |item| item.last().max(self.sent))
+    }
+
+    /// The peer has everything up to `upto`. Returns the buffers that are free now and how many spilled events that were.
+    pub fn ack(&mut self, upto: u64) -> (Vec<Item>, u64) {
+        let upto = upto.min(self.taken);
+        if upto <= self.acked {
+            return (Vec::new(), 0);
+        }
+        let flushed = self.events_between(self.acked, upto.min(self.spilled_upto));
+        self.flushed += flushed;
+        self.acked = upto;
+        self.sent = self.sent.max(upto);
+        while self.flights.front().is_some_and(|flight| flight.last <= upto) {
+            self.in_flight -= self.flights.pop_front().map_or(0, |flight| flight.bytes);
+        }
+        while self.gaps.front().is_some_and(|gap| gap.to <= upto) {
+            self.gaps.pop_front();
+        }
+        while self.marks.front().is_some_and(|mark| mark.0 <= upto) {
+            self.marks.pop_front();
+        }
+        (self.forget(upto), flushed)
+    }
+
+    /// Items at the front of memory for the spill, `bytes` of them at least if there are so many.
+    #[must_use]
+    pub fn oldest_held(&self, bytes: usize) -> Vec<Item> {
+        let mut sum = 0;
+        let wanted = self.queue.iter().take_while(|entry| {
+            let more = sum < bytes;
+            sum += entry.item.bytes();
+            more
+        });
+        // The front may be confirmed in part.
+        wanted.filter_map(|entry| entry.item.after(self.acked.max(self.spill_last))).collect()
+    }
+
+    /// Everything in memory up to `upto` is in the spill now, except what it gave up. Returns the free buffers.
+    pub fn note_stored(&mut self, upto: u64, dropped: &[Gap], now: Time) -> Vec<Item> {
+        let from = self.spilled_upto.max(self.acked);
+        self.demoted += self.events_between(from, upto);
+        self.spilled_upto = self.spilled_upto.max(upto);
+        self.spill_last = self.spill_last.max(upto);
+        for gap in dropped {
+            self.dropped += self.events_between(gap.from.max(self.acked + 1) - 1, gap.to);
+            self.add_gap(*gap);
+        }
+        if !dropped.is_empty() {
+            // What was read ahead may be among it; what has been given up must not be sent.
+            self.ahead.clear();
+        }
+        match self.marks.back_mut() {
+            Some(mark) if now.saturating_sub(mark.1) < MARK_EVERY => mark.0 = mark.0.max(upto),
+            _ => self.marks.push_back((upto, now)),
+        }
+        self.forget(upto)
+    }
+
+    fn forget(&mut self, upto: u64) -> Vec<Item> {
+        let mut free = Vec::new();
+        while self.queue.front().is_some_and(|entry| entry.item.last() <= upto) {
+            if let Some(entry) = self.queue.pop_front() {
+                self.held -= entry.item.bytes();
+                free.push(entry.item);
+            }
+        }
+        free
+    }
+
+    fn add_gap(&mut self, gap: Gap) {
+        let at = self.gaps.partition_point(|known| known.from < gap.from);
+        if let Some(before) = at.checked_sub(1).and_then(|i| self.gaps.get_mut(i))
+            && before.to + 1 == gap.from
+            && before.reason == gap.reason
+        {
+            before.to = gap.to;
+        } else {
+            self.gaps.insert(at, gap);
+        }
+    }
+}
+
+/// The next item lies in the spill and has not been read yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeedsRead;

@@ -1,0 +1,162 @@
+//! The spill: where events wait on disk while the link is down or the peer is slow.
+//!
+//! [`store`] is the file; this module is the one thread that owns it. Work goes in as [`Op`]s, answers come back as
+//! [`Done`]s, both in order. The caller keeps at most a handful of operations under way, so the queues stay short.
+
+pub mod store;
+
+use std::sync::mpsc;
+use std::thread;
+
+use crate::emitter::config::EmitterConfig;
+use crate::emitter::item::{Gap, Item};
+use crate::error::{Error, ErrorKind, Result};
+use store::{Limits, Recovered, SpillStore};
+
+/// Work for the spill's thread.
+#[derive(Debug)]
+pub enum Op {
+    /// Store items behind those already there; spare what is `in_flight` or older when room is needed.
+    Append {
+        /// In seq order, directly after what is stored.
+        items: Vec<Item>,
+        /// Highest seq handed to the link.
+        in_flight: u64,
+    },
+    /// Read items after a seq.
+    Read {
+        /// The seq before the first wanted.
+        after: u64,
+        /// Stop when this much is together.
+        max_bytes: usize,
+    },
+    /// Forget everything up to a seq.
+    Trim {
+        /// The last seq to forget.
+        upto: u64,
+    },
+    /// Promise that seqs up to this one may be used.
+    Reserve {
+        /// The last seq promised.
+        upto: u64,
+        /// Everything up to here is acknowledged.
+        acked: u64,
+    },
+    /// Show stored items after `after` to a reader in another thread.
+    Peek {
+        /// The seq before the first wanted.
+        after: u64,
+        /// Stop when this much is together.
+        max_bytes: usize,
+        /// Where the reader waits.
+        reply: mpsc::SyncSender<Result<Vec<Item>>>,
+    },
+    /// End cleanly.
+    Close {
+        /// First seq for the next process.
+        next_seq: u64,
+        /// Everything up to here is acknowledged.
+        acked: u64,
+    },
+}
+
+/// What became of an [`Op`].
+#[derive(Debug)]
+pub enum Done {
+    /// First of all: the file is open, or the thread has ended because it cannot be used.
+    Opened(Result<Recovered>),
+    /// Stored; `dropped` had to make room.
+    Appended {
+        /// Last seq now stored.
+        upto: u64,
+        /// What was given up.
+        dropped: Vec<Gap>,
+        /// Bytes stored now.
+        bytes: u64,
+    },
+    /// Nothing was stored; the items are still the caller's.
+    AppendFailed(Error),
+    /// The items read.
+    Read(Result<Vec<Item>>),
+    /// Forgotten, or tried in vain (then it is sent again at worst).
+    Trimmed {
+        /// What was asked for.
+        result: Result<()>,
+        /// Bytes stored now.
+        bytes: u64,
+    },
+    /// The promise is on disk, or not.
+    Reserved {
+        /// The last seq promised.
+        upto: u64,
+        /// Whether it is.
+        result: Result<()>,
+    },
+    /// The file is closed and unlocked.
+    Closed(Result<()>),
+}
+
+/// Starts the spill's thread, which opens the file and says [`Done::Opened`]. It ends after [`Op::Close`], or when the
+/// sender is dropped.
+///
+/// # Errors
+/// No thread could be started.
+pub fn spawn(config: &EmitterConfig, seed: u64, done: impl Fn(Done) + Send + 'static) -> Result<mpsc::Sender<Op>> {
+    let (path, limits, emitter) = (config.spill_path.clone(), Limits::from(config), config.emitter_id.clone());
+    let (sender, ops) = mpsc::channel();
+    let work = move || match SpillStore::open(&path, limits, emitter.as_deref(), seed) {
+        Ok((store, recovered)) => {
+            done(Done::Opened(Ok(recovered)));
+            run(store, &ops, done);
+        }
+        Err(error) => done(Done::Opened(Err(error))),
+    };
+    let spawned = thread::Builder::new().name("sb-spill".to_owned()).spawn(work);
+    spawned.map_err(|error| Error::new(ErrorKind::SpillIo, "cannot start the spill's thread").with_source(error))?;
+    Ok(sender)
+}
+
+/// Free pages given back at a time, between operations: 4 MiB, a few milliseconds.
+const SHRINK_PAGES: u32 = 256;
+
+fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
+    let mut shrinking = false;
+    loop {
+        let op = if shrinking {
+            match ops.try_recv() {
+                Err(mpsc::TryRecvError::Empty) => {
+                    shrinking = store.shrink(SHRINK_PAGES).unwrap_or(false);
+                    continue;
+                }
+                other => other.ok(),
+            }
+        } else {
+            ops.recv().ok()
+        };
+        let Some(op) = op else { return };
+        match op {
+            Op::Append { items, in_flight } => {
+                let upto = items.last().map_or(0, Item::last);
+                done(match store.append(&items, in_flight) {
+                    Ok(dropped) => Done::Appended { upto, dropped, bytes: store.bytes() },
+                    Err(error) => Done::AppendFailed(error),
+                });
+            }
+            Op::Read { after, max_bytes } => done(Done::Read(store.read(after, max_bytes))),
+            Op::Trim { upto } => {
+                let result = store.trim(upto);
+                shrinking = store.bytes() == 0;
+                done(Done::Trimmed { result, bytes: store.bytes() });
+            }
+            Op::Reserve { upto, acked } => done(Done::Reserved { upto, result: store.reserve(upto, acked) }),
+            Op::Peek { after, max_bytes, reply } => {
+                // The reader may have given up meanwhile.
+                drop(reply.send(store.read(after, max_bytes)));
+            }
+            Op::Close { next_seq, acked } => {
+                done(Done::Closed(store.close(next_seq, acked)));
+                return;
+            }
+        }
+    }
+}

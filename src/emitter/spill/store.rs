@@ -1,0 +1,487 @@
+//! The spill's file: items in seq order in a SQLite table, bounded by events, bytes and age.
+//!
+//! A row is a whole [block](crate::wire::block), not an event: SQLite's cost per row is then shared by some hundred
+//! events (`docs/decisions/0003-spill-rows-are-blocks.md`). The on-disk format is guarded by `user_version`.
+
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::emitter::config::{EmitterConfig, WhenFull};
+use crate::emitter::item::{Gap, GapReason, Item};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::block::Block;
+use crate::wire::position::epoch_from;
+
+/// Marks the file as ours in SQLite's header ("SBsp").
+const APPLICATION_ID: i64 = 0x5342_7370;
+/// Version of the tables below. They are frozen: a change needs a new number and a migration.
+const FORMAT: i64 = 1;
+const SCHEMA: &str = "
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE item (
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL,   -- seqs covered
+        stored_at INTEGER NOT NULL,                         -- Unix time, milliseconds
+        reason TEXT,                                        -- of a gap; NULL for events
+        data BLOB                                           -- a block; NULL for a gap
+    );";
+/// The WAL is folded back into the file at this many pages of 16 KiB: 16 MiB.
+const CHECKPOINT_PAGES: i64 = 1024;
+
+/// Bounds of the spill and the policy at them.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    events: u64,
+    bytes: u64,
+    age: Option<Duration>,
+    drop_oldest: bool,
+}
+
+impl From<&EmitterConfig> for Limits {
+    fn from(config: &EmitterConfig) -> Self {
+        Self {
+            events: config.spill_max_events,
+            bytes: config.spill_max_bytes,
+            age: config.spill_max_age,
+            drop_oldest: config.when_full == WhenFull::DropOldest,
+        }
+    }
+}
+
+/// What an earlier process left.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Name towards the hub.
+    pub emitter: String,
+    /// Epoch of all seqs.
+    pub epoch: String,
+    /// The next seq that may be assigned.
+    pub next_seq: u64,
+    /// Everything up to here is acknowledged or given up for good.
+    pub base: u64,
+    /// Last seq stored; `base` if nothing is.
+    pub last: u64,
+    /// Gaps among the stored items.
+    pub gaps: Vec<Gap>,
+    /// Bytes of stored events.
+    pub bytes: u64,
+    /// Age of the oldest stored item.
+    pub oldest: Option<Duration>,
+}
+
+/// How much is stored, kept along with every change: counting rows would cost more than storing them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    events: u64,
+    bytes: u64,
+}
+
+impl Usage {
+    fn add(&mut self, item: &Item) {
+        self.events += item.events();
+        self.bytes += item.bytes() as u64;
+    }
+
+    fn remove(&mut self, events: u64, bytes: u64) {
+        self.events = self.events.saturating_sub(events);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// The open file and its lock. One owner, one thread.
+#[derive(Debug)]
+pub struct SpillStore {
+    db: Connection,
+    path: PathBuf,
+    limits: Limits,
+    usage: Usage,
+    // Held until the store is dropped: another owner is refused as long as this one lives, and a dead one frees it.
+    _lock: File,
+}
+
+impl SpillStore {
+    /// Opens or creates the spill, alone: a second owner is refused. `emitter` is the name asked for; without one the
+    /// stored name stays, or a random one is made from `seed`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillLocked`] names the owner's pid; [`ErrorKind::SpillCorrupt`] what else is wrong with the path.
+    pub fn open(path: &Path, limits: Limits, emitter: Option<&str>, seed: u64) -> Result<(Self, Recovered)> {
+        check_place(path)?;
+        let lock = lock(path)?;
+        let db = connect(path).map_err(|error| unusable(path, error))?;
+        let mut store = Self { db, path: path.to_owned(), limits, usage: Usage::default(), _lock: lock };
+        let recovered = store.recover(emitter, seed).map_err(|error| unusable(path, error))?;
+        Ok((store, recovered))
+    }
+
+    fn recover(&mut self, emitter: Option<&str>, seed: u64) -> rusqlite::Result<Recovered> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let now = unix_millis();
+        let tx = self.db.transaction()?;
+        let stored: Option<String> = get(&tx, "emitter")?;
+        let name = emitter.map(str::to_owned).or_else(|| stored.clone()).unwrap_or_else(|| epoch_from(rng.u64(..)));
+        // Another name means other high-water marks at the hub: seqs under it start a history of their own.
+        let epoch = if stored.as_deref() == Some(&name) { get(&tx, "epoch")? } else { None };
+        let epoch: String = epoch.unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let (first, last): (Option<u64>, Option<u64>) =
+            tx.query_row("SELECT min(first), max(last) FROM item", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
+        let mut last = last.unwrap_or(base).max(base);
+        let reserved: u64 = get(&tx, "reserved")?.unwrap_or(0);
+        let clean: Option<u64> = get(&tx, "next_seq")?;
+        let next_seq = clean.unwrap_or((reserved + 1).max(last + 1));
+        if clean.is_some() && first.is_none() {
+            (base, last) = (next_seq - 1, next_seq - 1);
+        } else if next_seq > last + 1 {
+            // The process died with seqs in memory: which of them were used is unknown, and that is said.
+            insert_gap(&tx, Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }, now)?;
+            last = next_seq - 1;
+        }
+        put(&tx, "emitter", &name)?;
+        put(&tx, "epoch", &epoch)?;
+        put(&tx, "base", base)?;
+        put(&tx, "reserved", reserved.max(next_seq - 1))?;
+        tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
+        tx.commit()?;
+        let gaps = self.gaps()?;
+        let (events, bytes, oldest): (u64, u64, Option<i64>) = self.db.query_row(
+            "SELECT coalesce(sum(last - first + 1), 0), coalesce(sum(length(data)), 0), min(stored_at)
+             FROM item WHERE data IS NOT NULL",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )?;
+        self.usage = Usage { events, bytes };
+        let oldest = oldest.map(|at| Duration::from_millis((now - at).max(0) as u64));
+        Ok(Recovered { emitter: name, epoch, next_seq, base, last, gaps, bytes, oldest })
+    }
+
+    fn gaps(&self) -> rusqlite::Result<Vec<Gap>> {
+        let mut query = self.db.prepare("SELECT first, last, reason FROM item WHERE data IS NULL ORDER BY first")?;
+        query.query_map([], gap_from)?.collect()
+    }
+
+    /// Bytes of stored events.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.usage.bytes
+    }
+
+    /// Stores items behind those already there, in one transaction; then makes room if a bound is passed, sparing
+    /// what is on its way (`in_flight` and older). Returns what had to go.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: nothing of this call is stored, and the same call may be tried again.
+    pub fn append(&mut self, items: &[Item], in_flight: u64) -> Result<Vec<Gap>> {
+        self.write(|tx, limits, usage| {
+            let now = unix_millis();
+            for item in items {
+                insert(tx, item, now)?;
+                usage.add(item);
+            }
+            make_room(tx, limits, usage, in_flight, now)
+        })
+    }
+
+    /// Items after `seq`, oldest first, until `max_bytes` are together (at least one item if there is any).
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`].
+    pub fn read(&self, seq: u64, max_bytes: usize) -> Result<Vec<Item>> {
+        self.read_items(seq, max_bytes).map_err(|error| failed(&self.path, "read", error))
+    }
+
+    fn read_items(&self, seq: u64, max_bytes: usize) -> rusqlite::Result<Vec<Item>> {
+        let mut query = self.db.prepare_cached(
+            "SELECT first, last, reason, data FROM item
+             WHERE first >= coalesce((SELECT max(first) FROM item WHERE first <= ?1), 0) ORDER BY first",
+        )?;
+        let mut rows = query.query([seq + 1])?;
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        while bytes < max_bytes {
+            let Some(row) = rows.next()? else { break };
+            let item = match row.get_ref(3)?.as_blob_or_null()? {
+                Some(data) => Item::Events(parse(Bytes::copy_from_slice(data))?),
+                None => Item::Gap(gap_from(row)?),
+            };
+            if let Some(item) = item.after(seq) {
+                bytes += item.bytes().max(64);
+                items.push(item);
+            }
+        }
+        Ok(items)
+    }
+
+    /// Forgets everything up to and including `seq`: the peer has it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: still stored, and sent again at worst.
+    pub fn trim(&mut self, seq: u64) -> Result<()> {
+        self.write(|tx, _, usage| trim(tx, usage, seq))
+    }
+
+    /// Promises that seqs up to `seq` may have been used, so that a process after a crash uses none of them again,
+    /// and notes that the peer has everything up to `acked`. Survives power loss: a repeated seq would be dropped by
+    /// the hub as a duplicate.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`].
+    pub fn reserve(&mut self, seq: u64, acked: u64) -> Result<()> {
+        self.synchronously(|tx, _, usage| {
+            put(tx, "reserved", seq)?;
+            trim(tx, usage, acked)
+        })
+    }
+
+    /// Ends cleanly: the peer has everything up to `acked`, and the next process goes on with exactly `next_seq`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: the next process skips to the reserved seq instead.
+    pub fn close(mut self, next_seq: u64, acked: u64) -> Result<()> {
+        self.synchronously(|tx, _, usage| {
+            trim(tx, usage, acked)?;
+            put(tx, "next_seq", next_seq)
+        })?;
+        let Self { db, path, .. } = self;
+        db.close().map_err(|(_, error)| failed(&path, "close", error))
+    }
+
+    /// Gives free pages back to the file system, at most `pages`; returns whether more are left.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`].
+    pub fn shrink(&mut self, pages: u32) -> Result<bool> {
+        let step = || -> rusqlite::Result<bool> {
+            // Stepped row by row: executed as a batch the pragma frees next to nothing.
+            let mut statement = self.db.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+            let mut rows = statement.query([])?;
+            while rows.next()?.is_some() {}
+            drop(rows);
+            pragma(&self.db, "freelist_count").map(|left| left > 0)
+        };
+        step().map_err(|error| failed(&self.path, "shrink", error))
+    }
+
+    fn synchronously(
+        &mut self,
+        work: impl FnOnce(&Connection, &Limits, &mut Usage) -> rusqlite::Result<()>,
+    ) -> Result<()> {
+        let level = |db: &Connection, level: &str| db.pragma_update(None, "synchronous", level);
+        level(&self.db, "FULL").map_err(|error| failed(&self.path, "sync", error))?;
+        let done = self.write(work);
+        level(&self.db, "NORMAL").map_err(|error| failed(&self.path, "sync", error))?;
+        done
+    }
+
+    /// One transaction; the counters change only if it commits.
+    fn write<T>(&mut self, work: impl FnOnce(&Connection, &Limits, &mut Usage) -> rusqlite::Result<T>) -> Result<T> {
+        let mut usage = self.usage;
+        let run = || -> rusqlite::Result<T> {
+            let tx = self.db.unchecked_transaction()?; // `&mut self` is the check
+            let value = work(&tx, &self.limits, &mut usage)?;
+            tx.commit()?;
+            Ok(value)
+        };
+        let value = run().map_err(|error| failed(&self.path, "write", error))?;
+        self.usage = usage;
+        Ok(value)
+    }
+}
+
+/// Gives up the oldest stored events that are not on their way until all bounds hold again.
+fn make_room(
+    tx: &Connection,
+    limits: &Limits,
+    usage: &mut Usage,
+    in_flight: u64,
+    now: i64,
+) -> rusqlite::Result<Vec<Gap>> {
+    let mut gaps: Vec<Gap> = Vec::new();
+    let too_old = limits.age.map(|age| now - age.as_millis().min(i64::MAX as u128 / 2) as i64);
+    loop {
+        let over = if limits.drop_oldest { usage.events.saturating_sub(limits.events) } else { 0 };
+        let heavy = limits.drop_oldest && usage.bytes > limits.bytes;
+        if over == 0 && !heavy && too_old.is_none() {
+            break;
+        }
+        let oldest = tx
+            .prepare_cached(
+                "SELECT stored_at, data FROM item WHERE first > ?1 AND data IS NOT NULL ORDER BY first LIMIT 1",
+            )?
+            .query_row([in_flight], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+            .optional()?;
+        let Some((stored_at, data)) = oldest else { break };
+        let expired = too_old.is_some_and(|limit| stored_at < limit);
+        if over == 0 && !heavy && !expired {
+            break;
+        }
+        let block = parse(data.into())?;
+        let whole = expired || heavy || over >= block.count();
+        let upto = if whole { block.last() } else { block.first() + over - 1 };
+        let reason = if expired { GapReason::Expired } else { GapReason::SpillFull };
+        let gap = Gap { from: block.first(), to: upto, reason };
+        tx.prepare_cached("DELETE FROM item WHERE first = ?1")?.execute([block.first()])?;
+        usage.remove(block.count(), block.bytes().len() as u64);
+        if let Some(rest) = block.after(upto).map(Item::Events) {
+            usage.add(&rest);
+            insert(tx, &rest, stored_at)?;
+        }
+        insert_gap(tx, gap, now)?;
+        match gaps.last_mut() {
+            Some(last) if last.to + 1 == gap.from && last.reason == gap.reason => last.to = gap.to,
+            _ => gaps.push(gap),
+        }
+    }
+    Ok(gaps)
+}
+
+fn trim(tx: &Connection, usage: &mut Usage, seq: u64) -> rusqlite::Result<()> {
+    let (events, bytes): (u64, u64) = tx
+        .prepare_cached(
+            "SELECT coalesce(sum(last - first + 1), 0), coalesce(sum(length(data)), 0)
+             FROM item WHERE first <= ?1 AND last <= ?1 AND data IS NOT NULL",
+        )?
+        .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    tx.prepare_cached("DELETE FROM item WHERE first <= ?1 AND last <= ?1")?.execute([seq])?;
+    usage.remove(events, bytes);
+    put(tx, "base", seq)
+}
+
+fn gap_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Gap> {
+    let reason = GapReason::parse(row.get_ref(2)?.as_str()?).unwrap_or(GapReason::SpillFull);
+    Ok(Gap { from: row.get(0)?, to: row.get(1)?, reason })
+}
+
+fn failed(path: &Path, verb: &str, error: rusqlite::Error) -> Error {
+    Error::new(ErrorKind::SpillIo, format!("cannot {verb} the spill {}", path.display())).with_source(error)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let db = Connection::open(path)?;
+    db.busy_timeout(Duration::from_secs(5))?; // a tripwire: the lock file keeps other owners out
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        db.pragma_update(None, "page_size", 16384)?; // blocks are up to 64 KiB: fewer overflow pages
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // takes effect only before the first table
+        db.pragma_update(None, "application_id", APPLICATION_ID)?;
+        db.pragma_update(None, "user_version", FORMAT)?;
+        db.execute_batch(SCHEMA)?;
+    }
+    let (id, version): (i64, i64) = (pragma(&db, "application_id")?, pragma(&db, "user_version")?);
+    if (id, version) != (APPLICATION_ID, FORMAT) {
+        return Err(rusqlite::Error::InvalidPath(path.to_owned()));
+    }
+    db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    db.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    db.pragma_update(None, "cache_size", -2048)?; // KiB: rows are read and written once, a cache would only weigh
+    db.set_prepared_statement_cache_capacity(32);
+    Ok(db)
+}
+
+fn pragma(db: &Connection, name: &str) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, name, |row| row.get(0))
+}
+
+fn insert(tx: &Connection, item: &Item, stored_at: i64) -> rusqlite::Result<()> {
+    match item {
+        Item::Gap(gap) => insert_gap(tx, *gap, stored_at),
+        Item::Events(block) => tx
+            .prepare_cached("INSERT INTO item (first, last, stored_at, data) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![block.first(), block.last(), stored_at, &block.bytes()[..]])
+            .map(|_| ()),
+    }
+}
+
+/// A gap grows the one before it where they touch, so that a long outage leaves one row and not thousands.
+fn insert_gap(tx: &Connection, gap: Gap, stored_at: i64) -> rusqlite::Result<()> {
+    let grown = tx
+        .prepare_cached("UPDATE item SET last = ?2 WHERE first = (SELECT max(first) FROM item WHERE first < ?1) AND last = ?1 - 1 AND reason = ?3")?
+        .execute(params![gap.from, gap.to, gap.reason.as_str()])?;
+    if grown == 0 {
+        tx.prepare_cached("INSERT INTO item (first, last, stored_at, reason) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![gap.from, gap.to, stored_at, gap.reason.as_str()])?;
+    }
+    Ok(())
+}
+
+fn get<T: rusqlite::types::FromSql>(tx: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
+    tx.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+}
+
+fn put(tx: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
+        .execute(params![key, value])
+        .map(|_| ())
+}
+
+fn parse(data: Bytes) -> rusqlite::Result<Block> {
+    Block::parse(data)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error)))
+}
+
+fn unix_millis() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+fn check_place(path: &Path) -> Result<()> {
+    let refuse = |why: &str, remedy: &str| {
+        Err(Error::new(ErrorKind::SpillCorrupt, format!("spill_path {}: {why}; {remedy}", path.display())))
+    };
+    if path.is_dir() {
+        return refuse("is a directory", "give the path of a file in it");
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+            refuse("its directory does not exist", "create it, or choose another path")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(&name);
+    let mut file = open.map_err(|error| {
+        let text = format!(
+            "spill_path {}: cannot write beside it; make the directory writable, or choose another path",
+            path.display()
+        );
+        Error::new(ErrorKind::SpillCorrupt, text).with_source(error)
+    })?;
+    match file.try_lock() {
+        Ok(()) => {
+            // The pid is for people and for the error below; the lock itself is the kernel's.
+            let noted =
+                file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
+            noted.map_err(|error| unusable(path, error))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            if file.read_to_string(&mut owner).is_err() || owner.is_empty() {
+                "unknown".clone_into(&mut owner);
+            }
+            let here = if owner == std::process::id().to_string() { " (this process)" } else { "" };
+            let text = format!(
+                "spill_path {} is owned by process {owner}{here}; give each broadcaster its own spill_path, or stop the other",
+                path.display()
+            );
+            Err(Error::new(ErrorKind::SpillLocked, text))
+        }
+        Err(TryLockError::Error(error)) => Err(unusable(path, error)),
+    }
+}
+
+fn unusable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let text = format!(
+        "spill_path {} cannot be used as a spill; if it is a file of something else choose another path, if it is damaged move it away",
+        path.display()
+    );
+    Error::new(ErrorKind::SpillCorrupt, text).with_source(error)
+}

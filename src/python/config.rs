@@ -1,0 +1,89 @@
+//! Settings cross once: the frozen dataclasses `EmitterConfig` and `HubConfig` become the core's structs of the same
+//! fields.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+
+use super::settings::{Settings, refused};
+use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub::HubConfig;
+
+/// Reads the attributes of the dataclass.
+pub(super) fn emitter_config(source: &Bound<'_, PyAny>, spill_path: PathBuf) -> Result<EmitterConfig> {
+    let settings = Settings(source);
+    Ok(EmitterConfig {
+        spill_path,
+        durability: durability(&settings.get::<String>("durability", "a text")?)?,
+        emitter_id: settings.get("emitter_id", "a text, or None")?,
+        outbox_bytes: settings.get("outbox_bytes", "a whole number of bytes")?,
+        spill_max_events: settings.get("spill_max_events", "a whole number of events")?,
+        spill_max_bytes: settings.get("spill_max_bytes", "a whole number of bytes")?,
+        spill_max_age: settings.optional_seconds("spill_max_age")?,
+        when_full: when_full(&settings.get::<String>("when_full", "a text")?)?,
+        backoff_initial: settings.seconds("backoff_initial")?,
+        backoff_max: settings.seconds("backoff_max")?,
+        backoff_multiplier: settings.get("backoff_multiplier", "a number")?,
+        jitter: settings.get("jitter", "a number from 0 to 1")?,
+        connect_timeout: settings.seconds("connect_timeout")?,
+        ack_timeout: settings.seconds("ack_timeout")?,
+        ping_interval: settings.seconds("ping_interval")?,
+        breaker_threshold: settings.get("breaker_threshold", "a whole number, at least 1")?,
+        breaker_cooldown: settings.seconds("breaker_cooldown")?,
+        report_interval: settings.seconds("report_interval")?,
+        max_event_bytes: settings.get("max_event_bytes", "a whole number of bytes")?,
+        headers: settings.get::<HashMap<String, String>>("headers", "a mapping of texts")?.into_iter().collect(),
+        token: settings.get("token", "a text, or None")?,
+        ssl_ca: settings.get("ssl_ca", "the path of a PEM file, or None")?,
+        stamp: settings.get("stamp", "True or False")?,
+        flush_rate: settings.get("flush_rate", "events per second, or None")?,
+        slo_emit_success_rate: settings.get("slo_emit_success_rate", "a number from 0 to 1")?,
+        slo_spill_depth: settings.get("slo_spill_depth", "a whole number of events")?,
+        slo_spill_depth_alert: settings.get("slo_spill_depth_alert", "a whole number of events")?,
+        slo_flush_latency: settings.seconds("slo_flush_latency")?,
+    })
+}
+
+/// A level by its name.
+pub(super) fn durability(name: &str) -> Result<Durability> {
+    match name {
+        "memory" => Ok(Durability::Memory),
+        "delivered" => Ok(Durability::Delivered),
+        "process" | "power" => {
+            let text = format!("durability='{name}' is not available yet: give 'memory' or 'delivered'");
+            Err(Error::new(ErrorKind::Config, text))
+        }
+        _ => Err(refused("durability", &format!("'{name}'"), "'memory' or 'delivered'")),
+    }
+}
+
+fn when_full(name: &str) -> Result<WhenFull> {
+    match name {
+        "drop_oldest" => Ok(WhenFull::DropOldest),
+        "drop_newest" => Ok(WhenFull::DropNewest),
+        "wait" => Ok(WhenFull::Wait),
+        "raise" => Ok(WhenFull::Raise),
+        _ => Err(refused("when_full", &format!("'{name}'"), "'drop_oldest', 'drop_newest', 'wait' or 'raise'")),
+    }
+}
+
+/// Reads the attributes of the dataclass.
+pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
+    let settings = Settings(source);
+    let bytes = "a whole number of bytes";
+    Ok(HubConfig {
+        host: settings.get("host", "a text")?,
+        port: settings.get("port", "a whole number from 0 to 65535")?,
+        replay_events: settings.get("replay_events", "a whole number of events")?,
+        replay_bytes: settings.get("replay_bytes", bytes)?,
+        replay_age: settings.optional_seconds("replay_age")?,
+        session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
+        max_message_bytes: settings.get("max_message_bytes", bytes)?,
+        max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
+        allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
+        ping_interval: settings.seconds("ping_interval")?,
+        page: settings.get("page", "a text")?,
+    })
+}
