@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use safe_broadcaster::ErrorKind;
 use safe_broadcaster::hub::{Hub, HubConfig};
+use safe_broadcaster::wire::block::BlockBuilder;
+use safe_broadcaster::wire::frame::HubFrame;
 use serde_json::{Value, json};
 use support::{Client, PATIENCE, block};
 use tokio_tungstenite::tungstenite::Message;
@@ -35,7 +37,9 @@ async fn start_again(log: &Path) -> Hub {
         loop {
             let config = HubConfig { port: 0, log_path: Some(log.to_owned()), ..HubConfig::default() };
             match Hub::start(config) {
-                Err(error) if error.kind() == ErrorKind::LogLocked => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(error) if error.kind() == ErrorKind::LogLocked => {
+                    tokio::time::sleep(Duration::from_millis(5)).await
+                }
                 other => return other.expect("starts"),
             }
         }
@@ -233,4 +237,69 @@ async fn a_log_that_cannot_be_used_says_why() {
     assert_eq!(error.kind(), ErrorKind::LogLocked);
     assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
     assert_eq!(refused(&place.log.join("below")).kind(), ErrorKind::LogCorrupt);
+}
+
+/// Events per second that one emitter brings into a hub; blocks of 150 events of 400 bytes.
+/// `cargo test --release --test hub_history -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn rate_with_and_without_a_log() {
+    const BLOCK: u64 = 150;
+    const BLOCKS: u64 = 10_000;
+    const WINDOW: u64 = 30_000;
+    let event = format!(r#"{{"type":"t","x":"{}"}}"#, "x".repeat(379));
+    assert_eq!(event.len(), 400);
+    for (what, durable, listens) in [
+        ("memory", false, false),
+        ("log_path", true, false),
+        ("memory, one subscriber", false, true),
+        ("log_path, one subscriber", true, true),
+    ] {
+        let place = place();
+        let hub = support::hub(|config| {
+            config.log_path = durable.then(|| place.log.clone());
+            config.session_queue_bytes = 64 << 20;
+        });
+        let reading = listens.then(|| {
+            let port = hub.port();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("built");
+                runtime.block_on(async {
+                    let (mut subscriber, _) = Client::subscriber(port, &["*"], None).await;
+                    for _ in 0..BLOCKS * BLOCK {
+                        subscriber.message().await;
+                    }
+                });
+            })
+        });
+        while listens && hub.stats().subscribers == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut emitter = Client::emitter(hub.port()).await;
+        emitter.hello("engine", "1", 1).await;
+        let begin = std::time::Instant::now();
+        let mut acked = 0;
+        for first in (0..BLOCKS).map(|n| n * BLOCK + 1) {
+            let mut builder = BlockBuilder::new(first, bytes::BytesMut::with_capacity(64 << 10));
+            for _ in 0..BLOCK {
+                builder.push(event.as_bytes());
+            }
+            emitter.block(&builder.seal().expect("not empty")).await;
+            while first + BLOCK - acked > WINDOW {
+                let HubFrame::Ack { upto } = emitter.hub_frame().await else { panic!("no ack") };
+                acked = upto;
+            }
+        }
+        emitter.acked(BLOCKS * BLOCK).await;
+        let rate = (BLOCKS * BLOCK) as f64 / begin.elapsed().as_secs_f64();
+        if let Some(reading) = reading {
+            reading.join().expect("everything read");
+        }
+        let commits = hub.stats().log_commits;
+        #[expect(clippy::print_stderr, reason = "the measurement")]
+        {
+            eprintln!("{what}: {rate:.0} events/s, {commits} transactions");
+        }
+        hub.stop().await;
+    }
 }
