@@ -22,6 +22,12 @@ pub enum ErrorKind {
     SpillCorrupt,
     /// The disk refused a read or write of the spill. See the source.
     SpillIo,
+    /// Another hub has the log file. Give each hub its own `log_path`.
+    LogLocked,
+    /// The file at `log_path` cannot be used as a hub's log. Move it away, or choose another path.
+    LogCorrupt,
+    /// The disk refused the log: the event was not published, and can be tried again. See the source.
+    LogIo,
     /// No link within the time allowed; attempts go on in the background.
     ConnectTimeout,
     /// The peer could not be reached, or answered something that is not our protocol.
@@ -73,6 +79,7 @@ impl Error {
                 | ErrorKind::Protocol
                 | ErrorKind::SpillFull
                 | ErrorKind::SpillIo
+                | ErrorKind::LogIo
         )
     }
 

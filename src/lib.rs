@@ -8,6 +8,7 @@ pub mod error;
 pub mod hub;
 pub mod local;
 pub mod runtime;
+mod sqlite;
 pub mod wire;
 
 #[cfg(feature = "python")]

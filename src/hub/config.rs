@@ -1,6 +1,7 @@
 //! The settings of a hub.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::log::LogLimits;
@@ -23,6 +24,9 @@ pub struct HubConfig {
     pub replay_bytes: usize,
     /// How long an entry is kept at most. Default: no limit of time.
     pub replay_age: Option<Duration>,
+    /// File of the durable log. With it, events that were acknowledged, offsets and the marks of emitters outlive the
+    /// hub, even a `kill -9`; a loss of power ends the epoch. Default none: the log lives in memory.
+    pub log_path: Option<PathBuf>,
     /// Most bytes that may wait for one session; a session that lets more wait is closed with 3008 and comes back
     /// for what it missed. Default 1 MiB: seconds of a busy dashboard, and 10 000 stuck ones stay below 10 GiB.
     pub session_queue_bytes: usize,
@@ -48,6 +52,7 @@ impl Default for HubConfig {
             replay_events: 10_000,
             replay_bytes: 16 * MIB,
             replay_age: None,
+            log_path: None,
             session_queue_bytes: MIB,
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
@@ -75,6 +80,10 @@ impl HubConfig {
         within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
         if self.replay_age.is_some_and(|age| age.is_zero()) {
             return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
+        }
+        if self.log_path.is_some() {
+            // A row of SQLite ends at 1 GB.
+            within("max_message_bytes", self.max_message_bytes, KIB, GIB / 2)?;
         }
         for origin in &self.allowed_origins {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));

@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
 
+use super::history::Flow;
 use super::machine::{Beat, EmitterMachine, Liveness, Step, SubscriberMachine};
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
@@ -84,6 +85,8 @@ struct Session<S> {
     ws: WebSocketStream<S>,
     machine: Machine,
     seat: Seat,
+    /// What of this session is on its way to a durable log.
+    flow: Arc<Flow>,
     outgoing: VecDeque<Item>,
     output: Output,
     ending: Ending,
@@ -145,6 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             ws,
             machine,
             seat,
+            flow: Arc::default(),
             outgoing: VecDeque::new(),
             output: Output::Flushed,
             ending: Ending::Open,
@@ -222,6 +226,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Reads a batch, and hands what it brought to the hub.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.poll_flow(cx).is_pending() {
+            return Poll::Pending;
+        }
         if !self.gave_way && self.must_give_way() {
             self.gave_way = true;
             cx.waker().wake_by_ref();
@@ -242,6 +249,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     budget = budget.saturating_sub(64 + message.len());
                     self.liveness.progress();
                     self.on_message(message);
+                    if self.flow.is_shut() {
+                        // Not read on before the disk has caught up: the next poll asks to be woken then.
+                        cx.waker().wake_by_ref();
+                        break false;
+                    }
                 }
                 Poll::Ready(Some(Err(error))) => match refusal(&error) {
                     None => break true,
@@ -255,6 +267,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         };
         self.commit();
         if ended { Poll::Ready(Event::Ended) } else { Poll::Pending }
+    }
+
+    /// Ready when nothing on its way to a durable log forbids reading.
+    fn poll_flow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(greeted) = std::task::ready!(self.flow.poll_open(cx)) {
+            if let Machine::Emitter(machine) = &mut self.machine {
+                machine.greeted(greeted);
+            }
+        }
+        Poll::Ready(())
     }
 
     fn must_give_way(&self) -> bool {
@@ -285,11 +307,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if let Machine::Emitter(machine) = &mut self.machine
             && machine.wants_commit()
         {
-            self.seat.shared.with(|state, now| machine.commit(state, now));
+            let Some(history) = &self.seat.shared.history else {
+                return self.seat.shared.with(|state, now| machine.commit(state, now));
+            };
+            if !history.submit(machine.turn(), &self.flow) {
+                self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
+            }
         }
     }
 
     fn beat(&mut self) {
+        if self.flow.is_shut() {
+            self.liveness.progress(); // a peer that is not read cannot be heard
+        }
         let beat = self.liveness.beat();
         self.with_registry(|registry, id| match beat {
             Beat::Ping => registry.push_ping(id),
@@ -319,7 +349,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
         if let Machine::Emitter(machine) = &mut self.machine {
-            self.seat.shared.with(|state, _| machine.end(state));
+            match &self.seat.shared.history {
+                Some(history) => history.release(self.seat.id, machine.name()),
+                None => self.seat.shared.with(|state, _| machine.end(state)),
+            }
         }
     }
 }
@@ -351,6 +384,7 @@ fn reason(code: CloseCode) -> &'static str {
         CloseCode::Slow => "too slow: come back and recover",
         CloseCode::NoPong => "no sign of life",
         CloseCode::Superseded => "a newer connection of this emitter took over",
+        CloseCode::Degraded => "the hub cannot store events at the moment: come back",
         CloseCode::BadFrame => "bad frame",
         CloseCode::Unauthorized => "unauthorized",
         CloseCode::TooLarge => "message too large",

@@ -16,7 +16,7 @@ struct Mark {
     epoch: String,
     have: u64,
     owner: Option<SessionId>,
-    /// Key in `idle` while nobody owns it.
+    /// Key in `idle` while nobody owns it; 0, which is no key, while somebody does.
     idle_since: u64,
 }
 
@@ -37,6 +37,35 @@ impl Emitters {
         Self { marks: HashMap::new(), idle: BTreeMap::new(), clock: 0, remembered }
     }
 
+    /// An emitter that an earlier life of the hub knew; to be called for the least recently seen first.
+    pub fn recall(&mut self, name: &str, epoch: String, have: u64) {
+        self.restore(name, Some((epoch, have)));
+    }
+
+    /// Epoch and mark of an emitter.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<(&str, u64)> {
+        self.marks.get(name).map(|mark| (mark.epoch.as_str(), mark.have))
+    }
+
+    /// Whether the connection is the one that brings this emitter's events.
+    #[must_use]
+    pub fn owns(&self, owner: SessionId, name: &str) -> bool {
+        self.marks.get(name).is_some_and(|mark| mark.owner == Some(owner))
+    }
+
+    /// Sets an emitter to what was known of it, and takes it from its connection.
+    pub fn restore(&mut self, name: &str, known: Option<(String, u64)>) {
+        if let Some(mark) = self.marks.remove(name) {
+            self.idle.remove(&mark.idle_since);
+        }
+        if let Some((epoch, have)) = known {
+            self.clock += 1;
+            self.marks.insert(name.to_owned(), Mark { epoch, have, owner: None, idle_since: self.clock });
+            self.idle.insert(self.clock, name.to_owned());
+        }
+    }
+
     /// A connection says which emitter it is and which seq comes next. Returns the mark, and the connection that it
     /// takes the place of.
     pub fn hello(&mut self, owner: SessionId, name: &str, epoch: &str, next: u64) -> (u64, Option<SessionId>) {
@@ -52,7 +81,7 @@ impl Emitters {
         }
         // Everything before `next` was acknowledged in an earlier life of the hub and will not come again.
         mark.have = mark.have.max(next.saturating_sub(1));
-        self.idle.remove(&mark.idle_since);
+        self.idle.remove(&std::mem::take(&mut mark.idle_since));
         let before = mark.owner.replace(owner);
         (mark.have, before.filter(|before| *before != owner))
     }
@@ -64,18 +93,21 @@ impl Emitters {
         }
     }
 
-    /// The connection is gone.
-    pub fn release(&mut self, owner: SessionId, name: &str) {
-        let Some(mark) = self.marks.get_mut(name).filter(|mark| mark.owner == Some(owner)) else { return };
+    /// The connection is gone. Returns who is forgotten for it.
+    pub fn release(&mut self, owner: SessionId, name: &str) -> Vec<String> {
+        let mut forgotten = Vec::new();
+        let Some(mark) = self.marks.get_mut(name).filter(|mark| mark.owner == Some(owner)) else { return forgotten };
         self.clock += 1;
         mark.owner = None;
         mark.idle_since = self.clock;
         self.idle.insert(self.clock, name.to_owned());
         while self.idle.len() > self.remembered {
-            if let Some((_, forgotten)) = self.idle.pop_first() {
-                self.marks.remove(&forgotten);
+            if let Some((_, name)) = self.idle.pop_first() {
+                self.marks.remove(&name);
+                forgotten.push(name);
             }
         }
+        forgotten
     }
 
     /// How many emitters are known.

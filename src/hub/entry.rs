@@ -75,7 +75,12 @@ impl Record {
             reason: &'a str,
         }
         // Strings and integers only: cannot fail.
-        let json = serde_json::to_vec(&Gap { emitter, epoch, from, to, reason }).unwrap_or_default().into();
+        Self::stored_gap(serde_json::to_vec(&Gap { emitter, epoch, from, to, reason }).unwrap_or_default().into())
+    }
+
+    /// A gap as [`Record::gap`] wrote it.
+    #[must_use]
+    pub fn stored_gap(json: Bytes) -> Self {
         let nothing = Name::Within { start: 0, end: 0 };
         Self { carried: Carried::Gap, json, kind: nothing.clone(), topic: nothing }
     }

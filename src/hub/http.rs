@@ -140,7 +140,10 @@ async fn publish(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
         Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body broke off"),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
     };
-    match super::publish(shared, body) {
+    let (reply, published) = tokio::sync::oneshot::channel();
+    // An error means that nobody waits for the answer any more.
+    super::publish(shared, body, move |result| drop(reply.send(result)));
+    match published.await.unwrap_or_else(|_| Err(super::stopped())) {
         Ok(published) => json(StatusCode::OK, &Accepted { offset: published.offset }),
         Err(error) if error.is_poison() => text(StatusCode::BAD_REQUEST, error.report()),
         Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, error.report()),

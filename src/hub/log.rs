@@ -73,6 +73,12 @@ impl Log {
         Self { epoch, head: 0, entries: VecDeque::new(), bytes: 0, limits }
     }
 
+    /// A log that goes on after the entry with the offset `head`.
+    #[must_use]
+    pub fn resume(epoch: String, head: u64, limits: LogLimits) -> Self {
+        Self { head, ..Self::new(epoch, limits) }
+    }
+
     /// The epoch of all its offsets.
     #[must_use]
     pub fn epoch(&self) -> &str {
@@ -107,7 +113,7 @@ impl Log {
     pub fn append(&mut self, record: Record, now: Duration) -> Entry {
         self.head += 1;
         let entry = Entry { offset: self.head, record };
-        self.bytes += cost(&entry);
+        self.bytes += cost(&entry.record);
         self.entries.push_back((now, entry.clone()));
         self.evict(now);
         entry
@@ -136,14 +142,16 @@ impl Log {
             if !expired && self.entries.len() <= self.limits.events && self.bytes <= self.limits.bytes {
                 break;
             }
-            self.bytes -= cost(entry);
+            self.bytes -= cost(&entry.record);
             self.entries.pop_front();
         }
     }
 }
 
-fn cost(entry: &Entry) -> usize {
-    ENTRY_BYTES + entry.record.json().len()
+/// What a record costs in the log.
+#[must_use]
+pub fn cost(record: &Record) -> usize {
+    ENTRY_BYTES + record.json().len()
 }
 
 #[cfg(test)]

@@ -6,12 +6,14 @@
 //! ```
 //!
 //! `entry`, `log`, `emitters`, `outbox`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
-//! do what they decide. An event is acknowledged after it was appended to the log in memory.
+//! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
+//! [`history`] stores it before.
 
 mod config;
 mod driver;
 pub mod emitters;
 pub mod entry;
+pub mod history;
 mod http;
 mod listener;
 pub mod log;
@@ -38,6 +40,7 @@ use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
 use entry::Record;
+use log::Log;
 use shared::Shared;
 
 /// How long sessions may take to hear the goodbye before the hub closes them.
@@ -65,7 +68,21 @@ impl Hub {
         let inside = handle.enter();
         let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
         drop(inside);
-        let shared = Arc::new(Shared::new(config, fresh_epoch()?, handle));
+        let limits = config.log_limits();
+        let shared = match &config.log_path {
+            None => {
+                let log = Log::new(fresh_epoch()?, limits);
+                Arc::new(Shared::new(config, (log, Duration::ZERO), None, handle))
+            }
+            Some(path) => {
+                let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
+                let log = history::replay(recovered, limits);
+                let shared = Arc::new(Shared::new(config, log, Some(history), handle.clone()));
+                // Not among the hub's tasks: it ends after them, with the log.
+                drop(handle.spawn(history::settle(shared.clone(), outcomes)));
+                shared
+            }
+        };
         shared.listening.store(true, Ordering::Relaxed);
         shared.spawn(listener::accept(shared.clone(), listener));
         Ok(Self { shared, port, generation: runtime::generation() })
@@ -83,14 +100,28 @@ impl Hub {
         self.shared.listening.load(Ordering::Relaxed)
     }
 
-    /// Appends an event and brings it to the subscribers. From any thread; never waits for the network.
+    /// Appends an event and brings it to the subscribers. From any thread but the hub's own (where
+    /// [`Hub::publish_then`] calls its closure); never waits for the network. With a `log_path` it waits until the
+    /// event is stored.
     ///
     /// # Errors
     /// [`ErrorKind::EventNotSerializable`] if it is no JSON object, [`ErrorKind::EventTooLarge`] above
-    /// `max_message_bytes`, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`] in a forked child.
+    /// `max_message_bytes`, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`] in a forked child,
+    /// [`ErrorKind::LogIo`] if the disk refuses it: then it is not published.
     pub fn publish(&self, json: Bytes) -> Result<Published> {
-        self.check_process()?;
-        publish(&self.shared, json)
+        let (reply, published) = std::sync::mpsc::sync_channel(1);
+        // The receiver waits: sending cannot fail.
+        self.publish_then(json, move |result| drop(reply.send(result)));
+        published.recv().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Publishes as [`Hub::publish`] does and calls `then` with the result: before this returns, or with a `log_path`
+    /// later, in the hub's thread. If the hub stops first, `then` is dropped.
+    pub fn publish_then(&self, json: Bytes, then: impl FnOnce(Result<Published>) + Send + 'static) {
+        match self.check_process() {
+            Ok(()) => publish(&self.shared, json, then),
+            Err(error) => then(Err(error)),
+        }
     }
 
     /// The way in for emitters of this process.
@@ -154,22 +185,36 @@ impl Drop for Hub {
     }
 }
 
-fn publish(shared: &Shared, json: Bytes) -> Result<Published> {
+/// Publishes; `reply` is called when that is done: at once, or by the log's way back in the hub's thread.
+fn publish(shared: &Shared, json: Bytes, reply: impl FnOnce(Result<Published>) + Send + 'static) {
+    let record = match record(shared, json) {
+        Ok(record) => record,
+        Err(error) => return reply(Err(error)),
+    };
+    match &shared.history {
+        Some(_) if shared.is_stopping() => reply(Err(stopped())),
+        Some(history) => history.publish(record, Box::new(reply)),
+        None => reply(shared.with(|state, now| {
+            // With the lock held: whoever was told goodbye misses nothing.
+            if shared.is_stopping() { Err(stopped()) } else { Ok(state.append(record, now)) }
+        })),
+    }
+}
+
+fn record(shared: &Shared, json: Bytes) -> Result<Record> {
     let limit = shared.config.max_message_bytes;
     if json.len() > limit {
         let message = format!("the event has {} bytes; max_message_bytes is {limit}", json.len());
         return Err(Error::new(ErrorKind::EventTooLarge, message));
     }
-    let record = Record::event(json).map_err(|error| {
+    Record::event(json).map_err(|error| {
         Error::new(ErrorKind::EventNotSerializable, "an event is a JSON object with text as its type and topic")
             .with_source(error)
-    })?;
-    shared.with(|state, now| {
-        if shared.is_stopping() {
-            return Err(Error::new(ErrorKind::Closed, "the hub was stopped"));
-        }
-        Ok(state.append(record, now))
     })
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Closed, "the hub was stopped")
 }
 
 /// An epoch that no earlier hub had: offsets begin again at 1.

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::config::HubConfig;
+use super::history::History;
+use super::log::Log;
 use super::registry::{Role, SessionId};
 use super::state::State;
 use crate::wire::frame::Reconnect;
@@ -22,7 +24,11 @@ use crate::wire::frame::Reconnect;
 pub(super) struct Shared {
     pub(super) config: HubConfig,
     state: Mutex<State>,
+    /// The durable log, if there is one.
+    pub(super) history: Option<History>,
     started: Instant,
+    /// Age of the oldest entry at the start, from where the state counts its time.
+    origin: Duration,
     handle: Handle,
     tasks: Mutex<JoinSet<()>>,
     stopping: watch::Sender<bool>,
@@ -52,12 +58,15 @@ impl Drop for Seat {
 }
 
 impl Shared {
-    pub(super) fn new(config: HubConfig, epoch: String, handle: Handle) -> Self {
-        let state = State::new(epoch, config.log_limits(), config.session_queue_bytes);
+    pub(super) fn new(config: HubConfig, log: (Log, Duration), history: Option<History>, handle: Handle) -> Self {
+        let (log, origin) = log;
+        let state = State::resume(log, config.session_queue_bytes);
         Self {
             config,
             state: Mutex::new(state),
+            history,
             started: Instant::now(),
+            origin,
             handle,
             tasks: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -67,16 +76,21 @@ impl Shared {
     }
 
     /// Acts on the state, then wakes the sessions that have something to send. The second argument is the time since
-    /// the start.
+    /// the oldest entry that was there at the start, or since the start.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, Duration) -> R) -> R {
         let mut state = self.state.lock();
-        let result = act(&mut state, self.started.elapsed());
+        let result = act(&mut state, self.origin + self.started.elapsed());
         let woken = state.registry.take_woken();
         drop(state);
         for waker in woken {
             waker.wake();
         }
         result
+    }
+
+    /// Time since the start.
+    pub(super) fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Lets a session in.
@@ -126,6 +140,9 @@ impl Shared {
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(deadline, all).await.is_err() {
             tasks.shutdown().await;
+        }
+        if let Some(history) = &self.history {
+            history.close().await;
         }
         self.listening.store(false, Ordering::Relaxed);
         self.stopped.send_replace(true);

@@ -52,7 +52,7 @@ pub struct Counters {
 pub struct State {
     /// The newest entries.
     pub log: Log,
-    /// One mark for each emitter.
+    /// One mark for each emitter; unused with a durable log, whose thread keeps them.
     pub emitters: Emitters,
     /// Who is connected.
     pub registry: Registry,
@@ -64,8 +64,14 @@ impl State {
     /// The state of a hub that begins. The epoch must be new.
     #[must_use]
     pub fn new(epoch: String, limits: LogLimits, queue_bytes: usize) -> Self {
+        Self::resume(Log::new(epoch, limits), queue_bytes)
+    }
+
+    /// The state of a hub that goes on with a log.
+    #[must_use]
+    pub fn resume(log: Log, queue_bytes: usize) -> Self {
         Self {
-            log: Log::new(epoch, limits),
+            log,
             emitters: Emitters::new(REMEMBERED),
             registry: Registry::new(queue_bytes),
             counters: Counters::default(),
@@ -90,11 +96,16 @@ impl State {
     /// An emitter introduces itself; returns its mark. An older connection of the same emitter is closed.
     pub fn hello(&mut self, id: SessionId, emitter: &str, epoch: &str, next: u64) -> u64 {
         let (have, superseded) = self.emitters.hello(id, emitter, epoch, next);
-        if let Some(older) = superseded {
+        self.supersede(superseded);
+        have
+    }
+
+    /// Closes a connection whose emitter has a newer one.
+    pub fn supersede(&mut self, older: Option<SessionId>) {
+        if let Some(older) = older {
             self.counters.superseded += 1;
             self.registry.order_close(older, CloseCode::Superseded);
         }
-        have
     }
 
     /// Adds patterns to a session, answers, and queues what it missed. A session whose last replay is still on its

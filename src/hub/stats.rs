@@ -1,7 +1,11 @@
 //! What a hub can say about itself.
 
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
 use serde::Serialize;
 
+use super::history::Status;
 use super::shared::Shared;
 use super::state::Counters;
 
@@ -22,6 +26,18 @@ pub struct HubStats {
     pub log_events: usize,
     /// What they cost, in bytes.
     pub log_bytes: usize,
+    /// Whether the log is a file.
+    pub durable: bool,
+    /// Whether the disk refused the last events: they were not acknowledged, and come again.
+    pub degraded: bool,
+    /// What the disk said.
+    pub log_error: Option<String>,
+    /// How often the disk refused events.
+    pub log_failures: u64,
+    /// Transactions of the log.
+    pub log_commits: u64,
+    /// Where a damaged log was moved to at the start.
+    pub log_set_aside: Option<PathBuf>,
     /// Sessions closed because they read too slowly.
     pub slow: u64,
     /// What happened so far.
@@ -33,19 +49,28 @@ pub struct HubStats {
 
 impl HubStats {
     pub(super) fn read(shared: &Shared) -> Self {
-        shared.with(|state, now| {
+        let status = shared.history.as_ref().map(|history| &*history.status);
+        let count = |of: fn(&Status) -> u64| status.map_or(0, of);
+        shared.with(|state, _| {
             let counts = state.registry.counts();
             Self {
                 epoch: state.log.epoch().to_owned(),
                 offset: state.log.head(),
                 emitters: counts.emitters,
                 subscribers: counts.subscribers,
-                known_emitters: state.emitters.len(),
+                known_emitters: status
+                    .map_or(state.emitters.len(), |status| status.known_emitters.load(Ordering::Relaxed)),
                 log_events: state.log.len(),
                 log_bytes: state.log.bytes(),
+                durable: status.is_some(),
+                degraded: status.is_some_and(|status| status.degraded.load(Ordering::Relaxed)),
+                log_error: status.and_then(|status| status.error.lock().clone()),
+                log_failures: count(|status| status.failures.load(Ordering::Relaxed)),
+                log_commits: count(|status| status.commits.load(Ordering::Relaxed)),
+                log_set_aside: status.and_then(|status| status.set_aside.lock().clone()),
                 slow: counts.slow,
                 counters: state.counters,
-                uptime: now.as_secs_f64(),
+                uptime: shared.uptime().as_secs_f64(),
             }
         })
     }

@@ -29,8 +29,10 @@ impl From<Error> for PyErr {
             ErrorKind::EventNotSerializable => py::EventNotSerializable::new_err(text),
             ErrorKind::EventTooLarge => py::EventTooLarge::new_err(text),
             ErrorKind::SpillFull => py::SpillFull::new_err(text),
-            ErrorKind::SpillLocked => py::SpillLocked::new_err(text),
-            ErrorKind::SpillCorrupt | ErrorKind::SpillIo => py::SpillCorrupt::new_err(text),
+            ErrorKind::SpillLocked | ErrorKind::LogLocked => py::SpillLocked::new_err(text),
+            ErrorKind::SpillCorrupt | ErrorKind::SpillIo | ErrorKind::LogCorrupt | ErrorKind::LogIo => {
+                py::SpillCorrupt::new_err(text)
+            }
             ErrorKind::ConnectTimeout => py::ConnectTimeout::new_err(text),
             ErrorKind::ConnectRefused | ErrorKind::Bind => py::ConnectRefused::new_err(text),
             ErrorKind::Protocol => py::BroadcastError::new_err(text),

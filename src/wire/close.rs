@@ -15,6 +15,8 @@ pub enum CloseCode {
     NoPong = 3012,
     /// Another connection took over this emitter; come back only if it is gone.
     Superseded = 3013,
+    /// The hub cannot store events at the moment; come back.
+    Degraded = 3014,
     /// A frame broke the protocol; coming back would repeat it.
     BadFrame = 3501,
     /// Not allowed; coming back with the same credentials would be refused again.

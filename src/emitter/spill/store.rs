@@ -3,10 +3,8 @@
 //! A row is a whole [block](crate::wire::block), not an event: SQLite's cost per row is then shared by some hundred
 //! events (`docs/decisions/0003-spill-rows-are-blocks.md`). The on-disk format is guarded by `user_version`.
 
-use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -14,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::emitter::config::{EmitterConfig, WhenFull};
 use crate::emitter::item::{Gap, GapReason, Item};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sqlite::{self, Lock, Purpose, get, put, unix_millis};
 use crate::wire::block::Block;
 use crate::wire::position::epoch_from;
 
@@ -29,8 +28,16 @@ const SCHEMA: &str = "
         reason TEXT,                                        -- of a gap; NULL for events
         data BLOB                                           -- a block; NULL for a gap
     );";
-/// The WAL is folded back into the file at this many pages of 16 KiB: 16 MiB.
-const CHECKPOINT_PAGES: i64 = 1024;
+const PURPOSE: Purpose = Purpose {
+    setting: "spill_path",
+    noun: "a spill",
+    alone: "give each broadcaster its own spill_path, or stop the other",
+    application_id: APPLICATION_ID,
+    format: FORMAT,
+    schema: SCHEMA,
+    locked: ErrorKind::SpillLocked,
+    unusable: ErrorKind::SpillCorrupt,
+};
 
 /// Bounds of the spill and the policy at them.
 #[derive(Clone, Debug)]
@@ -92,18 +99,6 @@ impl Usage {
     }
 }
 
-/// The lock file, locked.
-#[derive(Debug)]
-struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing is not enough: a forked child has inherited the descriptor, and with it the lock. Should this fail,
-        // closing does what it can.
-        drop(self.0.unlock());
-    }
-}
-
 /// The open file and its lock. One owner, one thread.
 #[derive(Debug)]
 pub struct SpillStore {
@@ -111,7 +106,6 @@ pub struct SpillStore {
     path: PathBuf,
     limits: Limits,
     usage: Usage,
-    // Held until the store is dropped: another owner is refused as long as this one lives, and a dead one frees it.
     _lock: Lock,
 }
 
@@ -122,11 +116,9 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillLocked`] names the owner's pid; [`ErrorKind::SpillCorrupt`] what else is wrong with the path.
     pub fn open(path: &Path, limits: Limits, emitter: Option<&str>, seed: u64) -> Result<(Self, Recovered)> {
-        check_place(path)?;
-        let lock = lock(path)?;
-        let db = connect(path).map_err(|error| unusable(path, error))?;
+        let (db, lock) = sqlite::open(path, &PURPOSE)?;
         let mut store = Self { db, path: path.to_owned(), limits, usage: Usage::default(), _lock: lock };
-        let recovered = store.recover(emitter, seed).map_err(|error| unusable(path, error))?;
+        let recovered = store.recover(emitter, seed).map_err(|error| PURPOSE.unusable(path, error))?;
         Ok((store, recovered))
     }
 
@@ -266,15 +258,7 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`].
     pub fn shrink(&mut self, pages: u32) -> Result<bool> {
-        let step = || -> rusqlite::Result<bool> {
-            // Stepped row by row: executed as a batch the pragma frees next to nothing.
-            let mut statement = self.db.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
-            let mut rows = statement.query([])?;
-            while rows.next()?.is_some() {}
-            drop(rows);
-            pragma(&self.db, "freelist_count").map(|left| left > 0)
-        };
-        step().map_err(|error| failed(&self.path, "shrink", error))
+        sqlite::shrink(&self.db, pages).map_err(|error| failed(&self.path, "shrink", error))
     }
 
     fn synchronously(
@@ -371,34 +355,6 @@ fn failed(path: &Path, verb: &str, error: rusqlite::Error) -> Error {
     Error::new(ErrorKind::SpillIo, format!("cannot {verb} the spill {}", path.display())).with_source(error)
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let db = Connection::open(path)?;
-    db.busy_timeout(Duration::from_secs(5))?; // a tripwire: the lock file keeps other owners out
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if tables == 0 {
-        db.pragma_update(None, "page_size", 16384)?; // blocks are up to 64 KiB: fewer overflow pages
-        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // takes effect only before the first table
-        db.pragma_update(None, "application_id", APPLICATION_ID)?;
-        db.pragma_update(None, "user_version", FORMAT)?;
-        db.execute_batch(SCHEMA)?;
-    }
-    let (id, version): (i64, i64) = (pragma(&db, "application_id")?, pragma(&db, "user_version")?);
-    if (id, version) != (APPLICATION_ID, FORMAT) {
-        return Err(rusqlite::Error::InvalidPath(path.to_owned()));
-    }
-    db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    db.pragma_update(None, "synchronous", "NORMAL")?;
-    db.pragma_update(None, "journal_size_limit", 16 << 20)?;
-    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-    db.pragma_update(None, "cache_size", -2048)?; // KiB: rows are read and written once, a cache would only weigh
-    db.set_prepared_statement_cache_capacity(32);
-    Ok(db)
-}
-
-fn pragma(db: &Connection, name: &str) -> rusqlite::Result<i64> {
-    db.pragma_query_value(None, name, |row| row.get(0))
-}
-
 fn insert(tx: &Connection, item: &Item, stored_at: i64) -> rusqlite::Result<()> {
     match item {
         Item::Gap(gap) => insert_gap(tx, *gap, stored_at),
@@ -421,79 +377,7 @@ fn insert_gap(tx: &Connection, gap: Gap, stored_at: i64) -> rusqlite::Result<()>
     Ok(())
 }
 
-fn get<T: rusqlite::types::FromSql>(tx: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
-    tx.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
-}
-
-fn put(tx: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
-        .execute(params![key, value])
-        .map(|_| ())
-}
-
 fn parse(data: Bytes) -> rusqlite::Result<Block> {
     Block::parse(data)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error)))
-}
-
-fn unix_millis() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-}
-
-fn check_place(path: &Path) -> Result<()> {
-    let refuse = |why: &str, remedy: &str| {
-        Err(Error::new(ErrorKind::SpillCorrupt, format!("spill_path {}: {why}; {remedy}", path.display())))
-    };
-    if path.is_dir() {
-        return refuse("is a directory", "give the path of a file in it");
-    }
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
-            refuse("its directory does not exist", "create it, or choose another path")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn lock(path: &Path) -> Result<Lock> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let open = File::options().read(true).write(true).create(true).truncate(false).open(&name);
-    let mut file = open.map_err(|error| {
-        let text = format!(
-            "spill_path {}: cannot write beside it; make the directory writable, or choose another path",
-            path.display()
-        );
-        Error::new(ErrorKind::SpillCorrupt, text).with_source(error)
-    })?;
-    match file.try_lock() {
-        Ok(()) => {
-            // The pid is for people and for the error below; the lock itself is the kernel's.
-            let noted =
-                file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
-            noted.map_err(|error| unusable(path, error))?;
-            Ok(Lock(file))
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            if file.read_to_string(&mut owner).is_err() || owner.is_empty() {
-                "unknown".clone_into(&mut owner);
-            }
-            let here = if owner == std::process::id().to_string() { " (this process)" } else { "" };
-            let text = format!(
-                "spill_path {} is owned by process {owner}{here}; give each broadcaster its own spill_path, or stop the other",
-                path.display()
-            );
-            Err(Error::new(ErrorKind::SpillLocked, text))
-        }
-        Err(TryLockError::Error(error)) => Err(unusable(path, error)),
-    }
-}
-
-fn unusable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    let text = format!(
-        "spill_path {} cannot be used as a spill; if it is a file of something else choose another path, if it is damaged move it away",
-        path.display()
-    );
-    Error::new(ErrorKind::SpillCorrupt, text).with_source(error)
 }

@@ -1,11 +1,16 @@
 //! An emitter's session, in two halves: frames are checked as they are read, without the shared state, and what they
 //! brought is committed once for a whole batch of input, so a thousand events cost one lock and one ack.
+//!
+//! Such a [`Turn`] is a value of its own: without a durable log it is settled on the spot, with one it goes through the
+//! log's thread first.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::hub::entry::Record;
+use crate::hub::log::cost;
 use crate::hub::registry::SessionId;
 use crate::hub::state::State;
 use crate::wire::block::Block;
@@ -34,10 +39,74 @@ enum Phase {
     Silent,
     /// `hello` came; its commit fetches the mark.
     Greeting { next: u64 },
+    /// The commit of `hello` is on its way; nothing is read until it is there.
+    Waiting,
     /// Events flow. `mark` is the highest seq taken, committed or not.
     Live { mark: u64 },
     /// Closed or superseded; nothing counts any more.
     Over,
+}
+
+/// What an emitter's frames since the last turn brought.
+#[derive(Debug)]
+pub struct Turn {
+    /// The session.
+    pub id: SessionId,
+    /// The emitter's name; empty before its `hello`.
+    pub name: Arc<str>,
+    /// Its `hello`.
+    pub greeting: Option<Greeting>,
+    /// The mark before this turn and after it.
+    pub marks: (u64, u64),
+    /// What is to be appended.
+    pub records: Vec<Record>,
+    duplicates: u64,
+    ack_due: bool,
+    violation: Option<String>,
+}
+
+/// What a `hello` said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The emitter's epoch.
+    pub epoch: String,
+    /// The seq that comes next.
+    pub next: u64,
+}
+
+impl Turn {
+    #[cfg(test)]
+    pub(crate) fn for_test(id: SessionId, name: &str, marks: (u64, u64), records: Vec<Record>) -> Self {
+        let name = name.into();
+        Self { id, name, greeting: None, marks, records, duplicates: 0, ack_due: true, violation: None }
+    }
+
+    /// What the records cost in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.records.iter().map(cost).sum()
+    }
+
+    /// Appends the records and answers; `have` is the mark if there was a greeting. Gives the emptied batch back.
+    pub fn settle(mut self, have: Option<u64>, state: &mut State, now: Duration) -> Vec<Record> {
+        if let Some(have) = have {
+            state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
+        }
+        for record in self.records.drain(..) {
+            state.append(record, now);
+        }
+        state.counters.duplicates += self.duplicates;
+        if self.ack_due {
+            state.registry.push(self.id, HubFrame::Ack { upto: self.marks.1 }.encode().into());
+        }
+        if let Some(message) = self.violation {
+            state.counters.bad_frames += 1;
+            let frame = HubFrame::Error { code: "bad_frame".to_owned(), message };
+            state.registry.push(self.id, frame.encode().into());
+            state.registry.order_close(self.id, CloseCode::BadFrame);
+        }
+        self.records
+    }
 }
 
 /// See the module.
@@ -45,8 +114,10 @@ enum Phase {
 pub struct EmitterMachine {
     id: SessionId,
     phase: Phase,
-    name: String,
+    name: Arc<str>,
     epoch: String,
+    /// Where the next turn begins.
+    from: u64,
     batch: Vec<Record>,
     duplicates: u64,
     /// Something came that wants an ack, be it only a duplicate.
@@ -61,8 +132,9 @@ impl EmitterMachine {
         Self {
             id,
             phase: Phase::Silent,
-            name: String::new(),
+            name: Arc::default(),
             epoch: String::new(),
+            from: 0,
             batch: Vec::new(),
             duplicates: 0,
             ack_due: false,
@@ -108,37 +180,64 @@ impl EmitterMachine {
             self.violation = None;
             return;
         }
-        if let Phase::Greeting { next } = self.phase {
-            let have = state.hello(self.id, &self.name, &self.epoch, next);
-            self.phase = Phase::Live { mark: have };
-            state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
+        let turn = self.turn();
+        let greeting = turn.greeting.as_ref();
+        let have = greeting.map(|hello| state.hello(self.id, &self.name, &hello.epoch, hello.next));
+        if have.is_some() {
+            self.greeted(have);
+        } else {
+            state.emitters.advance(self.id, &self.name, turn.marks.1);
         }
-        if let Phase::Live { mark } = self.phase {
-            state.emitters.advance(self.id, &self.name, mark);
-            self.append(mark, state, now);
+        self.batch = turn.settle(have, state, now);
+    }
+
+    /// Takes what the frames since the last turn brought. If that is a greeting, no frame may be given to the machine
+    /// until [`EmitterMachine::greeted`].
+    pub fn turn(&mut self) -> Turn {
+        let (greeting, upto) = match self.phase {
+            Phase::Greeting { next } => (Some(Greeting { epoch: self.epoch.clone(), next }), 0),
+            Phase::Live { mark } => (None, mark),
+            Phase::Silent | Phase::Waiting | Phase::Over => (None, self.from),
+        };
+        if greeting.is_some() {
+            self.phase = Phase::Waiting;
         }
-        if let Some(message) = self.violation.take() {
+        let violation = self.violation.take();
+        if violation.is_some() {
             self.phase = Phase::Over;
-            state.counters.bad_frames += 1;
-            let frame = HubFrame::Error { code: "bad_frame".to_owned(), message };
-            state.registry.push(self.id, frame.encode().into());
-            state.registry.order_close(self.id, CloseCode::BadFrame);
         }
+        Turn {
+            id: self.id,
+            name: self.name.clone(),
+            greeting,
+            marks: (std::mem::replace(&mut self.from, upto), upto),
+            records: std::mem::take(&mut self.batch),
+            duplicates: std::mem::take(&mut self.duplicates),
+            ack_due: std::mem::take(&mut self.ack_due),
+            violation,
+        }
+    }
+
+    /// The answer to the greeting is there: the mark, or nothing if it could not be given.
+    pub fn greeted(&mut self, have: Option<u64>) {
+        match have {
+            Some(mark) => {
+                self.from = mark;
+                self.phase = Phase::Live { mark };
+            }
+            None => self.phase = Phase::Over,
+        }
+    }
+
+    /// Name of the emitter; empty before its `hello`.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// The connection is gone.
     pub fn end(&mut self, state: &mut State) {
         state.emitters.release(self.id, &self.name);
-    }
-
-    fn append(&mut self, mark: u64, state: &mut State, now: Duration) {
-        for record in self.batch.drain(..) {
-            state.append(record, now);
-        }
-        state.counters.duplicates += std::mem::take(&mut self.duplicates);
-        if std::mem::take(&mut self.ack_due) {
-            state.registry.push(self.id, HubFrame::Ack { upto: mark }.encode().into());
-        }
     }
 
     fn on_hello(&mut self, emitter: String, epoch: String, next: u64) -> Result<Step, String> {
@@ -153,7 +252,7 @@ impl EmitterMachine {
         if next == 0 {
             return Err("hello.next is at least 1".to_owned());
         }
-        (self.name, self.epoch) = (emitter, epoch);
+        (self.name, self.epoch) = (emitter.into(), epoch);
         self.phase = Phase::Greeting { next };
         Ok(Step::Commit)
     }

@@ -5,6 +5,6 @@ mod emitter;
 mod liveness;
 mod subscriber;
 
-pub use emitter::{CREDIT, EmitterMachine, Step};
+pub use emitter::{CREDIT, EmitterMachine, Greeting, Step, Turn};
 pub use liveness::{Beat, Liveness};
 pub use subscriber::SubscriberMachine;

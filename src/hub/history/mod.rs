@@ -1,0 +1,350 @@
+//! The durable log: what is acknowledged or delivered is in a file first, so that it outlives a killed hub.
+//!
+//! ```text
+//!  sessions ─▶ ops ─▶ thread sb-log { ledger judges · sqlite stores a group } ─▶ outcomes ─▶ settle ─▶ state
+//!  publishers ▶ ┘                                                                           └─▶ acks, subscribers
+//! ```
+//!
+//! One thread owns the file. While it stores one group, the next one gathers; a group is one transaction of many
+//! emitters' records and marks. Everything takes the same way in the same order, `hello` too: its answer counts what
+//! was on its way. The outcomes are settled in the hub's runtime, a slice at a time, so that subscribers keep up.
+
+mod flow;
+pub mod ledger;
+pub mod sqlite;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc as ops};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+pub(super) use flow::Flow;
+use ledger::{Ledger, Verdict};
+use sqlite::{LogStore, Recovered};
+
+use super::emitters::{Emitters, REMEMBERED};
+use super::entry::Record;
+use super::log::{Log, LogLimits, cost};
+use super::machine::Turn;
+use super::registry::SessionId;
+use super::shared::Shared;
+use super::state::{Published, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sqlite::unix_millis;
+use crate::wire::close::CloseCode;
+
+/// A group is stored at this size even if more waits: a transaction of some milliseconds.
+const GROUP_BYTES: usize = 4 << 20;
+/// How much is brought to the subscribers before they have their turn: as much as a session reads at once.
+const SLICE_BYTES: usize = 128 << 10;
+
+/// Who hears what became of a published event.
+pub(super) type Reply = Box<dyn FnOnce(Result<Published>) + Send>;
+
+/// Work for the log's thread.
+enum Op {
+    Turn { turn: Turn, flow: Arc<Flow>, bytes: usize },
+    Publish { record: Record, reply: Reply },
+    Release { id: SessionId, name: Arc<str> },
+    Close { done: oneshot::Sender<()> },
+}
+
+/// What became of an op, for the hub to act on.
+pub(super) enum Outcome {
+    Turn { turn: Turn, flow: Arc<Flow>, bytes: usize, verdict: Verdict },
+    Publish { record: Record, reply: Reply, error: Option<Error> },
+}
+
+/// Outcomes in the order in which they are to be settled.
+pub(super) type Outcomes = mpsc::UnboundedReceiver<Vec<Outcome>>;
+
+/// The hub's end of the log's thread.
+pub(super) struct History {
+    ops: ops::Sender<Op>,
+    pub(super) status: Arc<Status>,
+}
+
+/// What the log's thread tells of itself.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    /// Emitters whose mark is remembered.
+    pub(super) known_emitters: AtomicUsize,
+    /// Transactions so far.
+    pub(super) commits: AtomicU64,
+    /// Groups that could not be stored.
+    pub(super) failures: AtomicU64,
+    /// Whether the last one could not.
+    pub(super) degraded: AtomicBool,
+    /// Why.
+    pub(super) error: Mutex<Option<String>>,
+    /// Where a damaged file was moved to.
+    pub(super) set_aside: Mutex<Option<PathBuf>>,
+}
+
+/// Opens the log and starts its thread. `fresh` is the epoch of a log that begins.
+///
+/// # Errors
+/// [`ErrorKind::LogLocked`], [`ErrorKind::LogCorrupt`], see [`LogStore::open`]; [`ErrorKind::LogIo`] if there is no
+/// thread.
+pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(History, Outcomes, Recovered)> {
+    let (sender, ops) = ops::channel();
+    let (outcomes, settled) = mpsc::unbounded_channel();
+    let (opened, waiting) = ops::sync_channel(1);
+    let status = Arc::new(Status::default());
+    let worker_status = status.clone();
+    let (path, fresh) = (path.to_owned(), fresh.to_owned());
+    let work = move || {
+        let (store, mut recovered) = match LogStore::open(&path, limits, &fresh) {
+            Ok(opened) => opened,
+            Err(error) => return drop(opened.send(Err(error))), // the opener waits: it cannot fail
+        };
+        let mut emitters = Emitters::new(REMEMBERED);
+        for mark in recovered.marks.drain(..) {
+            emitters.recall(&mark.name, mark.epoch, mark.have);
+        }
+        *worker_status.set_aside.lock() = recovered.set_aside.take();
+        let worker = Worker { store, ledger: Ledger::new(emitters), outcomes, status: worker_status };
+        worker.tell();
+        if opened.send(Ok(recovered)).is_ok() {
+            worker.run(&ops);
+        }
+    };
+    let no_thread = |error| Error::new(ErrorKind::LogIo, "cannot start the thread of the hub's log").with_source(error);
+    thread::Builder::new().name("sb-log".to_owned()).spawn(work).map_err(no_thread)?;
+    let recovered =
+        waiting.recv().map_err(|_| Error::new(ErrorKind::LogIo, "the thread of the hub's log ended at once"))??;
+    Ok((History { ops: sender, status }, settled, recovered))
+}
+
+/// The log in memory as an earlier life of the hub left it, and the age of its oldest entry: the present on the log's
+/// scale of time.
+pub(super) fn replay(recovered: Recovered, limits: LogLimits) -> (Log, Duration) {
+    let Recovered { epoch, head, entries, .. } = recovered;
+    let oldest = entries.first().map_or(0, |(at, _)| *at);
+    let since = |at: i64| Duration::from_millis(at.saturating_sub(oldest).max(0) as u64);
+    let now = if entries.is_empty() { Duration::ZERO } else { since(unix_millis()) };
+    let mut log = Log::resume(epoch, head - entries.len() as u64, limits);
+    for (at, record) in entries {
+        log.append(record, since(at).min(now));
+    }
+    (log, now)
+}
+
+impl History {
+    /// Hands over what a session brought. False if the log is closed: the session is to end.
+    pub(super) fn submit(&self, turn: Turn, flow: &Arc<Flow>) -> bool {
+        let bytes = turn.bytes();
+        flow.begin(bytes, turn.greeting.is_some());
+        self.ops.send(Op::Turn { turn, flow: flow.clone(), bytes }).is_ok()
+    }
+
+    /// Publishes an event; `reply` is called in the hub's thread when it is stored and on its way to the subscribers.
+    pub(super) fn publish(&self, record: Record, reply: Reply) {
+        if let Err(ops::SendError(Op::Publish { reply, .. })) = self.ops.send(Op::Publish { record, reply }) {
+            reply(Err(super::stopped()));
+        }
+    }
+
+    /// A session is gone.
+    pub(super) fn release(&self, id: SessionId, name: &Arc<str>) {
+        // A closed log has nothing to release.
+        drop(self.ops.send(Op::Release { id, name: name.clone() }));
+    }
+
+    /// Stores what waits, closes the file and frees its lock.
+    pub(super) async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.ops.send(Op::Close { done }).is_ok() {
+            drop(closed.await); // an error means that the thread ended in another way
+        }
+    }
+}
+
+struct Worker {
+    store: LogStore,
+    ledger: Ledger,
+    outcomes: mpsc::UnboundedSender<Vec<Outcome>>,
+    status: Arc<Status>,
+}
+
+impl Worker {
+    fn run(mut self, ops: &ops::Receiver<Op>) {
+        let mut closing = None;
+        while closing.is_none()
+            && let Ok(first) = ops.recv()
+        {
+            let (mut group, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+            while let Some(op) = next {
+                match op {
+                    Op::Close { done } => {
+                        closing = Some(done);
+                        break;
+                    }
+                    op => self.judge(op, &mut group, &mut bytes),
+                }
+                next = if bytes < GROUP_BYTES { ops.try_recv().ok() } else { None };
+            }
+            self.store_group(group);
+        }
+        // Whoever opens the file next relies on it being closed, not on how well that went.
+        let Self { store, status, .. } = self;
+        if let Err(error) = store.close() {
+            *status.error.lock() = Some(error.report());
+        }
+        if let Some(done) = closing {
+            done.send(()).unwrap_or_default(); // nobody may wait for it
+        }
+    }
+
+    fn judge(&mut self, op: Op, group: &mut Vec<Outcome>, bytes: &mut usize) {
+        match op {
+            Op::Turn { turn, flow, bytes: waiting } => {
+                let verdict = self.ledger.judge(&turn);
+                *bytes += waiting;
+                group.push(Outcome::Turn { turn, flow, bytes: waiting, verdict });
+            }
+            Op::Publish { record, reply } => {
+                *bytes += cost(&record);
+                group.push(Outcome::Publish { record, reply, error: None });
+            }
+            Op::Release { id, name } => self.ledger.release(id, &name),
+            Op::Close { .. } => {} // the caller's
+        }
+    }
+
+    fn store_group(&mut self, mut group: Vec<Outcome>) {
+        let (marks, forgotten) = (self.ledger.marks(), self.ledger.forgotten());
+        let idle = marks.is_empty() && forgotten.is_empty() && group.iter().all(|outcome| outcome.records().is_empty());
+        let stored = if idle { Ok(()) } else { self.commit(&group, &marks, &forgotten) };
+        match stored {
+            Ok(()) => self.ledger.keep(),
+            Err(error) => {
+                self.ledger.take_back();
+                for outcome in &mut group {
+                    outcome.fail(&error);
+                }
+                self.status.failures.fetch_add(1, Ordering::Relaxed);
+                self.status.degraded.store(true, Ordering::Relaxed);
+                *self.status.error.lock() = Some(error.report());
+            }
+        }
+        self.tell();
+        // An error means that the hub is gone, and everyone who could be answered with it.
+        drop(self.outcomes.send(group));
+    }
+
+    fn commit(&mut self, group: &[Outcome], marks: &[sqlite::Mark], forgotten: &[String]) -> Result<()> {
+        self.store.commit(group.iter().flat_map(Outcome::records), marks, forgotten)?;
+        self.status.commits.fetch_add(1, Ordering::Relaxed);
+        // What is stored is stored: a ring that is too large for now is told, and no reason to refuse anything.
+        match self.store.make_room() {
+            Ok(()) => {
+                if self.status.degraded.swap(false, Ordering::Relaxed) {
+                    *self.status.error.lock() = None;
+                }
+            }
+            Err(error) => {
+                self.status.degraded.store(true, Ordering::Relaxed);
+                *self.status.error.lock() = Some(error.report());
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self) {
+        self.status.known_emitters.store(self.ledger.len(), Ordering::Relaxed);
+    }
+}
+
+impl Outcome {
+    /// What of it is to be stored.
+    fn records(&self) -> &[Record] {
+        match self {
+            Self::Turn { verdict: Verdict::Refused, .. } => &[],
+            Self::Turn { turn, .. } => &turn.records,
+            Self::Publish { record, .. } => std::slice::from_ref(record),
+        }
+    }
+
+    fn fail(&mut self, cause: &Error) {
+        match self {
+            Self::Turn { verdict, .. } => *verdict = Verdict::Refused,
+            Self::Publish { error, .. } => {
+                *error = Some(Error::new(ErrorKind::LogIo, cause.report()));
+            }
+        }
+    }
+}
+
+/// Acts on what the log's thread has done, until it ends.
+pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
+    while let Some(group) = outcomes.recv().await {
+        let mut group = group.into_iter().peekable();
+        while group.peek().is_some() {
+            let after = shared.with(|state, now| {
+                let (mut after, mut bytes) = (Vec::new(), 0);
+                while bytes < SLICE_BYTES
+                    && let Some(outcome) = group.next()
+                {
+                    bytes += outcome.records().iter().map(cost).sum::<usize>();
+                    after.push(outcome.settle(state, now));
+                }
+                after
+            });
+            for tell in after {
+                tell.now();
+            }
+            tokio::task::yield_now().await; // the subscribers that were woken go first
+        }
+    }
+}
+
+/// What is said once the state is no longer locked: it wakes others, or is their code.
+enum Tell {
+    Flow { flow: Arc<Flow>, bytes: usize, greeted: Option<flow::Greeted> },
+    Publisher { reply: Reply, published: Result<Published> },
+}
+
+impl Tell {
+    fn now(self) {
+        match self {
+            Self::Flow { flow, bytes, greeted } => flow.end(bytes, greeted),
+            Self::Publisher { reply, published } => reply(published),
+        }
+    }
+}
+
+impl Outcome {
+    fn settle(self, state: &mut State, now: Duration) -> Tell {
+        match self {
+            Self::Turn { turn, flow, bytes, verdict } => {
+                let greets = turn.greeting.is_some();
+                let have = match verdict {
+                    Verdict::Refused => {
+                        // It was superseded, and is closed for that already, or something was not stored.
+                        state.registry.order_close(turn.id, CloseCode::Degraded);
+                        return Tell::Flow { flow, bytes, greeted: greets.then_some(None) };
+                    }
+                    Verdict::Greeted { have, superseded } => {
+                        state.supersede(superseded);
+                        Some(have)
+                    }
+                    Verdict::Stored => None,
+                };
+                turn.settle(have, state, now);
+                Tell::Flow { flow, bytes, greeted: greets.then_some(have) }
+            }
+            Self::Publish { record, reply, error } => {
+                let published = match error {
+                    None => Ok(state.append(record, now)),
+                    Some(error) => Err(error),
+                };
+                Tell::Publisher { reply, published }
+            }
+        }
+    }
+}
