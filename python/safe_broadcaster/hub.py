@@ -22,6 +22,7 @@ from safe_broadcaster.exceptions import ConfigError, ConnectRefused
 from safe_broadcaster.mailbox import Mailbox
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -46,6 +47,9 @@ class HubConfig:
     """Most bytes kept for them: large events must not make 10 000 of them unaffordable."""
     replay_age: float | None = None
     """How long an event is kept at most. None: no limit of time."""
+    log_path: str | os.PathLike[str] | None = None
+    """SQLite file for the log and the emitters' marks, so that positions survive a restart and ``kill -9``. None: in
+    memory, and a restart begins a new epoch."""
     session_queue_bytes: int = 1 << 20
     """Most bytes that may wait for one session. One that lets more wait is closed with 3008 and comes back for what it
     missed."""
