@@ -26,7 +26,7 @@ demo: setup                                 ## a hub that is killed twice, three
 test: test-rust test-python                 ## everything that can fail
 
 test-rust:
-	cargo test --no-default-features --release --quiet
+	cargo test --no-default-features --quiet
 
 test-python: setup
 	$(BIN)/python -m pytest $(ARGS)
@@ -38,6 +38,9 @@ lint: setup                                 ## formatting, lints, types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+
+docs:                                       ## the Rust API as pages
+	cargo doc --no-deps --quiet
 
 format:
 	cargo fmt

@@ -37,7 +37,15 @@ pub(crate) struct Purpose {
 /// The right to use a file, held until it is dropped: another owner is refused as long as this one lives, and a dead
 /// one frees it.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a forked child has inherited the descriptor, and with it the lock. Should this fail,
+        // closing does what it can.
+        drop(self.0.unlock());
+    }
+}
 
 /// Opens or creates a file, alone.
 ///

@@ -16,16 +16,45 @@ from __future__ import annotations
 import os
 import warnings
 
-from safe_broadcaster import _core, exceptions
+from safe_broadcaster import _core
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
-from safe_broadcaster.exceptions import *  # noqa: F403 - its __all__ is the list
+from safe_broadcaster.exceptions import (
+    BroadcasterClosed,
+    BroadcastError,
+    ConfigError,
+    ConnectRefused,
+    ConnectTimeout,
+    EventNotSerializable,
+    EventTooLarge,
+    ForkedProcess,
+    SpillCorrupt,
+    SpillFull,
+    SpillLocked,
+)
 from safe_broadcaster.hub import EventBroadcaster, HubConfig
 
 __version__: str = _core.__version__
 
-__all__ = ["EmitterConfig", "EventBroadcaster", "FlushResult", "HubConfig", "SafeBroadcaster", "__version__"]
-__all__ += exceptions.__all__
+__all__ = [
+    "BroadcastError",
+    "BroadcasterClosed",
+    "ConfigError",
+    "ConnectRefused",
+    "ConnectTimeout",
+    "EmitterConfig",
+    "EventBroadcaster",
+    "EventNotSerializable",
+    "EventTooLarge",
+    "FlushResult",
+    "ForkedProcess",
+    "HubConfig",
+    "SafeBroadcaster",
+    "SpillCorrupt",
+    "SpillFull",
+    "SpillLocked",
+    "__version__",
+]
 
 os.register_at_fork(after_in_child=_core._after_fork_in_child)
 

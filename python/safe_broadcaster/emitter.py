@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import logging
 import os
+import time
 import weakref
 from collections.abc import Coroutine
 from datetime import datetime, timezone
@@ -39,6 +40,9 @@ logger = logging.getLogger("safe_broadcaster")
 
 _EXIT_DEADLINE = 2.0
 """Seconds that an interpreter which ends without ``stop()`` spends on sending; the rest goes to the spill."""
+
+_MAX_REPORTS = 100
+"""Reports that a health bus may be busy with at once: one that never returns must not fill memory."""
 
 _PEEK_BYTES = 1 << 20
 """Bytes of stored events read at a time while iterating."""
@@ -168,9 +172,12 @@ class SafeBroadcaster(_core.Emitter):
         self.health_bus = health_bus
         self.ready = Ready(self)
         self.spill = Spill(self)
-        self.spill_path = os.fspath(spill_path)
+        try:
+            self.spill_path = os.fspath(spill_path)
+        except TypeError:
+            raise ConfigError(f"spill_path={spill_path!r} is not allowed: give the path of a file") from None
         self.ws = ws_client
-        self._started = False
+        self._home: tuple[Mailbox, int] | None = None
         self._peer: PeerServer | None = None
         self._reports: set[asyncio.Future[Any]] = set()
         target: object = ws_client
@@ -202,14 +209,32 @@ class SafeBroadcaster(_core.Emitter):
             BroadcasterClosed: It was stopped.
         """
         mailbox = Mailbox.current()
-        if not self._started:
-            self._started = True
-            self._report_to(mailbox.core, mailbox.subscribe(self._inject))
-            if self._peer is not None:
-                self._peer.serve(mailbox)
+        self._settle(mailbox)
         reply = mailbox.reply()
         self._start(mailbox.core, reply.token)
         await self._in_time(reply.wait(), timeout)
+
+    def _settle(self, mailbox: Mailbox) -> None:
+        """Have reports and requests for a duck-typed client come to the loop that called ``start()`` last."""
+        if self._home is not None and self._home[0] is mailbox:
+            return
+        self._leave()
+        inject = weakref.WeakMethod(self._inject)  # the loop must not keep a forgotten broadcaster running
+
+        def deliver(letter: tuple[bytes, float]) -> None:
+            if (method := inject()) is not None:
+                method(letter)
+
+        self._home = mailbox, mailbox.subscribe(deliver)
+        self._report_to(mailbox.core, self._home[1])
+        if self._peer is not None:
+            self._peer.serve(mailbox)
+
+    def _leave(self) -> None:
+        if self._home is not None:
+            mailbox, token = self._home
+            mailbox.unsubscribe(token)
+            self._home = None
 
     async def wait_connected(self, timeout: float | None = None) -> None:
         """Wait until the link is live now.
@@ -254,20 +279,23 @@ class SafeBroadcaster(_core.Emitter):
     async def stop(self, drain_timeout: float = 5.0) -> None:
         """Accept nothing more, send for at most ``drain_timeout`` seconds, leave the rest in the spill, close it.
 
+        A second call waits for the same end. If the await is cancelled, stopping goes on.
+
         Raises:
             SpillCorrupt: The disk refused events that could not be sent either; they are lost.
         """
         mailbox = Mailbox.current()
         reply = mailbox.reply()
         self._stop(mailbox.core, reply.token, drain_timeout)
-        try:
-            await reply.wait()
-        finally:
-            _living.discard(self)
-            if self._peer is not None:
-                self._peer.stop()
-            if self._reports:  # reports under way reach their bus
-                await asyncio.wait(self._reports, timeout=drain_timeout)
+        await reply.wait()
+        _living.discard(self)
+        if self._peer is not None:
+            self._peer.stop()
+        self._leave()
+        loop = asyncio.get_running_loop()
+        under_way = [report for report in self._reports if report.get_loop() is loop]
+        if under_way:  # they reach their bus
+            await asyncio.wait(under_way, timeout=drain_timeout)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -319,6 +347,9 @@ class SafeBroadcaster(_core.Emitter):
         log("%s: %s", content["event_type"], content["metrics"])
         if self.health_bus is None:
             return
+        if len(self._reports) >= _MAX_REPORTS:
+            logger.error("the health bus is busy with %d reports; this one is dropped", len(self._reports))
+            return
         try:
             outcome = self.health_bus.inject(report)
         except Exception:
@@ -340,7 +371,11 @@ _living: weakref.WeakSet[SafeBroadcaster] = weakref.WeakSet()
 
 @atexit.register
 def _stop_all() -> None:
-    """Whatever was not stopped: send for a moment, then leave the rest in the spill."""
+    """Whatever was not stopped: send for a moment, all together, then leave the rest in the spill."""
+    deadline = time.monotonic() + _EXIT_DEADLINE
     for broadcaster in list(_living):
-        with contextlib.suppress(BroadcastError):  # a fork's copy, or a disk that refuses: nobody is left to tell
-            broadcaster._stop_blocking(_EXIT_DEADLINE)
+        with contextlib.suppress(BroadcastError):  # a disk that refuses: nobody is left to tell
+            broadcaster._stop_blocking(max(0.0, deadline - time.monotonic()))
+
+
+os.register_at_fork(after_in_child=_living.clear)  # they are the parent's

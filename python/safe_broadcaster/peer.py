@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -42,13 +43,18 @@ class PeerServer:
     """Does what the core asks of a duck-typed ``ws_client``."""
 
     def __init__(self, core: _core.Emitter, client: Any) -> None:
-        self._core = core
+        self._reference = weakref.ref(core)  # the core holds `probe`: a cycle that no collector could see
         self._client = client
         self._available = False
         self._task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._mailbox: Mailbox | None = None
         self._token = 0
+
+    def _down(self, why: str) -> None:
+        self._available = False
+        if (core := self._reference()) is not None:
+            core._peer_down(why)
 
     def probe(self) -> bool:
         """Whether the client can send now; asked before each event."""
@@ -66,9 +72,13 @@ class PeerServer:
 
     def serve(self, mailbox: Mailbox) -> None:
         """Serve requests on the running loop from now on."""
+        if self._mailbox is not None:
+            self.stop()
+            self._down("another event loop serves the ws_client now")
         self._mailbox = mailbox
         self._token = mailbox.subscribe(self._request)
-        self._core._serve_peer(mailbox.core, self._token)
+        if (core := self._reference()) is not None:
+            core._serve_peer(mailbox.core, self._token)
 
     def stop(self) -> None:
         """Serve nothing any more."""
@@ -77,9 +87,15 @@ class PeerServer:
         self._cancel()
 
     def _cancel(self) -> None:
+        running = asyncio.get_running_loop()
         for task in (self._task, self._watcher):
-            if task is not None:
+            if task is None or task.done():
+                continue
+            loop = task.get_loop()
+            if loop is running:
                 task.cancel()
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(task.cancel)
         self._task = self._watcher = None
 
     def _request(self, request: tuple[Any, ...]) -> None:
@@ -87,6 +103,8 @@ class PeerServer:
         if kind == "close":
             self._cancel()
             self._available = False
+            if self._reference() is None:  # forgotten without stop()
+                self.stop()
         elif kind == "connect":
             self._cancel()
             self._task = self._run(self._connect())
@@ -103,11 +121,16 @@ class PeerServer:
             if not await _maybe(self._client.is_available()):
                 await _maybe(self._client.connect())
                 await _maybe(self._client.wait_until_ready())
+        except asyncio.CancelledError:
+            if asyncio.current_task() is self._task:  # as in _send
+                self._down("ws_client.connect() was cancelled")
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the link is not there
-            self._core._peer_down(f"ws_client.connect() failed: {error!r}")
+            self._down(f"ws_client.connect() failed: {error!r}")
             return
         self._available = True
-        self._core._peer_up()
+        if (core := self._reference()) is not None:
+            core._peer_up()
         self._watcher = self._run(self._watch())
 
     async def _send(self, first: int, events: list[bytes]) -> None:
@@ -115,19 +138,24 @@ class PeerServer:
         try:
             for event in events:
                 if not await _maybe(self._client.is_available()):
-                    self._lost("ws_not_ready", seq - 1)
+                    self._failed("ws_not_ready", seq - 1)
                     return
                 await _maybe(self._client.send(orjson.loads(event)))
                 seq += 1
+        except asyncio.CancelledError:
+            if asyncio.current_task() is self._task:  # the client's own cancellation; ours takes the task away before
+                self._failed("ws_client.send() was cancelled", seq - 1)
+            raise
         except Exception as error:  # noqa: BLE001 - the event stays stored and is sent again
-            self._lost(f"ws_client.send() failed: {error!r}", seq - 1)
+            self._failed(f"ws_client.send() failed: {error!r}", seq - 1)
             return
-        self._core._peer_sent(seq - 1)
+        if (core := self._reference()) is not None:
+            core._peer_sent(seq - 1)
 
-    def _lost(self, why: str, sent: int) -> None:
+    def _failed(self, why: str, sent: int) -> None:
         self._available = False
-        self._core._peer_sent(sent)
-        self._core._peer_down(why)
+        if (core := self._reference()) is not None:
+            core._peer_failed(sent, why)
 
     async def _watch(self) -> None:
         """See that the client has gone even if nothing is sent."""
@@ -136,9 +164,8 @@ class PeerServer:
             try:
                 available = bool(await _maybe(self._client.is_available()))
             except Exception as error:  # noqa: BLE001 - as above
-                self._core._peer_down(f"ws_client.is_available() failed: {error!r}")
+                self._down(f"ws_client.is_available() failed: {error!r}")
                 return
             if not available:
-                self._available = False
-                self._core._peer_down("ws_not_ready")
+                self._down("ws_not_ready")
                 return

@@ -49,6 +49,23 @@ pub(super) enum Command {
     Stop { drain: Duration, reply: Reply<()> },
 }
 
+impl Command {
+    /// Answers when no driver will: nobody may wait for ever.
+    pub(super) fn refuse(self, error: impl Fn() -> Error) {
+        match self {
+            Self::Start(reply)
+            | Self::AwaitLive(reply)
+            | Self::AwaitReady(reply)
+            | Self::AwaitAck { reply, .. }
+            | Self::Drain(reply) => reply(Err(error())),
+            Self::Flush(reply) => reply(Err(error())),
+            Self::Peek { reply, .. } => drop(reply.send(Err(error()))), // the reader may have gone
+            Self::Stop { reply, .. } => reply(Ok(())),                  // it is stopped, which is what was wanted
+            Self::Peer(_) => {}
+        }
+    }
+}
+
 #[derive(Default)]
 struct Waiters {
     live: Vec<Reply<()>>,
@@ -85,7 +102,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
             Ok(opened) => break opened,
             Err(error) => {
                 if refuse(&shared, &error, &mut pending, &mut commands).await {
-                    return;
+                    pending.into_iter().for_each(|command| command.refuse(stopped));
+                    return turn_away(commands);
                 }
             }
         }
@@ -153,6 +171,7 @@ async fn refuse(
             Some(Command::Stop { reply, .. }) => {
                 let lost = shared.outbox.counts().last_seq > 0;
                 reply(if lost { Err(again()) } else { Ok(()) });
+                pending.extend(waiting);
                 return true;
             }
             Some(Command::Start(reply)) if told => {
@@ -240,6 +259,7 @@ impl Driver {
             }
         }
         self.end();
+        turn_away(commands);
     }
 
     fn fetch(&mut self) -> u64 {
@@ -375,8 +395,15 @@ impl Driver {
                 self.waiters.drained.entry(last).or_default().push(reply);
             }
             Command::Peek { after, max_bytes, reply } => {
-                // If the thread is gone, so is `reply`, and the reader is told by that.
-                drop(self.ops.send(Op::Peek { after, max_bytes, reply }));
+                self.fetch();
+                let after = after.max(self.machine.acked()); // what is confirmed may still be on disk
+                if after < self.machine.stored_upto() {
+                    // If the thread is gone, so is `reply`, and the reader is told by that.
+                    drop(self.ops.send(Op::Peek { after, max_bytes, reply }));
+                } else {
+                    // On its way to the disk, or not worth the way. The reader may have gone.
+                    drop(reply.send(Ok(self.machine.spilled_in_memory(after, max_bytes))));
+                }
             }
             Command::Peer(event) => {
                 if let Some(peer) = &self.peer {
@@ -441,7 +468,6 @@ impl Driver {
     fn end(mut self) {
         self.disconnect();
         self.publish();
-        let stopped = || Error::new(ErrorKind::Closed, "the broadcaster was stopped");
         let Waiters { live, ready, flushed, stopped: waiting, delivered, drained } = self.waiters;
         let unmet = live.into_iter().chain(ready);
         let unmet = unmet.chain(delivered.into_values().flatten()).chain(drained.into_values().flatten());
@@ -454,6 +480,18 @@ impl Driver {
             reply(failure.as_ref().map_or(Ok(()), |error| Err(Error::new(error.kind(), error.report()))));
         }
     }
+}
+
+/// Nobody serves these any more; later ones are refused by the handle, which finds the channel closed.
+fn turn_away(mut commands: mpsc::UnboundedReceiver<Command>) {
+    commands.close();
+    while let Ok(command) = commands.try_recv() {
+        command.refuse(stopped);
+    }
+}
+
+pub(super) fn stopped() -> Error {
+    Error::new(ErrorKind::Closed, "the broadcaster is stopped; make a new one")
 }
 
 enum Woken {

@@ -79,6 +79,13 @@ pub enum PeerEvent {
     Sent(u64),
     /// It cannot send, and why.
     Down(String),
+    /// Sending failed after everything up to `sent`. One word, since between two the next block would go out.
+    Failed {
+        /// The last seq that was sent.
+        sent: u64,
+        /// Why the next was not.
+        why: String,
+    },
 }
 
 /// A parsed WebSocket URL.
@@ -229,13 +236,13 @@ async fn open_peer(peer: Arc<dyn Peer>, mut events: mpsc::UnboundedReceiver<Peer
     loop {
         match events.recv().await {
             Some(PeerEvent::Up) => break,
-            Some(PeerEvent::Sent(_)) => {} // of an earlier link
+            Some(PeerEvent::Sent(_) | PeerEvent::Failed { .. }) => {} // of an earlier link
             Some(PeerEvent::Down(why)) => return Err(Error::new(ErrorKind::ConnectRefused, why)),
             None => return Err(Error::new(ErrorKind::ConnectRefused, "the ws_client is gone")),
         }
     }
     let welcome = Welcome { confirm: Confirm::Sends, have: 0, credit: NO_CREDIT };
-    Ok((Link::Peer(PeerLink { peer, events, busy: false }), welcome))
+    Ok((Link::Peer(PeerLink { peer, events, busy: false, failed: None }), welcome))
 }
 
 fn limits(config: &EmitterConfig) -> WebSocketConfig {
@@ -258,15 +265,26 @@ fn tune(tcp: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads `ssl_ca` if there is one, so that a wrong path is told at once and not by every attempt.
+///
+/// # Errors
+/// [`ErrorKind::Config`].
+pub fn check_tls(config: &EmitterConfig) -> Result<()> {
+    config.ssl_ca.as_deref().map_or(Ok(()), |path| tls_config(Some(path)).map(drop))
+}
+
 fn tls_config(ca: Option<&Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         let unusable = |error: Box<dyn std::error::Error + Send + Sync>| {
-            let text = format!("ssl_ca={} is not a PEM file of certificates", path.display());
+            let text = format!("ssl_ca={} is not allowed: give a PEM file of certificates, or None", path.display());
             Error::new(ErrorKind::Config, text).with_source(error)
         };
         for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.into()))? {
             roots.add(certificate.map_err(|error| unusable(error.into()))?).map_err(|error| unusable(error.into()))?;
+        }
+        if roots.is_empty() {
+            return Err(unusable("there is no certificate in it".into()));
         }
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -555,10 +573,14 @@ pub struct PeerLink {
     peer: Arc<dyn Peer>,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     busy: bool,
+    failed: Option<String>,
 }
 
 impl PeerLink {
     fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<LinkEvent> {
+        if let Some(why) = self.failed.take() {
+            return Poll::Ready(LinkEvent::Down(lost(&why)));
+        }
         // Its word first: after a failure nothing more must be given to it.
         let Poll::Ready(event) = self.events.poll_recv(cx) else {
             if self.busy {
@@ -582,6 +604,10 @@ impl PeerLink {
             }
             Some(PeerEvent::Up) => LinkEvent::Progress,
             Some(PeerEvent::Down(why)) => LinkEvent::Down(lost(&why)),
+            Some(PeerEvent::Failed { sent, why }) => {
+                self.failed = Some(why);
+                LinkEvent::Ack(sent)
+            }
             None => LinkEvent::Down(lost("the ws_client is gone")),
         })
     }
@@ -614,7 +640,13 @@ mod tests {
     #[test]
     fn a_stamp_is_one_more_field() {
         let who = Identity { emitter: "ada".into(), epoch: "e".into() };
-        assert_eq!(stamped(b"{\"a\":1}", &who, 7), r#"{"a":1,"_sb":{"emitter":"ada","epoch":"e","seq":7}}"#);
         assert_eq!(stamped(b"{}", &who, 7), r#"{"_sb":{"emitter":"ada","epoch":"e","seq":7}}"#);
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/frames.json")).expect("JSON");
+        for case in vectors["stamped"].as_array().expect("a list") {
+            let text = |key: &str| case[key].as_str().expect("text").to_owned();
+            let who = Identity { emitter: text("emitter"), epoch: text("epoch") };
+            assert_eq!(stamped(text("event").as_bytes(), &who, case["seq"].as_u64().expect("seq")), text("text"));
+        }
     }
 }

@@ -324,6 +324,26 @@ impl Machine {
         self.ledger.acked() + 1
     }
 
+    /// On disk up to here.
+    #[must_use]
+    pub fn stored_upto(&self) -> u64 {
+        self.ledger.spill_last()
+    }
+
+    /// Spilled items after `seq` that are not on disk, about `max_bytes` of them.
+    #[must_use]
+    pub fn spilled_in_memory(&self, seq: u64, max_bytes: usize) -> Vec<Item> {
+        let mut bytes = 0;
+        let held = self.ledger.oldest_held(usize::MAX).into_iter().filter_map(|item| item.after(seq));
+        let spilled = held.take_while(|item| item.first() <= self.ledger.spilled_upto());
+        let within = spilled.take_while(|item| {
+            let more = bytes < max_bytes;
+            bytes += item.bytes();
+            more
+        });
+        within.collect()
+    }
+
     /// Whether `seq` was given up.
     #[must_use]
     pub fn is_gap(&self, seq: u64) -> bool {
@@ -559,7 +579,12 @@ impl Machine {
     pub fn on_pong(&mut self, now: Time, number: u64) {
         let Phase::Live(live) = &mut self.phase else { return };
         live.progress = now;
-        live.idle_ping = false;
+        if std::mem::take(&mut live.idle_ping) {
+            // A quiet link that answers has proven itself, too: losing it later is no reason to open the breaker.
+            live.proven = true;
+            self.backoff.reset();
+            self.breaker.confirmed();
+        }
         // A peer may answer only the newest of several Pings (RFC 6455 §5.5.3), so the number is cumulative.
         if live.barrier.is_some_and(|barrier| number >= barrier) {
             live.barrier = None;

@@ -126,6 +126,7 @@ impl Emitter {
     /// [`ErrorKind::Config`].
     pub fn new(config: EmitterConfig, target: Target) -> Result<Self> {
         config.validate()?;
+        link::check_tls(&config)?;
         let (commands, receiver) = mpsc::unbounded_channel();
         let snapshot = Snapshot { breaker: "closed", success_rate: 1.0, ..Snapshot::default() };
         let shared = Arc::new(Shared {
@@ -148,6 +149,14 @@ impl Emitter {
         &self.shared.config
     }
 
+    /// Fails in a child that inherited this handle over `fork`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn check_process(&self) -> Result<()> {
+        runtime::check_generation(self.shared.generation, "broadcaster")
+    }
+
     /// Where reports go from now on.
     pub fn report_to(&self, reporter: Reporter) {
         *self.shared.reporter.lock() = Some(reporter);
@@ -159,7 +168,7 @@ impl Emitter {
     /// [`ErrorKind::Closed`], [`ErrorKind::Forked`], [`ErrorKind::EventTooLarge`], and [`ErrorKind::SpillFull`] where
     /// the policy is to raise.
     pub fn push(&self, json: &[u8], live: Option<bool>) -> Result<Pushed> {
-        runtime::check_generation(self.shared.generation, "broadcaster")?;
+        self.check_process()?;
         if json.len() > self.shared.config.max_event_bytes {
             let (is, may) = (json.len(), self.shared.config.max_event_bytes);
             let text = format!("the event is {is} bytes of JSON, max_event_bytes={may}: split it, or raise the limit");
@@ -181,14 +190,15 @@ impl Emitter {
     }
 
     fn ask<T>(&self, reply: Reply<T>, command: impl FnOnce(Reply<T>) -> Command) {
-        let usable = runtime::check_generation(self.shared.generation, "broadcaster").and_then(|()| self.drive());
+        let usable = self.check_process().and_then(|()| self.drive());
         match usable {
             Err(error) => reply(Err(error)),
-            Ok(()) if self.commands.is_closed() => {
-                reply(Err(Error::new(ErrorKind::Closed, "the broadcaster is stopped")));
+            // The driver answers everything that it receives; what it does not is answered here.
+            Ok(()) => {
+                if let Err(mpsc::error::SendError(command)) = self.commands.send(command(reply)) {
+                    command.refuse(driver::stopped);
+                }
             }
-            // The driver answers everything it has received before it ends.
-            Ok(()) => drop(self.commands.send(command(reply))),
         }
     }
 
@@ -229,6 +239,9 @@ impl Emitter {
 
     /// Accepts nothing more, sends for at most `drain`, stores the rest, closes everything; then answers.
     pub fn stop(&self, drain: Duration, reply: Reply<()>) {
+        if let Err(error) = self.check_process() {
+            return reply(Err(error)); // before any lock, which a thread of the parent may have held at the fork
+        }
         self.shared.outbox.close();
         if !self.driven.load(Ordering::Relaxed) && self.shared.outbox.counts().last_seq == 0 {
             // Nothing was ever done: no file, no thread. Later calls find the channel closed.
@@ -255,12 +268,11 @@ impl Emitter {
     /// # Errors
     /// The spill cannot be read, or the broadcaster is stopped.
     pub fn peek(&self, after: u64, max_bytes: usize) -> Result<Vec<Item>> {
-        let stopped = || Error::new(ErrorKind::Closed, "the broadcaster is stopped");
-        runtime::check_generation(self.shared.generation, "broadcaster")?;
+        self.check_process()?;
         self.drive()?;
         let (reply, answer) = blocking::sync_channel(1);
-        self.commands.send(Command::Peek { after, max_bytes, reply }).map_err(|_| stopped())?;
-        answer.recv().map_err(|_| stopped())?
+        self.commands.send(Command::Peek { after, max_bytes, reply }).map_err(|_| driver::stopped())?;
+        answer.recv().map_err(|_| driver::stopped())?
     }
 
     /// Numbers for `get_stats`; reads counters only.

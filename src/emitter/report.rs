@@ -130,10 +130,11 @@ impl SloMonitor {
         if all == 0 { 1.0 } else { live as f64 / all as f64 }
     }
 
-    /// Whether there was traffic in the last minute, so that the share will still move.
+    /// Whether there is anything to observe without new events: traffic in the last minute, or a breach whose end has
+    /// to be seen.
     #[must_use]
     pub fn is_moving(&self) -> bool {
-        self.window.iter().any(|second| second.1 > 0)
+        self.depth_breached || self.window.iter().any(|second| second.1 > 0)
     }
 
     /// Takes the totals so far; returns what to report.
@@ -180,14 +181,14 @@ impl SloMonitor {
     }
 }
 
-fn slo(name: &str, breached: bool, value: Value, threshold: Value) -> Report {
+fn slo(name: &'static str, breached: bool, value: Value, threshold: Value) -> Report {
     let mut details = Map::new();
     details.insert("slo".to_owned(), json!(name));
     details.insert("value".to_owned(), value);
     details.insert("threshold".to_owned(), threshold);
     let details = Value::Object(details);
     if breached {
-        Report { success: false, ..Report::good("broadcaster_slo_breach", details) }
+        Report::bad("broadcaster_slo_breach", name, 1, details)
     } else {
         Report::good("broadcaster_slo_recovered", details)
     }

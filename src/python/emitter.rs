@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -22,11 +23,14 @@ use crate::emitter::item::Item;
 use crate::emitter::link::{Endpoint, Peer, PeerEvent, Target};
 use crate::emitter::outbox::Pushed;
 use crate::emitter::{Emitter as Core, Health, Reply};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::block::Block;
 
 /// How often a thread that waits in here looks whether Ctrl-C was pressed.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
+
+/// Reports kept for a loop that does not read them.
+const UNREAD_REPORTS: usize = 1000;
 
 struct Inner {
     core: Core,
@@ -45,8 +49,10 @@ pub(super) struct Emitter {
 
 impl Emitter {
     fn inner(&self) -> PyResult<&Inner> {
-        let missing = || Error::new(ErrorKind::Closed, "SafeBroadcaster.__init__ was not called").into();
-        self.inner.get().ok_or_else(missing)
+        let missing = || Error::new(ErrorKind::Closed, "SafeBroadcaster.__init__ was not called");
+        let inner = self.inner.get().ok_or_else(missing)?;
+        inner.core.check_process()?;
+        Ok(inner)
     }
 
     fn core(&self) -> PyResult<&Core> {
@@ -91,6 +97,14 @@ impl Emitter {
         self.inner.set(inner).map_err(again)
     }
 
+    /// The duck-typed client refers back to us: without this such a pair would never be collected.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self.inner.get().and_then(|inner| inner.probe.as_ref()) {
+            Some(probe) => visit.call(probe),
+            None => Ok(()),
+        }
+    }
+
     #[pyo3(signature = (event, *, durability = None))]
     fn safe_emit<'py>(
         slf: &Bound<'py, Self>,
@@ -101,8 +115,8 @@ impl Emitter {
         let inner = slf.get().inner()?;
         let level = durability.map_or(Ok(inner.durability), config::durability)?;
         let json = inner.serialize(py, event)?;
-        let live = inner.probe(py)?;
-        match inner.core.push(json.as_bytes(), live)? {
+        let live = inner.live(py)?;
+        match inner.push(&json, live)? {
             Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => ready(py, live),
             Pushed::Accepted { seq, provisional, live, pressed } => {
                 let delivered = level == Durability::Delivered;
@@ -117,10 +131,14 @@ impl Emitter {
     fn emit_nowait(&self, py: Python<'_>, event: &Bound<'_, PyAny>, durability: Option<&str>) -> PyResult<bool> {
         let inner = self.inner()?;
         let level = durability.map_or(Ok(inner.durability), config::durability)?;
+        if level == Durability::Delivered && inner.waits_for_itself(py)? {
+            let text = "durability='delivered' is not allowed in emit_nowait on the thread of the event loop that serves the ws_client: await safe_emit";
+            return Err(Error::new(ErrorKind::Config, text).into());
+        }
         let json = inner.serialize(py, event)?;
         loop {
-            let live = inner.probe(py)?;
-            let (seq, provisional, live) = match inner.core.push(json.as_bytes(), live)? {
+            let live = inner.live(py)?;
+            let (seq, provisional, live) = match inner.push(&json, live)? {
                 Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => return Ok(live),
                 Pushed::Accepted { seq, provisional, live, pressed } => {
                     if pressed {
@@ -129,6 +147,10 @@ impl Emitter {
                     (seq, provisional, live)
                 }
                 Pushed::Dropped => return Ok(false),
+                Pushed::Full if inner.waits_for_itself(py)? => {
+                    let text = "the spill is full, and emit_nowait cannot wait on the thread of the event loop that serves the ws_client: await safe_emit";
+                    return Err(Error::new(ErrorKind::SpillFull, text).into());
+                }
                 Pushed::Full => {
                     wait(py, |done| inner.core.when_room(Box::new(move || done(Ok(())))))?;
                     continue;
@@ -208,7 +230,7 @@ impl Emitter {
             let make = move |py: Python<'_>| {
                 Ok((PyBytes::new(py, json.as_bytes()), unix).into_pyobject(py)?.into_any().unbind())
             };
-            sender.push(token, Body::Make(Box::new(make)));
+            sender.push_within(UNREAD_REPORTS, token, Body::Make(Box::new(make)));
         }));
         Ok(())
     }
@@ -231,6 +253,11 @@ impl Emitter {
         Ok(())
     }
 
+    fn _peer_failed(&self, sent: u64, why: String) -> PyResult<()> {
+        self.core()?.peer_says(PeerEvent::Failed { sent, why });
+        Ok(())
+    }
+
     fn _peer_down(&self, why: String) -> PyResult<()> {
         self.core()?.peer_says(PeerEvent::Down(why));
         Ok(())
@@ -239,16 +266,22 @@ impl Emitter {
     /// Stored events after `after` as `(seq, json)`, about `max_bytes` of them.
     fn _peek<'py>(&self, py: Python<'py>, after: u64, max_bytes: usize) -> PyResult<Bound<'py, PyList>> {
         let core = self.core()?;
-        let items = py.detach(|| core.peek(after, max_bytes))?;
-        let out = PyList::empty(py);
-        for item in items {
-            if let Item::Events(block) = item {
-                for (seq, event) in block.events() {
-                    out.append((seq, PyBytes::new(py, &event)))?;
+        let (out, mut after) = (PyList::empty(py), after);
+        loop {
+            let items = py.detach(|| core.peek(after, max_bytes))?;
+            let Some(last) = items.last().map(Item::last) else { return Ok(out) };
+            for item in items {
+                if let Item::Events(block) = item {
+                    for (seq, event) in block.events() {
+                        out.append((seq, PyBytes::new(py, &event)))?;
+                    }
                 }
             }
+            if !out.is_empty() {
+                return Ok(out);
+            }
+            after = last; // nothing but gaps: an empty list would say that there is nothing more
         }
-        Ok(out)
     }
 
     fn get_stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -316,6 +349,16 @@ impl Emitter {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.core.check_process().is_err() {
+            // The last handle would wake the driver, which does not exist in a forked child, through locks that it may
+            // have held at the fork.
+            std::mem::forget(self.core.clone());
+        }
+    }
+}
+
 impl Inner {
     fn serialize<'py>(&self, py: Python<'py>, event: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let json = serialize(py, event);
@@ -323,6 +366,25 @@ impl Inner {
             self.rejected.fetch_add(1, Ordering::Relaxed);
         }
         json
+    }
+
+    fn push(&self, json: &Bound<'_, PyBytes>, live: Option<bool>) -> Result<Pushed> {
+        self.core.push(json.as_bytes(), live).inspect_err(|error| {
+            if error.is_poison() {
+                self.rejected.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// What the link is called for the next event: `Some(false)` if a duck-typed client says that it cannot send,
+    /// otherwise what the core knows, since a client may be up whose link was not started.
+    fn live(&self, py: Python<'_>) -> PyResult<Option<bool>> {
+        Ok(self.probe(py)?.filter(|up| !up))
+    }
+
+    /// Whether waiting in this thread would wait for this thread: its event loop has to serve the `ws_client`.
+    fn waits_for_itself(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.peer.is_some() && !py.import("asyncio")?.call_method0("_get_running_loop")?.is_none())
     }
 
     fn probe(&self, py: Python<'_>) -> PyResult<Option<bool>> {

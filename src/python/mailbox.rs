@@ -32,17 +32,27 @@ pub(super) type Maker = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send
 pub(super) struct Sender(Arc<Slot>);
 
 struct Slot {
-    letters: Mutex<Vec<(u64, Body)>>,
+    /// `None` when nobody will read them: the event loop is gone.
+    letters: Mutex<Option<Vec<(u64, Body)>>>,
     bell: UnixStream,
 }
 
 impl Sender {
     /// Leaves a letter for the handler registered under `token`. Never blocks, never touches Python.
     pub(super) fn push(&self, token: u64, body: Body) {
-        let mut letters = self.0.letters.lock();
+        self.push_within(usize::MAX, token, body);
+    }
+
+    /// The same for letters that nobody waits for: given up if so many lie there, because the loop is closed or stuck.
+    pub(super) fn push_within(&self, limit: usize, token: u64, body: Body) {
+        let mut slot = self.0.letters.lock();
+        let Some(letters) = &mut *slot else { return };
+        if letters.len() >= limit {
+            return;
+        }
         let first = letters.is_empty();
         letters.push((token, body));
-        drop(letters);
+        drop(slot);
         if first {
             // An error means that the bell is full, so it rings already, or that nobody listens any more: both are fine.
             drop((&self.0.bell).write_all(&[1]));
@@ -64,6 +74,13 @@ impl Mailbox {
     }
 }
 
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        // Whoever still holds a sender must not fill the memory of a process that has no reader.
+        drop(self.sender.0.letters.lock().take());
+    }
+}
+
 #[pymethods]
 impl Mailbox {
     #[new]
@@ -73,7 +90,7 @@ impl Mailbox {
         let (reader, bell) = UnixStream::pair().map_err(failed)?;
         reader.set_nonblocking(true).map_err(failed)?;
         bell.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { sender: Sender(Arc::new(Slot { letters: Mutex::default(), bell })), reader })
+        Ok(Self { sender: Sender(Arc::new(Slot { letters: Mutex::new(Some(Vec::new())), bell })), reader })
     }
 
     /// The descriptor to watch for readability.
@@ -86,7 +103,7 @@ impl Mailbox {
         // The bell first: a letter pushed after the swap rings again.
         let mut bell = [0; 64];
         while matches!((&self.reader).read(&mut bell), Ok(n) if n == bell.len()) {}
-        let letters = std::mem::take(&mut *self.sender.0.letters.lock());
+        let letters = self.sender.0.letters.lock().as_mut().map(std::mem::take).unwrap_or_default();
         let out = PyList::empty(py);
         for (token, body) in letters {
             let value = match body {

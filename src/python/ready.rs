@@ -65,7 +65,8 @@ fn make_type(py: Python<'_>) -> PyResult<Py<PyType>> {
         name: c"safe_broadcaster._core.Ready".as_ptr(),
         basicsize: size,
         itemsize: 0,
-        flags: ffi::Py_TPFLAGS_DEFAULT as _,
+        // An instance made by Python would hold no value, and awaiting it would crash.
+        flags: (ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION) as _,
         slots: slots.as_mut_ptr(),
     };
     // SAFETY: `spec` and `slots` are valid for the call, which copies them; every function has the slot's signature.

@@ -1,0 +1,60 @@
+"""An engine that emits, with a gate at the start, heartbeats, and reports about its own link.
+
+Run a hub first (`safe-broadcaster serve`), then: python examples/engine.py ws://127.0.0.1:8000/ws
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from safe_broadcaster import SafeBroadcaster
+
+
+class PrintingBus:
+    """A health bus is anything with `inject`."""
+
+    async def inject(self, report: dict[str, Any]) -> None:
+        content = report["content"]
+        print(content["event_type"], content["top_rejects"] or "")
+
+
+async def heartbeat(broadcaster: SafeBroadcaster, every: float) -> None:
+    """Emit a heartbeat, so that the dashboard never looks dead."""
+    while True:
+        await broadcaster.safe_emit(
+            {
+                "type": "graph.delta.heartbeat",
+                "topic": "graph/ada/delta/heartbeat",
+                "content": {"citizen_id": "ada"},
+                "timestamp": datetime.now(timezone.utc).isoformat(),
+            }
+        )
+        await asyncio.sleep(every)
+
+
+async def main(url: str, ticks: int = 5, pause: float = 1.0) -> None:
+    """Emit one node for each tick."""
+    spill = Path(gettempdir()) / "example_engine.db"
+    async with SafeBroadcaster(url, spill_path=spill, health_bus=PrintingBus()) as broadcaster:
+        await broadcaster.ready.wait()  # the gate: no tick before the link was live once
+        beating = asyncio.create_task(heartbeat(broadcaster, pause))
+        for tick in range(ticks):
+            await broadcaster.safe_emit(
+                {
+                    "type": "graph.delta.node.upsert",
+                    "topic": "graph/ada/delta/node",
+                    "content": {"citizen_id": "ada", "node_id": f"n{tick}"},
+                }
+            )
+            await asyncio.sleep(pause)
+        beating.cancel()
+        print(broadcaster.get_stats())
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8000/ws"))

@@ -1,0 +1,56 @@
+"""What README and examples show works as it is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from safe_broadcaster import EventBroadcaster
+
+ROOT = Path(__file__).parents[2]
+
+
+def snippets(document: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+async def hub():
+    async with EventBroadcaster(port=0) as hub:
+        yield hub
+
+
+@pytest.mark.parametrize("number", range(len(snippets("README.md"))))
+async def test_every_snippet_of_the_readme_runs(number, hub, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = snippets("README.md")[number].replace("ws://127.0.0.1:8000/ws", hub.url).replace("port=8000", "port=0")
+    scope: dict = {"forever": lambda: asyncio.sleep(0)}
+    exec("async def main():\n" + textwrap.indent(code, "    "), scope)
+    before = hub.get_stats()["events"]
+    await asyncio.wait_for(scope["main"](), 20)
+    if "safe_emit" in code:
+        assert hub.get_stats()["events"] == before + 1
+
+
+async def test_the_engine_example_emits(hub, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    await load(ROOT / "examples/engine.py").main(hub.url, ticks=3, pause=0.01)
+    assert hub.get_stats()["events"] >= 4
+    assert "broadcaster_ready" in capsys.readouterr().out
+
+
+async def test_the_plain_server_example_receives_each_event_once(capsys) -> None:
+    await load(ROOT / "examples/plain_server.py").main()
+    assert capsys.readouterr().out.strip() == str(list(range(10)))

@@ -1,0 +1,260 @@
+"""Seed 000's calling code runs unchanged: the same scenario against the seed's own class and against ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import AsyncClient, HealthBus, PlainServer, SyncClient, event, eventually, numbers
+
+from safe_broadcaster import SafeBroadcaster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    Make = Callable[..., SafeBroadcaster]
+
+logger = logging.getLogger(__name__)
+
+
+class SeedBroadcaster:
+    """The class that users run today, as it stands in the document (with its missing import, and UTC by today's name)."""
+
+    def __init__(self, ws_client: Any, spill_path: str, health_bus: Any) -> None:
+        self.ws = ws_client
+        self.spill_path = spill_path
+        self.spill: deque[dict[str, Any]] = deque(maxlen=10000)
+        self.health_bus = health_bus
+        self.ready = asyncio.Event()
+        self.emit_count = 0
+        self.spill_count = 0
+        self.flush_count = 0
+
+    async def start(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self.ws.connect()
+                await self.ws.wait_until_ready()
+                await self._self_report("broadcaster_ready", success=True)
+                self.ready.set()
+                break
+            except Exception as e:
+                attempt += 1
+                await self._self_report("broadcaster_connection_failed", success=False, error=str(e))
+                await asyncio.sleep(min(2**attempt, 30) / 100)
+
+    async def safe_emit(self, event: dict[str, Any]) -> bool:
+        try:
+            if not self.ws.is_available():
+                raise RuntimeError("ws_not_ready")
+            await self.ws.send(event)
+            self.emit_count += 1
+            return True
+        except Exception as e:
+            self.spill.append(event)
+            self.spill_count += 1
+            await self._self_report(
+                "broadcaster_spill",
+                success=False,
+                topic=event.get("topic", "unknown"),
+                error=str(e),
+                spill_depth=len(self.spill),
+            )
+            return False
+
+    async def flush_spill(self) -> None:
+        if not self.spill:
+            return
+        flushed = 0
+        failed = 0
+        while self.spill:
+            event = self.spill.popleft()
+            if await self.safe_emit(event):
+                flushed += 1
+            else:
+                failed += 1
+                break
+        self.flush_count += flushed
+        await self._self_report(
+            "broadcaster_flush_complete", success=True, flushed=flushed, failed=failed, remaining=len(self.spill)
+        )
+
+    async def _self_report(self, event_type: str, success: bool, **kwargs: Any) -> None:
+        try:
+            await self.health_bus.inject(
+                {
+                    "type": "health.compliance.snapshot",
+                    "content": {
+                        "emitter": "broadcaster",
+                        "event_type": event_type,
+                        "success": success,
+                        "accept_rate": 1.0 if success else 0.0,
+                        "reject_rate": 0.0 if success else 1.0,
+                        "top_rejects": [[event_type, 1]] if not success else [],
+                        "metrics": {
+                            "total_emits": self.emit_count,
+                            "total_spills": self.spill_count,
+                            "total_flushes": self.flush_count,
+                            "current_spill_depth": len(self.spill),
+                            **kwargs,
+                        },
+                    },
+                    "timestamp": datetime.now(timezone.utc).isoformat(),
+                }
+            )
+        except Exception:
+            logger.exception("[SafeBroadcaster] Self-report failed")
+
+    def get_stats(self) -> dict[str, Any]:
+        return {
+            "emit_count": self.emit_count,
+            "spill_count": self.spill_count,
+            "flush_count": self.flush_count,
+            "current_spill_depth": len(self.spill),
+            "ready": self.ready.is_set(),
+            "ws_available": self.ws.is_available() if self.ws else False,
+        }
+
+
+@pytest.fixture(params=["seed", "ours"])
+async def build(request: pytest.FixtureRequest, make: Make) -> AsyncIterator[Callable[..., Any]]:
+    yield SeedBroadcaster if request.param == "seed" else make
+
+
+async def test_the_seeds_life_of_a_broadcaster(build: Callable[..., Any], spill_path: Path, bus: HealthBus) -> None:
+    client = AsyncClient()
+    client.up = False
+    broadcaster = build(ws_client=client, spill_path=str(spill_path), health_bus=bus)
+    assert broadcaster.ready.is_set() is False
+    assert broadcaster.get_stats() | {} == broadcaster.get_stats()
+
+    await broadcaster.start()
+    await broadcaster.ready.wait()
+    assert client.connects == 1
+    assert await broadcaster.safe_emit(event(0)) is True
+    await eventually(lambda: client.sent)
+
+    client.up = False
+    client.fail_connect = ConnectionError("down")
+    for n in range(1, 6):
+        assert await broadcaster.safe_emit(event(n)) is False
+    assert broadcaster.get_stats()["ws_available"] is False
+    assert broadcaster.get_stats()["ready"] is True, "latched"
+    assert (broadcaster.emit_count, broadcaster.spill_count) == (1, 5)
+    assert (len(broadcaster.spill), broadcaster.get_stats()["current_spill_depth"]) == (5, 5)
+    assert numbers(list(broadcaster.spill)) == [1, 2, 3, 4, 5]
+
+    client.up = True
+    client.fail_connect = None
+    await broadcaster.flush_spill()
+    await eventually(lambda: numbers(client.sent) == [0, 1, 2, 3, 4, 5])
+    await eventually(lambda: broadcaster.flush_count == 5)
+    assert len(broadcaster.spill) == 0
+    await eventually(lambda: bus.contents("broadcaster_flush_complete"))
+    kinds = bus.kinds()
+    assert kinds["broadcaster_ready"] >= 1
+    assert kinds["broadcaster_spill"] >= 1
+    flush = bus.contents("broadcaster_flush_complete")[-1]["metrics"]
+    assert (flush["failed"], flush["remaining"]) == (0, 0)
+
+
+async def test_the_reports_have_the_seeds_shape(build: Callable[..., Any], spill_path: Path, bus: HealthBus) -> None:
+    client = AsyncClient()
+    client.up = False
+    client.fail_connect = ConnectionError("not yet")
+    broadcaster = build(ws_client=client, spill_path=str(spill_path), health_bus=bus)
+    starting = asyncio.create_task(broadcaster.start())
+    await eventually(lambda: client.connects)
+    client.fail_connect = None
+    await starting
+    client.fail_connect = ConnectionError("again")
+    client.up = False
+    await broadcaster.safe_emit(event(1))
+    wanted = ("broadcaster_connection_failed", "broadcaster_ready", "broadcaster_spill")
+    await eventually(lambda: all(bus.contents(kind) for kind in wanted))
+    for report in bus.reports:
+        assert report.keys() == {"type", "content", "timestamp"}
+        assert report["type"] == "health.compliance.snapshot"
+        content = report["content"]
+        assert content.keys() == {
+            "emitter", "event_type", "success", "accept_rate", "reject_rate", "top_rejects", "metrics",
+        }  # fmt: skip
+        assert content["emitter"] == "broadcaster"
+        good = content["success"]
+        assert (content["accept_rate"], content["reject_rate"]) == ((1.0, 0.0) if good else (0.0, 1.0))
+        assert content["top_rejects"] == [] if good else len(content["top_rejects"][0]) == 2
+        totals = {"total_emits", "total_spills", "total_flushes", "current_spill_depth"}
+        assert totals <= content["metrics"].keys()
+        at = datetime.fromisoformat(report["timestamp"])
+        assert abs((datetime.now(timezone.utc) - at).total_seconds()) < 60
+    spill = bus.contents("broadcaster_spill")[0]["metrics"]
+    assert spill["topic"] == "graph/ada/delta/node"
+    assert {"error", "spill_depth"} <= spill.keys()
+
+
+async def test_a_health_bus_is_not_needed(make: Make, server: PlainServer, spill_path: Path) -> None:
+    broadcaster = SafeBroadcaster(server.url, str(spill_path), None)
+    await broadcaster.start()
+    assert await broadcaster.safe_emit(event(1)) is True
+    await broadcaster.stop()
+
+
+async def test_engines_wait_at_the_gate_until_the_server_is_there(make: Make) -> None:
+    """Acceptance criterion 1: a cold start loses nothing, and engines tick only after ``ready``."""
+    server = PlainServer()
+    async with server:
+        pass
+    broadcaster = make(server.url)
+    ticks: list[int] = []
+
+    async def engine(n: int) -> None:
+        await broadcaster.ready.wait()
+        ticks.append(n)
+        await broadcaster.safe_emit(event(n))
+
+    engines = [asyncio.create_task(engine(n)) for n in range(3)]
+    starting = asyncio.create_task(broadcaster.start())
+    await broadcaster.safe_emit(event(-1))
+    await eventually(lambda: broadcaster.get_stats()["last_error"])
+    assert ticks == []
+    async with server:
+        await starting
+        await asyncio.gather(*engines)
+        assert await broadcaster.drain(5)
+        assert numbers(server.events)[0] == -1
+        assert sorted(numbers(server.events)) == [-1, 0, 1, 2]
+        await broadcaster.stop()
+
+
+async def test_a_server_killed_and_restarted_gets_everything(make: Make, bus: HealthBus) -> None:
+    """Acceptance criteria 2 and 3: spill, automatic flush, and both visible in the reports."""
+    server = PlainServer()
+    async with server:
+        broadcaster = make(server.url, None, bus)
+        await broadcaster.start()
+        assert await broadcaster.safe_emit(event(0), durability="delivered")
+    await eventually(lambda: not broadcaster.connected)
+    for n in range(1, 20):
+        assert await broadcaster.safe_emit(event(n)) is False
+    await eventually(lambda: bus.contents("broadcaster_connection_failed"))
+    assert bus.contents("broadcaster_connection_failed")[0]["top_rejects"][0][0] == "ws_not_ready"
+    async with server:
+        await eventually(lambda: bus.contents("broadcaster_flush_complete"))
+        assert numbers(server.events) == list(range(20))
+        flush = bus.contents("broadcaster_flush_complete")[0]["metrics"]
+        assert (flush["flushed"], flush["failed"], flush["remaining"]) == (19, 0, 0)
+        assert bus.contents("broadcaster_spill")[0]["metrics"]["spill_depth"] >= 1
+        await broadcaster.stop()
+
+
+async def test_the_attributes_of_the_seed_are_there(make: Make, bus: HealthBus, spill_path: Path) -> None:
+    client = SyncClient()
+    broadcaster = make(client, spill_path, bus)
+    assert (broadcaster.ws, broadcaster.health_bus) == (client, bus)
+    assert broadcaster.spill_path == str(spill_path)
