@@ -6,8 +6,8 @@
     ├── EventNotSerializable (TypeError)      the event can never be sent: correct it
     ├── EventTooLarge (ValueError)            over max_event_bytes: split it or raise the limit
     ├── SpillFull (BufferError)               the spill is at its bound and when_full says so
-    ├── SpillLocked (RuntimeError)            another owner has the spill file: one path for each broadcaster
-    ├── SpillCorrupt (OSError)                the file at spill_path is no spill, or the disk refuses it
+    ├── SpillLocked (RuntimeError)            another owner has the spill, or the hub's log: one path for each
+    ├── SpillCorrupt (OSError)                the file at spill_path or log_path is none of ours, or the disk refuses
     ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
     ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
     ├── BroadcasterClosed (RuntimeError)      used after stop()
@@ -51,11 +51,11 @@ class SpillFull(BroadcastError, BufferError):
 
 
 class SpillLocked(BroadcastError, RuntimeError):
-    """Another broadcaster, in this process or another, owns the file at ``spill_path``."""
+    """Another owner, in this process or another, has the file at ``spill_path``, or at the ``log_path`` of a hub."""
 
 
 class SpillCorrupt(BroadcastError, OSError):
-    """The file at ``spill_path`` cannot be used as a spill: not a database, not ours, or refused by the disk."""
+    """The file at ``spill_path``, or a hub's ``log_path``, cannot be used: not a database, not ours, or refused by the disk."""
 
 
 class ConnectTimeout(BroadcastError, TimeoutError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -48,8 +49,8 @@ class HubConfig:
     replay_age: float | None = None
     """How long an event is kept at most. None: no limit of time."""
     log_path: str | os.PathLike[str] | None = None
-    """SQLite file for the log and the emitters' marks, so that positions survive a restart and ``kill -9``. None: in
-    memory, and a restart begins a new epoch."""
+    """File of the durable log. With it, events that were acknowledged, positions, and what is known of emitters survive
+    a restart and ``kill -9``; a loss of power ends the epoch. None: all that lives in memory."""
     session_queue_bytes: int = 1 << 20
     """Most bytes that may wait for one session. One that lets more wait is closed with 3008 and comes back for what it
     missed."""
@@ -138,7 +139,8 @@ class EventBroadcaster:
     async def start(self) -> None:
         """Listen; connections are accepted when this returns. Starting a running hub does nothing.
 
-        Raises `ConfigError` for a setting that is not allowed and `ConnectRefused` for an address that cannot be used.
+        Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used,
+        `SpillLocked` if another hub has the file at ``log_path``, and `SpillCorrupt` if it cannot be used.
         """
         if not self._running.is_set():
             self._port = self._core.start(self.config)
@@ -181,9 +183,23 @@ class EventBroadcaster:
     async def broadcast_event(self, data: Mapping[str, Any]) -> int:
         """Publish an event, and return the number of sessions that it matched.
 
-        Raises `EventNotSerializable`, `EventTooLarge`, or `BroadcasterClosed` if the hub is not running.
+        With a ``log_path`` it is stored when this returns.
+
+        Raises `EventNotSerializable`, `EventTooLarge`, `BroadcasterClosed` if the hub is not running, or `SpillCorrupt`
+        if the disk refuses it: then it was not published.
         """
-        _, sessions = self._core.publish(_core._serialize(data))
+        json = _core._serialize(data)
+        if self.config.log_path is None:
+            _, sessions = self._core.publish(json)
+            return sessions
+        mailbox = Mailbox.current()
+        reply = mailbox.reply()
+        try:
+            self._core.publish_later(mailbox.core, reply.token, json)
+        except BaseException:
+            mailbox.unsubscribe(reply.token)
+            raise
+        _, sessions = await reply.wait()
         return sessions
 
     async def broadcast(self, type: str, data: Any, topic: str | None = None) -> int:  # noqa: A002 - the wire's name

@@ -40,6 +40,7 @@ use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
 use entry::Record;
+use history::Reply;
 use log::Log;
 use shared::Shared;
 
@@ -116,7 +117,7 @@ impl Hub {
     }
 
     /// Publishes as [`Hub::publish`] does and calls `then` with the result: before this returns, or with a `log_path`
-    /// later, in the hub's thread. If the hub stops first, `then` is dropped.
+    /// later, in a thread of the hub.
     pub fn publish_then(&self, json: Bytes, then: impl FnOnce(Result<Published>) + Send + 'static) {
         match self.check_process() {
             Ok(()) => publish(&self.shared, json, then),
@@ -193,7 +194,7 @@ fn publish(shared: &Shared, json: Bytes, reply: impl FnOnce(Result<Published>) +
     };
     match &shared.history {
         Some(_) if shared.is_stopping() => reply(Err(stopped())),
-        Some(history) => history.publish(record, Box::new(reply)),
+        Some(history) => history.publish(record, Reply::new(reply)),
         None => reply(shared.with(|state, now| {
             // With the lock held: whoever was told goodbye misses nothing.
             if shared.is_stopping() { Err(stopped()) } else { Ok(state.append(record, now)) }

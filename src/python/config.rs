@@ -79,7 +79,7 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
         replay_events: settings.get("replay_events", "a whole number of events")?,
         replay_bytes: settings.get("replay_bytes", bytes)?,
         replay_age: settings.optional_seconds("replay_age")?,
-        log_path: settings.get("log_path", "the path of a file, or None")?,
+        log_path: settings.get("log_path", "a path, or None")?,
         session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,

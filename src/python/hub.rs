@@ -29,6 +29,10 @@ pub(super) struct HubClient {
     pub(super) dialer: Dialer,
 }
 
+fn not_running() -> Error {
+    Error::new(ErrorKind::Closed, "the hub is not running; start it first")
+}
+
 impl Hub {
     fn current(&self) -> Option<Arc<hub::Hub>> {
         self.slot.lock().clone()
@@ -63,12 +67,29 @@ impl Hub {
 
     /// Publishes an event given as JSON; returns its offset and how many sessions it matched.
     fn publish(&self, py: Python<'_>, json: &[u8]) -> Result<(u64, usize)> {
-        let Some(hub) = self.current() else {
-            return Err(Error::new(ErrorKind::Closed, "the hub is not running; start it first"));
-        };
+        let Some(hub) = self.current() else { return Err(not_running()) };
         let json = Bytes::copy_from_slice(json);
         let published = py.detach(|| hub.publish(json))?;
         Ok((published.offset, published.sessions))
+    }
+
+    /// Publishes an event given as JSON without waiting for the disk; a letter under `token` brings what
+    /// [`Hub::publish`] returns.
+    fn publish_later(&self, mailbox: &Mailbox, token: u64, json: &[u8]) -> Result<()> {
+        let Some(hub) = self.current() else { return Err(not_running()) };
+        let sender = mailbox.sender();
+        hub.publish_then(Bytes::copy_from_slice(json), move |published| {
+            sender.push(
+                token,
+                match published {
+                    Ok(published) => Body::Make(Box::new(move |py| {
+                        Ok((published.offset, published.sessions).into_pyobject(py)?.into_any().unbind())
+                    })),
+                    Err(error) => Body::Failed(error),
+                },
+            );
+        });
+        Ok(())
     }
 
     /// The numbers of the hub as JSON; `None` before the first start.

@@ -38,7 +38,7 @@ async fn start_again(log: &Path) -> Hub {
             let config = HubConfig { port: 0, log_path: Some(log.to_owned()), ..HubConfig::default() };
             match Hub::start(config) {
                 Err(error) if error.kind() == ErrorKind::LogLocked => {
-                    tokio::time::sleep(Duration::from_millis(5)).await
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 other => return other.expect("starts"),
             }
@@ -247,7 +247,7 @@ async fn rate_with_and_without_a_log() {
     const BLOCK: u64 = 150;
     const BLOCKS: u64 = 10_000;
     const WINDOW: u64 = 30_000;
-    let event = format!(r#"{{"type":"t","x":"{}"}}"#, "x".repeat(379));
+    let event = format!(r#"{{"type":"t","x":"{}"}}"#, "x".repeat(381));
     assert_eq!(event.len(), 400);
     for (what, durable, listens) in [
         ("memory", false, false),

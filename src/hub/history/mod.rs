@@ -42,8 +42,28 @@ const GROUP_BYTES: usize = 4 << 20;
 /// How much is brought to the subscribers before they have their turn: as much as a session reads at once.
 const SLICE_BYTES: usize = 128 << 10;
 
-/// Who hears what became of a published event.
-pub(super) type Reply = Box<dyn FnOnce(Result<Published>) + Send>;
+/// Who hears what became of a published event. If nothing will, because the hub stops, that is said.
+pub(super) struct Reply(Option<Box<dyn FnOnce(Result<Published>) + Send>>);
+
+impl Reply {
+    pub(super) fn new(then: impl FnOnce(Result<Published>) + Send + 'static) -> Self {
+        Self(Some(Box::new(then)))
+    }
+
+    fn give(mut self, published: Result<Published>) {
+        if let Some(then) = self.0.take() {
+            then(published);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(then) = self.0.take() {
+            then(Err(super::stopped()));
+        }
+    }
+}
 
 /// Work for the log's thread.
 enum Op {
@@ -144,9 +164,7 @@ impl History {
 
     /// Publishes an event; `reply` is called in the hub's thread when it is stored and on its way to the subscribers.
     pub(super) fn publish(&self, record: Record, reply: Reply) {
-        if let Err(ops::SendError(Op::Publish { reply, .. })) = self.ops.send(Op::Publish { record, reply }) {
-            reply(Err(super::stopped()));
-        }
+        drop(self.ops.send(Op::Publish { record, reply })); // a closed log drops the reply, which tells it
     }
 
     /// A session is gone.
@@ -313,7 +331,7 @@ impl Tell {
     fn now(self) {
         match self {
             Self::Flow { flow, bytes, greeted } => flow.end(bytes, greeted),
-            Self::Publisher { reply, published } => reply(published),
+            Self::Publisher { reply, published } => reply.give(published),
         }
     }
 }
