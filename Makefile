@@ -37,6 +37,7 @@ lint: setup                                 ## formatting, lints, types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+	$(BIN)/python -m mypy.stubtest safe_broadcaster._core
 
 format:
 	cargo fmt

@@ -102,7 +102,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
             Ok(opened) => break opened,
             Err(error) => {
                 if refuse(&shared, &error, &mut pending, &mut commands).await {
-                    pending.into_iter().for_each(|command| command.refuse(stopped));
+                    for command in pending {
+                        command.refuse(stopped);
+                    }
                     return turn_away(commands);
                 }
             }

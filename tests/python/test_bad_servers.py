@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from support import HealthBus, PlainServer, event, eventually, frame, numbers
 
 from safe_broadcaster import ConfigError, ConnectTimeout, SafeBroadcaster
+from support import HealthBus, PlainServer, event, eventually, frame, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ async def fails_with(broadcaster: SafeBroadcaster, bus: HealthBus, reason: str, 
     ],
 )  # fmt: skip
 def test_a_bad_url_is_refused_and_never_repeats_a_password(spill_path: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match="ws_client: .*give a URL such as ws://") as caught:
+    with pytest.raises(ConfigError, match=r"ws_client: .*give a URL such as ws://") as caught:
         SafeBroadcaster(url, spill_path)
     assert "u:p" not in str(caught.value)
 
@@ -85,9 +85,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     (place / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
     (place / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return place / "cert.pem", place / "key.pem"
 
@@ -99,7 +97,9 @@ def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     return context
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(make: Make, bus: HealthBus, tls: ssl.SSLContext) -> None:
+async def test_a_certificate_that_nobody_vouches_for_is_refused(
+    make: Make, bus: HealthBus, tls: ssl.SSLContext
+) -> None:
     async with PlainServer(tls=tls) as server:
         broadcaster = make(server.url, None, bus)
         await fails_with(broadcaster, bus, "TLS failed.*certificate")
@@ -266,9 +266,7 @@ async def test_a_server_that_closes_at_once_opens_the_breaker(make: Make, bus: H
 async def test_the_breaker_lets_one_attempt_through_and_closes_when_the_server_works(make: Make) -> None:
     bad = Closing()
     async with bad:
-        broadcaster = make(
-            bad.url, breaker_threshold=2, breaker_cooldown=0.3, backoff_initial=0.01, backoff_max=0.01
-        )
+        broadcaster = make(bad.url, breaker_threshold=2, breaker_cooldown=0.3, backoff_initial=0.01, backoff_max=0.01)
         await broadcaster.safe_emit(event(1))
         await broadcaster.start(5)
         await eventually(lambda: broadcaster.get_stats()["breaker"] == "open")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import NOWHERE, PlainServer, event, eventually, numbers
 
 from safe_broadcaster import SafeBroadcaster, SpillLocked
+from support import NOWHERE, PlainServer, event, eventually, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,8 @@ def run(script: str, *arguments: object, timeout: float = 20) -> tuple[int, list
 
 
 @pytest.mark.parametrize(
-    "ending", ["", "sys.exit(0)", "raise SystemExit(0)", "threading.Thread(target=lambda: b.emit_nowait(event(99))).start()"]
+    "ending",
+    ["", "sys.exit(0)", "raise SystemExit(0)", "threading.Thread(target=lambda: b.emit_nowait(event(99))).start()"],
 )
 async def test_exit_without_stop_keeps_the_events_and_does_not_hang(make: Make, spill_path: Path, ending: str) -> None:
     code, _, err = run(
@@ -217,7 +218,9 @@ async def test_a_second_process_is_refused_and_told_the_owners_pid(make: Make, s
 
 
 async def test_a_killed_owner_frees_the_file(make: Make, spill_path: Path) -> None:
-    process = spawn("b = SafeBroadcaster(NOWHERE, path); b.emit_nowait({}); list(b.spill); say(1); time.sleep(60)", spill_path)
+    process = spawn(
+        "b = SafeBroadcaster(NOWHERE, path); b.emit_nowait({}); list(b.spill); say(1); time.sleep(60)", spill_path
+    )
     assert process.stdout
     assert process.stderr
     process.stdout.readline()
@@ -256,7 +259,11 @@ async def main():
 
 def forked(body: str, path: Path) -> None:
     code, lines, err = run(
-        "import logging; logging.disable()\n" + FORK + textwrap.indent(textwrap.dedent(body), "    ") + "\nasyncio.run(main())", path
+        "import logging; logging.disable()\n"
+        + FORK
+        + textwrap.indent(textwrap.dedent(body), "    ")
+        + "\nasyncio.run(main())",
+        path,
     )
     assert (code, err) == (0, ""), lines
     assert lines == ["done"]
@@ -269,7 +276,8 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(spill_path: Path) -> None
             for use in (
                 lambda: b.safe_emit(event(2)), lambda: b.emit_nowait(event(2)), b.get_stats, lambda: b.spill_count,
                 lambda: list(b.spill), lambda: asyncio.run(b.start(1)), lambda: asyncio.run(b.stop()),
-                lambda: asyncio.run(b.drain(1)), lambda: asyncio.run(b.flush_spill()), lambda: asyncio.run(b.ready.wait()),
+                lambda: asyncio.run(b.drain(1)), lambda: asyncio.run(b.flush_spill()),
+                lambda: asyncio.run(b.ready.wait()),
             ):
                 try: use()
                 except ForkedProcess as error: assert "make a new one after fork" in str(error)

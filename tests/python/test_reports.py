@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import NOWHERE, HealthBus, PlainServer, event, eventually, numbers
 
 from safe_broadcaster import ConnectTimeout, SafeBroadcaster
+from support import NOWHERE, HealthBus, PlainServer, event, eventually, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,9 @@ async def test_a_failing_bus_is_logged_and_never_reaches_the_caller(
     assert "the health bus failed" in caplog.text
 
 
-async def test_a_bus_without_inject_is_logged(make: Make, server: PlainServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bus_without_inject_is_logged(
+    make: Make, server: PlainServer, caplog: pytest.LogCaptureFixture
+) -> None:
     broadcaster = make(server.url, None, object())
     await broadcaster.start(5)
     assert await broadcaster.safe_emit(event(1)) is True

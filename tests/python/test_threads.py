@@ -9,9 +9,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from support import NOWHERE, QUICK, PlainServer, event, eventually, eventually_blocking, numbers
 
 from safe_broadcaster import BroadcasterClosed, SafeBroadcaster
+from support import NOWHERE, QUICK, PlainServer, event, eventually, eventually_blocking, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

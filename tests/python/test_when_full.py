@@ -7,9 +7,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from support import NOWHERE, HealthBus, PlainServer, event, eventually, eventually_blocking, numbers
 
 from safe_broadcaster import ConnectTimeout, SafeBroadcaster, SpillFull
+from support import NOWHERE, HealthBus, PlainServer, event, eventually, eventually_blocking, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +25,7 @@ async def down(broadcaster: SafeBroadcaster) -> SafeBroadcaster:
     return broadcaster
 
 
-async def test_drop_oldest_keeps_the_newest_and_tells_of_the_loss(
-    make: Make, bus: HealthBus, spill_path: Path
-) -> None:
+async def test_drop_oldest_keeps_the_newest_and_tells_of_the_loss(make: Make, bus: HealthBus, spill_path: Path) -> None:
     broadcaster = await down(make(NOWHERE, spill_path, bus, when_full="drop_oldest", spill_max_events=10))
     for n in range(25):
         assert await broadcaster.safe_emit(event(n)) is False
@@ -40,9 +38,7 @@ async def test_drop_oldest_keeps_the_newest_and_tells_of_the_loss(
         assert (loss["success"], loss["top_rejects"][0][0]) == (False, "spill_full")
 
 
-async def test_drop_newest_keeps_the_oldest_and_tells_of_the_loss(
-    make: Make, bus: HealthBus, spill_path: Path
-) -> None:
+async def test_drop_newest_keeps_the_oldest_and_tells_of_the_loss(make: Make, bus: HealthBus, spill_path: Path) -> None:
     broadcaster = await down(make(NOWHERE, spill_path, bus, when_full="drop_newest", spill_max_events=10))
     for n in range(25):
         assert await broadcaster.safe_emit(event(n)) is False
