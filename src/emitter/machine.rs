@@ -942,7 +942,8 @@ impl Machine {
     /// Keeps a promise on disk ahead of the seqs in use.
     fn reserve(&mut self) {
         let used = self.ledger.taken();
-        if !self.reserving && !self.closing && used + self.reserve_step / 2 > self.reserved {
+        // Half of the last reservation is used up; the step has doubled since.
+        if !self.reserving && !self.closing && used + self.reserve_step / 4 > self.reserved {
             self.reserving = true;
             let upto = used + self.reserve_step;
             self.reserve_step = (self.reserve_step * 2).min(RESERVE_MAX);
