@@ -33,7 +33,7 @@ const READ_BYTES: usize = 1 << 20;
 const BARRIER_BYTES: usize = 256 << 10;
 /// A link that confirms nothing for this long while memory is full is called stalled, and memory moves to disk.
 const STALL: Duration = Duration::from_millis(100);
-/// A failed write to the spill is tried again after this.
+/// The spill rests for this after a failed operation.
 const SPILL_RETRY: Duration = Duration::from_secs(1);
 /// Something unconfirmed for so many `ack_timeout`s ends the link even if bytes still move: a peer that swallows
 /// everything and answers nothing.
@@ -222,7 +222,10 @@ pub struct Machine {
     reserved: u64,
     reserve_step: u64,
     spill_bytes: u64,
-    spill_broken: Option<Time>,
+    /// Something has just failed on the disk: nothing is tried there before this.
+    spill_pause: Option<Time>,
+    /// The last write failed.
+    degraded: bool,
     closing: bool,
     closed: bool,
     spill_failed: Option<Error>,
@@ -267,7 +270,8 @@ impl Machine {
             reserved: recovered.next_seq - 1,
             reserve_step: RESERVE_FIRST,
             spill_bytes: recovered.bytes,
-            spill_broken: None,
+            spill_pause: None,
+            degraded: false,
             closing: false,
             closed: false,
             spill_failed: None,
@@ -348,7 +352,7 @@ impl Machine {
             held: ledger.held(),
             settled: ledger.settled(),
             breaker: self.breaker.name(),
-            degraded: self.spill_broken.is_some(),
+            degraded: self.degraded,
             reconnects: self.links.saturating_sub(1),
             last_error: self.last_error.clone(),
             oldest: ledger.oldest(),
@@ -368,7 +372,7 @@ impl Machine {
         times[1] = self.spills.deadline();
         times[2] = self.losses.deadline();
         times[3] = self.stopping.filter(|_| !matches!(self.phase, Phase::Stopped));
-        times[4] = self.spill_broken;
+        times[4] = self.spill_pause;
         times[5] = self.flush.as_ref().and_then(|flush| self.slo.flush_deadline(flush.since));
         times[6] = self.slo.is_moving().then_some(self.next_second);
         if let Phase::Live(live) = &self.phase {
@@ -591,9 +595,7 @@ impl Machine {
             Done::Appended { upto, dropped, bytes } => {
                 self.appending = false;
                 self.spill_bytes = bytes;
-                if self.spill_broken.take().is_some() {
-                    self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
-                }
+                self.spill_written();
                 let free = self.ledger.note_stored(upto, &dropped, now);
                 self.recycle(free);
                 for gap in dropped {
@@ -602,13 +604,7 @@ impl Machine {
             }
             Done::AppendFailed(error) => {
                 self.appending = false;
-                let text = error.report();
-                if self.spill_broken.is_none() {
-                    let details = json!({"degraded": true, "error": text});
-                    self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
-                }
-                self.spill_broken = Some(now + SPILL_RETRY);
-                self.last_error = Some(text.into());
+                self.spill_refused(now, &error);
                 if matches!(self.phase, Phase::Stopped) {
                     self.spill_failed = Some(error);
                 }
@@ -619,28 +615,25 @@ impl Machine {
             }
             Done::Read(Err(error)) => {
                 self.reading = false;
-                self.last_error = Some(error.report().into());
-                self.spill_broken = Some(now + SPILL_RETRY);
+                self.pause_spill(now, &error);
             }
             Done::Trimmed { result, bytes } => {
                 let upto = self.trimming.take();
                 self.spill_bytes = bytes;
                 match result {
                     Ok(()) => self.trimmed = upto.unwrap_or(self.trimmed),
-                    Err(error) => {
-                        self.last_error = Some(error.report().into());
-                        self.spill_broken = Some(now + SPILL_RETRY);
-                    }
+                    Err(error) => self.pause_spill(now, &error),
                 }
             }
             Done::Reserved { upto, result } => {
                 self.reserving = false;
                 match result {
-                    Ok(()) => self.reserved = self.reserved.max(upto),
-                    Err(error) => {
-                        self.last_error = Some(error.report().into());
-                        self.spill_broken = Some(now + SPILL_RETRY);
+                    Ok(()) => {
+                        self.reserved = self.reserved.max(upto);
+                        self.reserve_step = (self.reserve_step * 2).min(RESERVE_MAX);
+                        self.spill_written();
                     }
+                    Err(error) => self.spill_refused(now, &error),
                 }
                 self.reserve();
             }
@@ -665,10 +658,9 @@ impl Machine {
             let idle = !self.awaits_confirmation(live);
             self.check_silence(now, idle);
         }
-        if self.spill_broken.is_some_and(|retry| now >= retry) && !self.appending {
-            self.spill_broken = self.spill_broken.map(|_| now + SPILL_RETRY);
+        if self.spill_pause.is_some_and(|until| now >= until) {
+            self.spill_pause = None;
             self.reserve();
-            self.plan_append(now, true);
         }
         if accepted > 0 && now >= self.next_second {
             self.next_second = now + Duration::from_secs(1);
@@ -782,7 +774,7 @@ impl Machine {
             self.report(Report::bad("broadcaster_loss", gap.reason.as_str(), count, details));
         }
         self.check_stop(now);
-        self.plan_append(now, false);
+        self.plan_append(now);
         self.plan_trim();
         self.plan_close();
     }
@@ -871,8 +863,28 @@ impl Machine {
         }
     }
 
-    fn plan_append(&mut self, now: Time, retry: bool) {
-        if self.appending || self.closing || (self.spill_broken.is_some() && !retry) {
+    /// Every failure on the disk pauses all work there: a disk that fails at once would otherwise be asked again at once.
+    fn pause_spill(&mut self, now: Time, error: &Error) {
+        self.last_error = Some(error.report().into());
+        self.spill_pause = Some(now + SPILL_RETRY);
+    }
+
+    fn spill_refused(&mut self, now: Time, error: &Error) {
+        self.pause_spill(now, error);
+        if !std::mem::replace(&mut self.degraded, true) {
+            let details = json!({"degraded": true, "error": error.report()});
+            self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
+        }
+    }
+
+    fn spill_written(&mut self) {
+        if std::mem::take(&mut self.degraded) {
+            self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
+        }
+    }
+
+    fn plan_append(&mut self, now: Time) {
+        if self.appending || self.closing || self.spill_pause.is_some() {
             return;
         }
         let items = match &self.phase {
@@ -898,7 +910,7 @@ impl Machine {
 
     fn plan_read(&mut self) {
         let low = self.ledger.ahead_bytes() < READ_BYTES / 2 && self.ledger.read_upto() < self.ledger.spill_last();
-        if (self.wants_read || (low && self.ledger.is_behind())) && !self.reading && !self.closing {
+        if (self.wants_read || (low && self.ledger.is_behind())) && !self.reading && !self.closing && self.spill_pause.is_none() {
             self.reading = true;
             self.wants_read = false;
             let after = self.ledger.read_upto();
@@ -908,7 +920,7 @@ impl Machine {
 
     fn plan_trim(&mut self) {
         let upto = self.ledger.acked().min(self.ledger.spill_last());
-        if self.trimming.is_none() && !self.closing && self.spill_broken.is_none() && upto > self.trimmed {
+        if self.trimming.is_none() && !self.closing && self.spill_pause.is_none() && upto > self.trimmed {
             self.trimming = Some(upto);
             self.actions.push_back(Action::Spill(Op::Trim { upto }));
         }
@@ -917,10 +929,10 @@ impl Machine {
     /// Keeps a promise on disk ahead of the seqs in use.
     fn reserve(&mut self) {
         let used = self.ledger.taken();
-        if !self.reserving && !self.closing && used + self.reserve_step / 2 > self.reserved {
+        let free = !self.reserving && !self.closing && self.spill_pause.is_none();
+        if free && used + self.reserve_step / 2 > self.reserved {
             self.reserving = true;
             let upto = used + self.reserve_step;
-            self.reserve_step = (self.reserve_step * 2).min(RESERVE_MAX);
             self.actions.push_back(Action::Spill(Op::Reserve { upto, acked: self.ledger.acked() }));
         }
     }
