@@ -930,7 +930,8 @@ impl Machine {
     fn reserve(&mut self) {
         let used = self.ledger.taken();
         let free = !self.reserving && !self.closing && self.spill_pause.is_none();
-        if free && used + self.reserve_step / 2 > self.reserved {
+        // The step has doubled since the last promise, of which half is used up then.
+        if free && used + self.reserve_step / 4 > self.reserved {
             self.reserving = true;
             let upto = used + self.reserve_step;
             self.actions.push_back(Action::Spill(Op::Reserve { upto, acked: self.ledger.acked() }));

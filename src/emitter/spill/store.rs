@@ -144,7 +144,7 @@ impl SpillStore {
         put(&tx, "emitter", &name)?;
         put(&tx, "epoch", &epoch)?;
         put(&tx, "base", base)?;
-        put(&tx, "reserved", reserved.max(next_seq - 1))?;
+        put(&tx, "reserved", next_seq - 1)?; // what a cleanly ended process had left of its promise was never used
         tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
         tx.commit()?;
         let gaps = self.gaps()?;

@@ -203,7 +203,7 @@ impl Disk {
             self.insert(Item::Gap(Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }));
             last = next_seq - 1;
         }
-        self.reserved = self.reserved.max(next_seq - 1);
+        self.reserved = next_seq - 1;
         let gaps = self.rows.values().filter_map(|item| match item {
             Item::Gap(gap) => Some(*gap),
             Item::Events(_) => None,

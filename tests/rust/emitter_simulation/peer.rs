@@ -23,6 +23,8 @@ pub(crate) struct Wire {
     /// Dead: whatever is written is lost. `room` frames still go into the socket's buffer.
     dead: bool,
     room: usize,
+    /// The emitter has left: what it wrote may still arrive, answers go nowhere.
+    abandoned: bool,
     /// A `Confirm::Sends` peer takes one block at a time.
     pub(crate) busy: bool,
     /// Last seq that came over this link.
@@ -39,6 +41,7 @@ impl Wire {
             to_emitter: VecDeque::new(),
             dead: false,
             room,
+            abandoned: false,
             busy: false,
             last: None,
             answer_at: None,
@@ -65,6 +68,9 @@ impl Wire {
     }
 
     fn answer(&mut self, now: Duration, answer: Answer, rng: &mut Rng) {
+        if self.abandoned {
+            return;
+        }
         let at = self.delayed(now, rng).max(self.to_emitter.back().map_or(now, |(at, _)| *at));
         self.to_emitter.push_back((at, answer));
     }
@@ -75,6 +81,12 @@ impl Wire {
             return None;
         }
         self.to_emitter.pop_front().map(|(_, answer)| answer)
+    }
+
+    pub(crate) fn abandon(mut self) -> Self {
+        self.abandoned = true;
+        self.to_emitter.clear();
+        self
     }
 
     /// When something happens next on this link.

@@ -89,6 +89,7 @@ pub(crate) struct World {
     disk_latency: u64,
     padding: usize,
     tally: Tally,
+    turns_of_time: u32,
     pub(crate) trace: Option<VecDeque<String>>,
 }
 
@@ -190,6 +191,7 @@ impl World {
             disk_latency,
             padding: if big { 120_000 } else { 60 },
             tally: Tally::default(),
+            turns_of_time: 0,
             trace: traced.then(VecDeque::new),
             rng,
         };
@@ -407,7 +409,7 @@ impl World {
         self.process.connecting = None;
         if let Some(wire) = self.wire.take() {
             // What is on its way may arrive or not.
-            self.ghost = self.rng.bool().then_some(wire);
+            self.ghost = self.rng.bool().then_some(wire.abandon());
         }
     }
 
@@ -504,7 +506,7 @@ impl World {
         self.note(|| "crash".to_owned());
         self.disk.crash(&mut self.rng);
         if let Some(wire) = self.wire.take() {
-            self.ghost = self.rng.bool().then_some(wire);
+            self.ghost = self.rng.bool().then_some(wire.abandon());
         }
         let highest = self.receiver.highest();
         assert!(highest <= self.disk.reserved, "seq {highest} was sent, {} are promised", self.disk.reserved);
@@ -611,6 +613,8 @@ impl World {
             self.wire.as_ref().and_then(Wire::next_time),
             self.ghost.as_ref().and_then(Wire::next_time),
         ];
+        self.turns_of_time += 1;
+        assert!(self.turns_of_time < 1_000_000, "time stands still");
         let next = times.into_iter().flatten().min().unwrap_or(limit).min(limit);
         self.now = self.now.max(next);
         if self.now >= self.fail_until {
