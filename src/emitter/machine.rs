@@ -364,7 +364,7 @@ impl Machine {
     /// When [`on_time`](Self::on_time) wants to be called next; `None`: not before something happens.
     #[must_use]
     pub fn deadline(&self, now: Time) -> Option<Time> {
-        let mut times = [None; 9];
+        let mut times = [None; 10];
         times[0] = match &self.phase {
             Phase::Waiting { until } => Some(*until),
             _ => None,
@@ -377,11 +377,9 @@ impl Machine {
         times[6] = self.slo.is_moving().then_some(self.next_second);
         if let Phase::Live(live) = &self.phase {
             times[7] = Some(self.link_deadline(live));
-            let stalled = self.ledger.held() >= self.config.outbox_bytes && !self.appending;
-            times[8] = match self.flush_pause(now) {
-                Some(pause) => Some(now + pause),
-                None => stalled.then_some(live.confirmed + STALL),
-            };
+            times[8] = self.flush_pause(now).map(|pause| now + pause);
+            let stalled = self.ledger.held() >= self.config.outbox_bytes && self.may_append();
+            times[9] = stalled.then_some(live.confirmed + STALL);
         }
         times.into_iter().flatten().min().map(|time| time.max(now))
     }
@@ -750,14 +748,13 @@ impl Machine {
         Some(Item::Events(part))
     }
 
+    /// How long `flush_rate` forbids the next event; `None` if something else holds it up, which will tell.
     fn flush_pause(&self, now: Time) -> Option<Duration> {
         let rate = self.config.flush_rate?;
-        if self.ledger.sent() >= self.ledger.spilled_upto() {
-            return None;
-        }
         let (tokens, at) = self.tokens;
         let missing = 1.0 - tokens - now.saturating_sub(at).as_secs_f64() * rate;
-        Some(Duration::from_secs_f64((missing / rate).max(0.001)))
+        let paced = missing > 0.0 && self.ledger.sent() < self.ledger.spilled_upto();
+        paced.then(|| Duration::from_secs_f64((missing / rate).max(0.001)))
     }
 
     // ── Decisions ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -883,8 +880,12 @@ impl Machine {
         }
     }
 
+    fn may_append(&self) -> bool {
+        !self.appending && !self.closing && self.spill_pause.is_none()
+    }
+
     fn plan_append(&mut self, now: Time) {
-        if self.appending || self.closing || self.spill_pause.is_some() {
+        if !self.may_append() {
             return;
         }
         let items = match &self.phase {
