@@ -846,13 +846,12 @@ impl Machine {
 
     fn end_flush(&mut self, failed: u64) {
         let left = self.ledger.events_between(self.ledger.acked(), self.ledger.spilled_upto());
-        let failed = failed.min(left);
-        let flush = self.flush.take();
-        let flushed = flush.as_ref().map_or(0, |flush| flush.flushed);
-        let outcome = FlushOutcome { flushed, failed: failed + flush.map_or(0, |f| f.failed), remaining: left };
+        let (flushed, tried) = self.flush.take().map_or((0, 0), |flush| (flush.flushed, flush.failed));
+        let failed = failed.max(tried).min(left);
+        let outcome = FlushOutcome { flushed, failed, remaining: left };
         if flushed > 0 || failed > 0 {
             let latency = self.flush_latency.map(|took| took.as_secs_f64());
-            let details = json!({"flushed": flushed, "failed": outcome.failed, "remaining": left, "seconds": latency});
+            let details = json!({"flushed": flushed, "failed": failed, "remaining": left, "seconds": latency});
             self.report(Report::good("broadcaster_flush_complete", details));
         }
         if std::mem::take(&mut self.flush_wanted) {
