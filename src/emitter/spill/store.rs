@@ -129,15 +129,14 @@ impl SpillStore {
         let epoch: String = epoch.unwrap_or_else(|| epoch_from(rng.u64(..)));
         let (first, last): (Option<u64>, Option<u64>) =
             tx.query_row("SELECT min(first), max(last) FROM item", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let mut base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
+        let base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
         let mut last = last.unwrap_or(base).max(base);
         let reserved: u64 = get(&tx, "reserved")?.unwrap_or(0);
         let clean: Option<u64> = get(&tx, "next_seq")?;
         let next_seq = clean.unwrap_or((reserved + 1).max(last + 1));
-        if clean.is_some() && first.is_none() {
-            (base, last) = (next_seq - 1, next_seq - 1);
-        } else if next_seq > last + 1 {
-            // The process died with seqs in memory: which of them were used is unknown, and that is said.
+        if next_seq > last + 1 {
+            // The process died with seqs in memory: which of them were used is unknown, and that is said. A clean end
+            // leaves such seqs only if the disk refused to store the last events.
             insert_gap(&tx, Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }, now)?;
             last = next_seq - 1;
         }

@@ -195,6 +195,7 @@ impl Disk {
 
     /// What `SpillStore::open` does.
     pub(crate) fn recover(&mut self) -> Recovered {
+        self.failed.clear(); // another process knows nothing of it
         let first = self.rows.keys().next().copied();
         self.base = self.base.max(first.map_or(0, |first| first - 1));
         let mut last = self.last();

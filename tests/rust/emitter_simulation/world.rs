@@ -202,7 +202,7 @@ impl World {
     fn note(&mut self, what: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push_back(format!("{:>10.4}s {}", self.now.as_secs_f64(), what()));
-            if trace.len() > 60 {
+            if trace.len() > 80 {
                 trace.pop_front();
             }
         }
