@@ -16,6 +16,8 @@ use safe_broadcaster::error::{Error, ErrorKind};
 use crate::disk::Disk;
 use crate::peer::{Answer, Receiver, Wire};
 
+/// Lines shown of a failed schedule.
+const TRACE: usize = 80;
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 // As in driver.rs.
@@ -202,7 +204,7 @@ impl World {
     fn note(&mut self, what: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push_back(format!("{:>10.4}s {}", self.now.as_secs_f64(), what()));
-            if trace.len() > 80 {
+            if trace.len() > TRACE {
                 trace.pop_front();
             }
         }
@@ -510,6 +512,13 @@ impl World {
         }
         let highest = self.receiver.highest();
         assert!(highest <= self.disk.reserved, "seq {highest} was sent, {} are promised", self.disk.reserved);
+        self.forgive();
+        self.begin();
+    }
+
+    /// What was only in memory under seqs that the disk never promised leaves no trace; whoever stopped the emitter
+    /// in that state was told so.
+    fn forgive(&mut self) {
         let opening = std::mem::take(&mut self.process.provisional);
         let Self { emissions, receiver, disk, .. } = self;
         for (id, emission) in emissions.iter_mut().enumerate() {
@@ -519,7 +528,6 @@ impl World {
                 emission.untraceable = true;
             }
         }
-        self.begin();
     }
 
     fn restart(&mut self) {
@@ -537,6 +545,9 @@ impl World {
         }
         let failure = self.machine().take_failure();
         self.note(|| format!("stopped: {failure:?}"));
+        if failure.is_some() {
+            self.forgive();
+        }
         assert!(self.wire.is_none(), "the link outlives the emitter");
         self.begin();
     }
