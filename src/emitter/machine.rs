@@ -903,8 +903,8 @@ impl Machine {
         };
         if !items.is_empty() {
             self.appending = true;
-            let in_flight = self.ledger.sent();
-            self.actions.push_back(Action::Spill(Op::Append { items, in_flight }));
+            let (in_flight, acked) = (self.ledger.sent(), self.ledger.acked());
+            self.actions.push_back(Action::Spill(Op::Append { items, in_flight, acked }));
         }
     }
 

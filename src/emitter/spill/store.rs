@@ -169,14 +169,17 @@ impl SpillStore {
         self.usage.bytes
     }
 
-    /// Stores items behind those already there, in one transaction; then makes room if a bound is passed, sparing
-    /// what is on its way (`in_flight` and older). Returns what had to go.
+    /// Stores items behind those already there and forgets everything up to `acked`, in one transaction; then makes
+    /// room if a bound is passed, sparing what is on its way (`in_flight` and older). Returns what had to go.
     ///
     /// # Errors
     /// [`ErrorKind::SpillIo`]: nothing of this call is stored, and the same call may be tried again.
-    pub fn append(&mut self, items: &[Item], in_flight: u64) -> Result<Vec<Gap>> {
+    pub fn append(&mut self, items: &[Item], in_flight: u64, acked: u64) -> Result<Vec<Gap>> {
         self.write(|tx, limits, usage| {
             let now = unix_millis();
+            // First: what is confirmed must not take the room of what is not, and a hole between the two would not be
+            // told from a lost event after a crash.
+            trim(tx, usage, acked)?;
             for item in items {
                 insert(tx, item, now)?;
                 usage.add(item);

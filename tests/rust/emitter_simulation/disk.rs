@@ -21,12 +21,14 @@ pub(crate) struct Disk {
     drop_oldest: bool,
     /// Operations on their way, each with the time at which it is done.
     pub(crate) queue: VecDeque<(Duration, Op)>,
+    /// Confirmed when the last append was asked for.
+    acked: u64,
     /// Share of operations that fail at present.
     pub(crate) failing: f64,
     /// When an operation of each kind last failed: it must not be tried again at once.
     failed: BTreeMap<&'static str, Duration>,
-    /// An event that was given up although everything unconfirmed was within the bounds.
-    pub(crate) needless: Option<Gap>,
+    /// Something was given up although everything unconfirmed was within the bounds.
+    pub(crate) needless: bool,
 }
 
 pub(crate) fn kind(op: &Op) -> &'static str {
@@ -51,7 +53,10 @@ impl Disk {
     }
 
     /// Takes an operation; it will be done at `at`.
-    pub(crate) fn submit(&mut self, now: Duration, at: Duration, op: Op) {
+    pub(crate) fn submit(&mut self, now: Duration, at: Duration, op: Op, acked: u64) {
+        if let Op::Append { .. } = op {
+            self.acked = acked;
+        }
         let kind = kind(&op);
         assert!(self.queue.iter().all(|(_, other)| self::kind(other) != kind), "a second {kind} is under way");
         assert!(self.queue.iter().all(|(_, other)| self::kind(other) != "close"), "{kind} after close");
@@ -93,9 +98,9 @@ impl Disk {
 
     fn apply(&mut self, op: Op) -> Done {
         match op {
-            Op::Append { items, in_flight } => {
+            Op::Append { items, in_flight, acked } => {
                 let upto = items.last().map_or(0, Item::last);
-                let dropped = self.append(items, in_flight);
+                let dropped = self.append(items, in_flight, acked);
                 Done::Appended { upto, dropped, bytes: self.bytes() }
             }
             Op::Read { after, max_bytes } => Done::Read(Ok(self.read(after, max_bytes))),
@@ -143,7 +148,8 @@ impl Disk {
         assert!(clash.is_none(), "seq {:?} is stored twice", clash.map(|item| item.first()));
     }
 
-    fn append(&mut self, items: Vec<Item>, in_flight: u64) -> Vec<Gap> {
+    fn append(&mut self, items: Vec<Item>, in_flight: u64, acked: u64) -> Vec<Gap> {
+        self.trim(acked);
         for item in items {
             assert!(item.first() > self.last(), "{} is stored behind {}", item.first(), self.last());
             self.insert(item);
@@ -158,6 +164,11 @@ impl Disk {
             let heavy = self.bytes() > self.limit_bytes;
             if over == 0 && !heavy {
                 break;
+            }
+            let useful = self.rows.values().filter(|item| item.last() > self.acked);
+            let (events, bytes) = useful.fold((0, 0), |sum, item| (sum.0 + item.events(), sum.1 + item.bytes() as u64));
+            if events <= self.limit_events && bytes <= self.limit_bytes {
+                self.needless = true;
             }
             let oldest = self.rows.range(in_flight + 1..).find(|(_, item)| item.events() > 0).map(|(first, _)| *first);
             let Some(Item::Events(block)) = oldest.and_then(|first| self.rows.remove(&first)) else { break };
