@@ -919,8 +919,8 @@ impl Machine {
     }
 
     fn plan_trim(&mut self) {
-        let upto = self.ledger.acked().min(self.ledger.spill_last());
-        if self.trimming.is_none() && !self.closing && self.spill_pause.is_none() && upto > self.trimmed {
+        let upto = self.ledger.acked(); // also noted as the base, which must not go back
+        if self.trimming.is_none() && !self.closing && self.spill_pause.is_none() && upto.min(self.ledger.spill_last()) > self.trimmed {
             self.trimming = Some(upto);
             self.actions.push_back(Action::Spill(Op::Trim { upto }));
         }

@@ -200,6 +200,7 @@ impl Disk {
     }
 
     fn trim(&mut self, seq: u64) {
+        assert!(seq >= self.base, "the base goes back from {} to {seq}", self.base);
         self.rows.retain(|_, item| item.last() > seq);
         self.base = seq;
     }
