@@ -49,6 +49,7 @@ pub struct Ledger {
     flights: VecDeque<Flight>,
     in_flight: usize,
     ahead: VecDeque<Item>,
+    ahead_bytes: usize,
     gaps: VecDeque<Gap>,
     /// (last seq, stored since), one per [`MARK_EVERY`].
     marks: VecDeque<(u64, Time)>,
@@ -195,7 +196,7 @@ impl Ledger {
         self.sent = self.acked;
         self.flights.clear();
         self.in_flight = 0;
-        self.ahead.clear();
+        self.forget_ahead();
         let from = self.spilled_upto.max(self.acked);
         self.demoted += self.events_between(from, self.taken);
         self.spilled_upto = self.spilled_upto.max(self.taken);
@@ -208,7 +209,7 @@ impl Ledger {
     pub fn next_item(&mut self) -> Result<Option<Item>, NeedsRead> {
         if self.is_behind() {
             while self.ahead.front().is_some_and(|item| item.last() <= self.sent) {
-                self.ahead.pop_front();
+                self.ahead_bytes -= self.ahead.pop_front().map_or(0, |item| item.bytes());
             }
             return match self.ahead.front() {
                 Some(item) => Ok(item.after(self.sent)),
@@ -230,14 +231,22 @@ impl Ledger {
     pub fn note_read(&mut self, items: Vec<Item>) {
         let known = self.ahead.back().map_or(self.sent, Item::last);
         if items.first().is_some_and(|item| item.first() <= known + 1) {
-            self.ahead.extend(items.into_iter().filter_map(|item| item.after(known)));
+            for item in items.into_iter().filter_map(|item| item.after(known)) {
+                self.ahead_bytes += item.bytes();
+                self.ahead.push_back(item);
+            }
         }
+    }
+
+    fn forget_ahead(&mut self) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
     }
 
     /// Bytes read ahead and not yet sent.
     #[must_use]
     pub fn ahead_bytes(&self) -> usize {
-        self.ahead.iter().map(Item::bytes).sum()
+        self.ahead_bytes
     }
 
     /// Last seq read ahead.
@@ -293,7 +302,7 @@ impl Ledger {
         }
         if !dropped.is_empty() {
             // What was read ahead may be among it; what has been given up must not be sent.
-            self.ahead.clear();
+            self.forget_ahead();
         }
         match self.marks.back_mut() {
             Some(mark) if now.saturating_sub(mark.1) < MARK_EVERY => mark.0 = mark.0.max(upto),

@@ -16,7 +16,7 @@ use crate::emitter::backoff::Backoff;
 use crate::emitter::breaker::Breaker;
 use crate::emitter::config::EmitterConfig;
 use crate::emitter::item::{Gap, Item};
-use crate::emitter::ledger::{Ledger, NeedsRead};
+use crate::emitter::ledger::Ledger;
 use crate::emitter::outbox::Fresh;
 use crate::emitter::report::{Coalesced, Objectives, Report, SloMonitor};
 use crate::emitter::spill::store::Recovered;
@@ -215,7 +215,6 @@ pub struct Machine {
     // The spill's thread: at most one operation of each kind is under way.
     appending: bool,
     reading: bool,
-    wants_read: bool,
     trimming: Option<u64>,
     trimmed: u64,
     reserving: bool,
@@ -263,7 +262,6 @@ impl Machine {
             last_topic: None,
             appending: false,
             reading: false,
-            wants_read: false,
             trimming: None,
             trimmed: recovered.base,
             reserving: false,
@@ -529,7 +527,6 @@ impl Machine {
         let before = self.ledger.demoted;
         self.ledger.link_lost();
         self.spills.add(self.ledger.demoted - before);
-        self.wants_read = false;
         let pause = self.backoff.next(&mut self.rng);
         if !matches!(self.phase, Phase::Stopped) {
             self.phase = Phase::Waiting { until: now + pause };
@@ -724,9 +721,8 @@ impl Machine {
             return None;
         }
         let item = self.ledger.next_item();
-        self.wants_read |= item == Err(NeedsRead);
         self.plan_read();
-        let item = item.ok()??;
+        let Ok(Some(item)) = item else { return None };
         if item.last() > self.reserved {
             return None; // not promised on disk yet: a crash could use the seq again
         }
@@ -909,10 +905,10 @@ impl Machine {
     }
 
     fn plan_read(&mut self) {
-        let low = self.ledger.ahead_bytes() < READ_BYTES / 2 && self.ledger.read_upto() < self.ledger.spill_last();
-        if (self.wants_read || (low && self.ledger.is_behind())) && !self.reading && !self.closing && self.spill_pause.is_none() {
+        let may = !self.reading && !self.closing && self.spill_pause.is_none();
+        let unread = self.ledger.is_behind() && self.ledger.read_upto() < self.ledger.spill_last();
+        if may && unread && self.ledger.ahead_bytes() < READ_BYTES / 2 {
             self.reading = true;
-            self.wants_read = false;
             let after = self.ledger.read_upto();
             self.actions.push_back(Action::Spill(Op::Read { after, max_bytes: READ_BYTES }));
         }

@@ -57,6 +57,9 @@ impl Disk {
         if let Op::Append { .. } = op {
             self.acked = acked;
         }
+        if let Op::Read { after, .. } = op {
+            assert!(after < self.last(), "a read after {after}, where nothing is");
+        }
         let kind = kind(&op);
         assert!(self.queue.iter().all(|(_, other)| self::kind(other) != kind), "a second {kind} is under way");
         assert!(self.queue.iter().all(|(_, other)| self::kind(other) != "close"), "{kind} after close");
