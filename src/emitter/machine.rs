@@ -463,10 +463,11 @@ impl Machine {
     /// The peer claims to have events that were never sent: the spill was restored from a copy, or its emitter's name is
     /// used twice. Going on would make the peer drop new events as duplicates. The link must be dropped.
     pub fn on_link_up(&mut self, now: Time, welcome: Welcome) -> Result<(), Error> {
-        if welcome.have > self.reserved {
+        if welcome.have > self.ledger.taken() {
             let text = format!(
                 "the hub has events up to seq {} of this emitter, which never sent more than {}: is its emitter_id used twice, or its spill restored from a copy? give it another emitter_id",
-                welcome.have, self.reserved
+                welcome.have,
+                self.ledger.taken()
             );
             return Err(Error::new(ErrorKind::Protocol, text));
         }
