@@ -568,6 +568,9 @@ impl Machine {
             let upto = number.min(live.barred);
             self.acknowledge(now, upto);
         }
+        if self.ledger.sent() == self.ledger.acked() {
+            self.prove(); // nothing to confirm, and the peer lives
+        }
         self.after(now);
     }
 
@@ -807,17 +810,24 @@ impl Machine {
             return;
         }
         if let Phase::Live(live) = &mut self.phase {
-            live.proven = true;
             live.progress = now;
             live.confirmed = now;
         }
-        self.backoff.reset();
-        self.breaker.confirmed();
+        self.prove();
         self.recycle(free);
         if let Some(flush) = &mut self.flush {
             flush.flushed += flushed;
         }
         self.settle_flush(now);
+    }
+
+    /// The peer has shown that it works, not merely that it accepts connections.
+    fn prove(&mut self) {
+        if let Phase::Live(live) = &mut self.phase {
+            live.proven = true;
+        }
+        self.backoff.reset();
+        self.breaker.confirmed();
     }
 
     /// Ends the flush under way if everything that was spilled when it began is confirmed.
