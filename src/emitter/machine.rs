@@ -452,7 +452,7 @@ impl Machine {
 
     fn nothing_was_due(&mut self, now: Time) {
         if let Phase::Live(live) = &mut self.phase {
-            live.confirmed = now;
+            live.confirmed = live.confirmed.max(now);
             live.progress = live.progress.max(now);
         }
     }
@@ -699,6 +699,9 @@ impl Machine {
             return Some(self.ping(self.ledger.sent()));
         }
         if let Some(item) = self.next_item(now) {
+            if self.ledger.sent() == self.ledger.acked() {
+                self.nothing_was_due(now);
+            }
             self.ledger.note_sent(&item);
             if let Phase::Live(live) = &mut self.phase {
                 live.unbarred_bytes += item.bytes();
