@@ -333,9 +333,9 @@ impl World {
     }
 
     fn act(&mut self) -> bool {
-        let mut acted = false;
+        let mut busy = false;
         while let Some(action) = self.machine().poll_action() {
-            acted = true;
+            busy = true;
             match action {
                 Action::Connect => self.connect(),
                 Action::Disconnect => self.disconnect(),
@@ -359,7 +359,7 @@ impl World {
                 }
             }
         }
-        acted
+        busy
     }
 
     fn publish(&mut self) {
