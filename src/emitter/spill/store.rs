@@ -487,3 +487,6 @@ fn unusable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) 
     );
     Error::new(ErrorKind::SpillCorrupt, text).with_source(error)
 }
+
+#[cfg(test)]
+mod tests;
