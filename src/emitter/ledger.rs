@@ -51,7 +51,7 @@ pub struct Ledger {
     ahead: VecDeque<Item>,
     ahead_bytes: usize,
     gaps: VecDeque<Gap>,
-    /// (last seq, stored since), one per [`MARK_EVERY`].
+    /// (last seq stored, waiting since), one per [`MARK_EVERY`].
     marks: VecDeque<(u64, Time)>,
     /// Events accepted live that had to be spilled after all.
     pub demoted: u64,
@@ -304,9 +304,10 @@ impl Ledger {
             // What was read ahead may be among it; what has been given up must not be sent.
             self.forget_ahead();
         }
+        let since = self.queue.front().map_or(now, |entry| entry.since);
         match self.marks.back_mut() {
-            Some(mark) if now.saturating_sub(mark.1) < MARK_EVERY => mark.0 = mark.0.max(upto),
-            _ => self.marks.push_back((upto, now)),
+            Some(mark) if since.saturating_sub(mark.1) < MARK_EVERY => mark.0 = mark.0.max(upto),
+            _ => self.marks.push_back((upto, since)),
         }
         self.forget(upto)
     }
@@ -466,8 +467,9 @@ mod tests {
         let mut ledger = Ledger::default();
         take(&mut ledger, events(1, 2), 2, false);
         ledger.note_stored(2, &[], Time::from_secs(5));
+        assert_eq!(ledger.oldest(), Some(NOW), "it waits since it was accepted, not since it was stored");
         ledger.take(Fresh { item: events(3, 4), spilled: 2, since: Instant::now() }, Time::from_secs(7), false);
-        assert_eq!(ledger.oldest(), Some(Time::from_secs(5)));
+        assert_eq!(ledger.oldest(), Some(NOW));
         ledger.ack(2);
         assert_eq!(ledger.oldest(), Some(Time::from_secs(7)));
         ledger.ack(4);

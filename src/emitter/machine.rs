@@ -930,7 +930,11 @@ impl Machine {
 
     fn plan_trim(&mut self) {
         let upto = self.ledger.acked(); // also noted as the base, which must not go back
-        if self.trimming.is_none() && !self.closing && self.spill_pause.is_none() && upto.min(self.ledger.spill_last()) > self.trimmed {
+        if self.trimming.is_none()
+            && !self.closing
+            && self.spill_pause.is_none()
+            && upto.min(self.ledger.spill_last()) > self.trimmed
+        {
             self.trimming = Some(upto);
             self.actions.push_back(Action::Spill(Op::Trim { upto }));
         }
@@ -1017,3 +1021,6 @@ fn topic_of(item: &Item) -> Option<String> {
     let head = crate::wire::event::EventHead::parse(&json).ok()?;
     Some(head.topic.into_owned()).filter(|topic| !topic.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

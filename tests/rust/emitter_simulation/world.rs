@@ -171,7 +171,8 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let big = rng.u8(..25) == 0;
         let config = config(&mut rng, big);
-        let mut receiver = Receiver::new(pick(&mut rng, &[Confirm::Acks, Confirm::Acks, Confirm::Pings, Confirm::Sends]));
+        let mut receiver =
+            Receiver::new(pick(&mut rng, &[Confirm::Acks, Confirm::Acks, Confirm::Pings, Confirm::Sends]));
         if rng.u8(..3) == 0 {
             receiver.credit = rng.u64(1..60);
         }

@@ -165,8 +165,7 @@ fn room_is_made_beside_what_is_in_flight_and_by_what_is_confirmed() {
 #[test]
 fn other_policies_leave_the_bounds_to_the_outbox() {
     let home = tempfile::tempdir().expect("writable");
-    let (mut store, _) =
-        open_with(&home.path().join("spill.db"), Limits { events: 2, drop_oldest: false, ..limits() });
+    let (mut store, _) = open_with(&home.path().join("spill.db"), Limits { events: 2, drop_oldest: false, ..limits() });
     assert!(store.append(&[block(1, 9, 20)], 0, 0).expect("stored").is_empty());
     assert_eq!(store.usage.events, 9);
 }
