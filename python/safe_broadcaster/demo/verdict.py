@@ -131,9 +131,7 @@ class Verdict:
         return {"ok": self.ok, **asdict(self)}
 
 
-def judge(
-    tally: Tally, engines: Mapping[str, EngineReport | None], *, hub_kills: int
-) -> Verdict:
+def judge(tally: Tally, engines: Mapping[str, EngineReport | None], *, hub_kills: int) -> Verdict:
     """Compares what arrived with what the engines say they emitted; None stands for an engine without a report."""
     reports = [report for report in engines.values() if report is not None]
     emitted = {report.citizen: report.emitted for report in reports}

@@ -287,7 +287,7 @@ fn a_disk_that_refuses_is_asked_once_a_second() {
     assert!(machine.snapshot().degraded);
     for second in 1..5 {
         let now = at(f64::from(second));
-        assert_eq!(machine.deadline(now - SECOND / 2), Some(now));
+        assert_eq!(machine.deadline(now.saturating_sub(SECOND / 2)), Some(now));
         machine.on_time(now, 0, 0, 0);
         assert_eq!(refuse(&mut machine, now), 2);
     }
