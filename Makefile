@@ -38,6 +38,7 @@ lint: setup                                 ## formatting, lints, types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+	$(BIN)/python -m mypy.stubtest safe_broadcaster._core
 
 docs:                                       ## the Rust API as pages
 	cargo doc --no-deps --quiet

@@ -157,6 +157,7 @@ class SafeBroadcaster(_core.Emitter):
 
     Raises:
         ConfigError: A setting is unknown or has a value that is not allowed.
+
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class SafeBroadcaster(_core.Emitter):
             SpillLocked: Another broadcaster owns the file at ``spill_path``.
             SpillCorrupt: The file at ``spill_path`` cannot be used.
             BroadcasterClosed: It was stopped.
+
         """
         mailbox = Mailbox.current()
         self._settle(mailbox)
@@ -241,6 +243,7 @@ class SafeBroadcaster(_core.Emitter):
 
         Raises:
             ConnectTimeout: Not live in time.
+
         """
         mailbox = Mailbox.current()
         reply = mailbox.reply()
@@ -283,6 +286,7 @@ class SafeBroadcaster(_core.Emitter):
 
         Raises:
             SpillCorrupt: The disk refused events that could not be sent either; they are lost.
+
         """
         mailbox = Mailbox.current()
         reply = mailbox.reply()
@@ -307,7 +311,7 @@ class SafeBroadcaster(_core.Emitter):
         await self.stop()
 
     def _outcome(self, seq: int, provisional: bool, live: bool, pressed: bool, delivered: bool) -> _Outcome:
-        """What ``safe_emit`` returns when there is something to wait for. The event is accepted already."""
+        """Make what ``safe_emit`` returns when there is something to wait for; the event is accepted already."""
 
         async def outcome() -> bool:
             if pressed:
@@ -323,7 +327,7 @@ class SafeBroadcaster(_core.Emitter):
         return _Outcome(outcome)
 
     def _retry(self, event: Any, durability: Durability | None) -> _Outcome:
-        """What ``safe_emit`` returns when the spill is full and the policy is to wait."""
+        """Make what ``safe_emit`` returns when the spill is full and the policy is to wait."""
 
         async def retry() -> bool:
             await self._room()

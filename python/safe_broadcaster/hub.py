@@ -23,6 +23,7 @@ from safe_broadcaster.exceptions import ConfigError, ConnectRefused
 from safe_broadcaster.mailbox import Mailbox
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from types import TracebackType
 

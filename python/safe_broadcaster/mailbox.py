@@ -51,7 +51,7 @@ class Mailbox:
 
     @classmethod
     def current(cls) -> Mailbox:
-        """The mailbox of the running loop, made at first use."""
+        """Return the mailbox of the running loop, made at first use."""
         loop = asyncio.get_running_loop()
         found = _mailboxes.get(loop)
         if found is None:

@@ -1,4 +1,4 @@
-"""Links through an object that Python users already have: ``connect``, ``wait_until_ready``, ``is_available``, ``send``.
+"""Links through an object that users already have: ``connect``, ``wait_until_ready``, ``is_available``, ``send``.
 
 The core asks for one thing at a time through the mailbox; a task on the loop that started the broadcaster does it.
 What ``send`` returned for counts as delivered; what it raised for is sent again on the next link.

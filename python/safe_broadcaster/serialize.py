@@ -39,5 +39,5 @@ def _nonfinite(value: Any, path: str) -> Iterator[tuple[str, object]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _nonfinite(getattr(value, field.name, None), f"{path}.{field.name}")
-    elif hasattr(value, "tolist"):  # numpy scalars and arrays
-        yield from _nonfinite(value.tolist(), path)
+    elif callable(as_list := getattr(value, "tolist", None)):  # numpy scalars and arrays
+        yield from _nonfinite(as_list(), path)

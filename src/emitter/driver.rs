@@ -88,6 +88,8 @@ struct Driver {
     ops: blocking::Sender<Op>,
     waiters: Waiters,
     base: u64,
+    /// Events given up by the spill of which those who wait have been told.
+    dropped: u64,
 }
 
 type Connecting = std::pin::Pin<Box<dyn Future<Output = Result<(Link, Welcome)>> + Send>>;
@@ -102,7 +104,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
             Ok(opened) => break opened,
             Err(error) => {
                 if refuse(&shared, &error, &mut pending, &mut commands).await {
-                    pending.into_iter().for_each(|command| command.refuse(stopped));
+                    for command in pending {
+                        command.refuse(stopped);
+                    }
                     return turn_away(commands);
                 }
             }
@@ -119,6 +123,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
         ops,
         waiters: Waiters::default(),
         base,
+        dropped: 0,
     };
     driver.run(pending, commands, done).await;
 }
@@ -245,6 +250,7 @@ impl Driver {
                 // Every handle is gone: nobody can stop us any more, so we do it ourselves.
                 Woken::Command(None) => {
                     orphaned = true;
+                    self.fetch(); // what was accepted since the top of the loop is to be stored too
                     self.machine.stop(self.shared.now(), self.shared.now());
                 }
                 Woken::Spill(done) => self.spill(done),
@@ -382,7 +388,11 @@ impl Driver {
             Command::AwaitReady(reply) => self.waiters.ready.push(reply),
             Command::AwaitAck { seq, provisional, reply } => {
                 let seq = if provisional { seq + self.base } else { seq };
-                self.waiters.delivered.entry(seq).or_default().push(reply);
+                if self.machine.is_gap(seq) {
+                    reply(Err(given_up()));
+                } else {
+                    self.waiters.delivered.entry(seq).or_default().push(reply);
+                }
             }
             Command::Flush(reply) => {
                 self.fetch();
@@ -427,7 +437,7 @@ impl Driver {
         outbox.held.store(snapshot.held, Ordering::Relaxed);
         outbox.settled.store(snapshot.settled, Ordering::Relaxed);
         outbox.spill_bytes.store(snapshot.spill_bytes, Ordering::Relaxed);
-        let (live, ready, acked) = (snapshot.live, snapshot.ready, snapshot.acked_seq);
+        let (live, ready, acked, dropped) = (snapshot.live, snapshot.ready, snapshot.acked_seq, snapshot.dropped);
         self.shared.published.lock().snapshot = snapshot;
         outbox.release();
         if live {
@@ -439,12 +449,19 @@ impl Driver {
         while let Some(entry) = self.waiters.drained.first_entry().filter(|entry| *entry.key() <= acked) {
             entry.remove().into_iter().for_each(|reply| reply(Ok(())));
         }
-        while let Some(entry) = self.waiters.delivered.first_entry() {
-            let (seq, lost) = (*entry.key(), self.machine.is_gap(*entry.key()));
-            if seq > acked && !lost {
-                break;
-            }
-            entry.remove().into_iter().for_each(|reply| reply(if lost { Err(given_up()) } else { Ok(()) }));
+        if std::mem::replace(&mut self.dropped, dropped) != dropped {
+            // At once: when the receiver confirms what follows, a gap is forgotten and would look like a delivery.
+            let machine = &self.machine;
+            self.waiters.delivered.retain(|seq, replies| {
+                let lost = machine.is_gap(*seq);
+                if lost {
+                    replies.drain(..).for_each(|reply| reply(Err(given_up())));
+                }
+                !lost
+            });
+        }
+        while let Some(entry) = self.waiters.delivered.first_entry().filter(|entry| *entry.key() <= acked) {
+            entry.remove().into_iter().for_each(|reply| reply(Ok(())));
         }
     }
 

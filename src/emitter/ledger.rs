@@ -49,8 +49,9 @@ pub struct Ledger {
     flights: VecDeque<Flight>,
     in_flight: usize,
     ahead: VecDeque<Item>,
+    ahead_bytes: usize,
     gaps: VecDeque<Gap>,
-    /// (last seq, stored since), one per [`MARK_EVERY`].
+    /// (last seq stored, waiting since), one per [`MARK_EVERY`].
     marks: VecDeque<(u64, Time)>,
     /// Events accepted live that had to be spilled after all.
     pub demoted: u64,
@@ -195,7 +196,7 @@ impl Ledger {
         self.sent = self.acked;
         self.flights.clear();
         self.in_flight = 0;
-        self.ahead.clear();
+        self.forget_ahead();
         let from = self.spilled_upto.max(self.acked);
         self.demoted += self.events_between(from, self.taken);
         self.spilled_upto = self.spilled_upto.max(self.taken);
@@ -208,7 +209,7 @@ impl Ledger {
     pub fn next_item(&mut self) -> Result<Option<Item>, NeedsRead> {
         if self.is_behind() {
             while self.ahead.front().is_some_and(|item| item.last() <= self.sent) {
-                self.ahead.pop_front();
+                self.ahead_bytes -= self.ahead.pop_front().map_or(0, |item| item.bytes());
             }
             return match self.ahead.front() {
                 Some(item) => Ok(item.after(self.sent)),
@@ -230,14 +231,22 @@ impl Ledger {
     pub fn note_read(&mut self, items: Vec<Item>) {
         let known = self.ahead.back().map_or(self.sent, Item::last);
         if items.first().is_some_and(|item| item.first() <= known + 1) {
-            self.ahead.extend(items.into_iter().filter_map(|item| item.after(known)));
+            for item in items.into_iter().filter_map(|item| item.after(known)) {
+                self.ahead_bytes += item.bytes();
+                self.ahead.push_back(item);
+            }
         }
+    }
+
+    fn forget_ahead(&mut self) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
     }
 
     /// Bytes read ahead and not yet sent.
     #[must_use]
     pub fn ahead_bytes(&self) -> usize {
-        self.ahead.iter().map(Item::bytes).sum()
+        self.ahead_bytes
     }
 
     /// Last seq read ahead.
@@ -293,11 +302,12 @@ impl Ledger {
         }
         if !dropped.is_empty() {
             // What was read ahead may be among it; what has been given up must not be sent.
-            self.ahead.clear();
+            self.forget_ahead();
         }
+        let since = self.queue.front().map_or(now, |entry| entry.since);
         match self.marks.back_mut() {
-            Some(mark) if now.saturating_sub(mark.1) < MARK_EVERY => mark.0 = mark.0.max(upto),
-            _ => self.marks.push_back((upto, now)),
+            Some(mark) if since.saturating_sub(mark.1) < MARK_EVERY => mark.0 = mark.0.max(upto),
+            _ => self.marks.push_back((upto, since)),
         }
         self.forget(upto)
     }
@@ -329,3 +339,140 @@ impl Ledger {
 /// The next item lies in the spill and has not been read yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeedsRead;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::emitter::item::GapReason;
+    use crate::wire::block::BlockBuilder;
+
+    const NOW: Time = Time::from_secs(1);
+
+    fn recovered(base: u64, last: u64, gaps: Vec<Gap>) -> Recovered {
+        let (emitter, epoch) = ("ada".to_owned(), "e".to_owned());
+        Recovered { emitter, epoch, next_seq: last + 1, base, last, gaps, bytes: 0, oldest: None }
+    }
+
+    fn events(first: u64, last: u64) -> Item {
+        let mut builder = BlockBuilder::new(first, bytes::BytesMut::new());
+        (first..=last).for_each(|_| builder.push(b"{}"));
+        Item::Events(builder.seal().expect("not empty"))
+    }
+
+    fn gap(from: u64, to: u64) -> Gap {
+        Gap { from, to, reason: GapReason::SpillFull }
+    }
+
+    /// `spilled` of the events were counted as spilled by the outbox.
+    fn take(ledger: &mut Ledger, item: Item, spilled: u64, live: bool) {
+        ledger.take(Fresh { item, spilled, since: Instant::now() }, NOW, live);
+    }
+
+    fn send_all(ledger: &mut Ledger) -> Vec<(u64, u64)> {
+        let mut sent = Vec::new();
+        while let Ok(Some(item)) = ledger.next_item() {
+            ledger.note_sent(&item);
+            sent.push((item.first(), item.last()));
+        }
+        sent
+    }
+
+    #[test]
+    fn live_events_that_are_confirmed_never_count_as_spilled() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 5), 0, true);
+        assert_eq!(send_all(&mut ledger), [(1, 5)]);
+        assert_eq!(ledger.ack(3).1, 0);
+        assert_eq!((ledger.balance(), ledger.held() > 0, ledger.is_drained()), (0, true, false));
+        ledger.ack(5);
+        assert_eq!((ledger.balance(), ledger.held(), ledger.in_flight_bytes(), ledger.is_drained()), (0, 0, 0, true));
+    }
+
+    #[test]
+    fn a_lost_link_demotes_each_unconfirmed_event_once() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 5), 0, true);
+        send_all(&mut ledger);
+        ledger.ack(2);
+        ledger.link_lost();
+        ledger.link_lost();
+        assert_eq!((ledger.demoted, ledger.balance(), ledger.sent()), (3, 3, 2));
+        assert_eq!(ledger.ack(5).1, 3, "the hub had them after all");
+        assert_eq!(ledger.balance(), 0);
+    }
+
+    #[test]
+    fn events_that_the_outbox_counted_as_spilled_are_not_counted_again() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 4), 4, false);
+        take(&mut ledger, events(5, 6), 0, false); // accepted live, taken after the link was lost
+        take(&mut ledger, events(7, 9), 1, true); // accepted while the link came up
+        assert_eq!(ledger.demoted, 4, "5, 6 and two of 7 to 9");
+        ledger.ack(9);
+        assert_eq!(5 + ledger.balance(), 0);
+    }
+
+    #[test]
+    fn what_the_spill_gave_up_is_dropped_and_not_flushed() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 10), 10, false);
+        let free = ledger.note_stored(10, &[gap(1, 4)], NOW);
+        assert_eq!((free.len(), ledger.held(), ledger.dropped), (1, 0, 4));
+        assert_eq!((ledger.events_between(0, 10), ledger.settled()), (6, 4));
+        assert_eq!(ledger.ack(10).1, 6);
+        assert_eq!((10 + ledger.balance(), ledger.settled()), (0, 10));
+    }
+
+    #[test]
+    fn gaps_that_touch_are_one_and_confirmed_ones_are_forgotten() {
+        let mut ledger = Ledger::new(&recovered(0, 30, vec![gap(5, 9), gap(20, 24)]));
+        ledger.note_stored(30, &[gap(10, 12)], NOW);
+        assert_eq!((ledger.gaps.len(), ledger.events_between(4, 12), ledger.recovered), (2, 0, 20));
+        ledger.ack(12);
+        assert_eq!(ledger.gaps.len(), 1);
+        ledger.ack(30);
+        assert!(ledger.gaps.is_empty());
+        assert_eq!(ledger.balance(), 0);
+    }
+
+    #[test]
+    fn the_spill_is_sent_before_memory_and_stale_reads_are_ignored() {
+        let mut ledger = Ledger::new(&recovered(0, 6, vec![]));
+        take(&mut ledger, events(7, 8), 0, true);
+        assert_eq!(ledger.next_item(), Err(NeedsRead));
+        ledger.note_read(vec![events(5, 6)]); // of an earlier link that had come further
+        assert_eq!((ledger.next_item(), ledger.ahead_bytes()), (Err(NeedsRead), 0));
+        ledger.note_read(vec![events(1, 3), events(4, 6)]);
+        ledger.note_read(vec![events(1, 3)]);
+        assert_eq!(send_all(&mut ledger), [(1, 3), (4, 6), (7, 8)]);
+        ledger.link_lost();
+        assert_eq!((ledger.next_item(), ledger.ahead_bytes()), (Err(NeedsRead), 0));
+    }
+
+    #[test]
+    fn a_block_confirmed_in_part_is_stored_and_sent_from_its_middle() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 9), 0, true);
+        send_all(&mut ledger);
+        ledger.ack(4);
+        ledger.link_lost();
+        assert_eq!(ledger.oldest_held(1), [events(5, 9)]);
+        assert_eq!(send_all(&mut ledger), [(5, 9)]);
+    }
+
+    #[test]
+    fn the_oldest_unconfirmed_event_is_the_spills_as_long_as_it_holds_one() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 2), 2, false);
+        ledger.note_stored(2, &[], Time::from_secs(5));
+        assert_eq!(ledger.oldest(), Some(NOW), "it waits since it was accepted, not since it was stored");
+        ledger.take(Fresh { item: events(3, 4), spilled: 2, since: Instant::now() }, Time::from_secs(7), false);
+        assert_eq!(ledger.oldest(), Some(NOW));
+        ledger.ack(2);
+        assert_eq!(ledger.oldest(), Some(Time::from_secs(7)));
+        ledger.ack(4);
+        assert_eq!(ledger.oldest(), None);
+    }
+}

@@ -107,6 +107,9 @@ impl Endpoint {
             // The text may hold a password: it is not repeated.
             Error::new(ErrorKind::Config, format!("ws_client: {why}: give a URL such as ws://127.0.0.1:8000/ws"))
         };
+        if text.trim_start().split_once("://").is_some_and(|(_, rest)| rest.starts_with(['/', '\\'])) {
+            return Err(refuse("there is no host in it")); // the parser would take the path's first segment for one
+        }
         let url = Url::parse(text).map_err(|error| refuse("this is no URL").with_source(error))?;
         let tls = match url.scheme() {
             "ws" => false,
@@ -630,7 +633,9 @@ mod tests {
             (endpoint.name().as_str(), endpoint.tls, endpoint.resource.as_str()),
             ("example.org:443", true, "/ws?x=1")
         );
-        for bad in ["", "localhost:8000", "http://x/", "ws://", "ws://u:p@x/", "ws://x/#a", "ws://x:99999/"] {
+        for bad in
+            ["", "localhost:8000", "http://x/", "ws://", "ws:///path", "ws://u:p@x/", "ws://x/#a", "ws://x:99999/"]
+        {
             let error = Endpoint::parse(bad).expect_err(bad);
             assert_eq!(error.kind(), ErrorKind::Config, "{bad}");
             assert!(!error.report().contains("u:p"), "{bad}");

@@ -16,7 +16,7 @@ use crate::emitter::backoff::Backoff;
 use crate::emitter::breaker::Breaker;
 use crate::emitter::config::EmitterConfig;
 use crate::emitter::item::{Gap, Item};
-use crate::emitter::ledger::{Ledger, NeedsRead};
+use crate::emitter::ledger::Ledger;
 use crate::emitter::outbox::Fresh;
 use crate::emitter::report::{Coalesced, Objectives, Report, SloMonitor};
 use crate::emitter::spill::store::Recovered;
@@ -33,7 +33,7 @@ const READ_BYTES: usize = 1 << 20;
 const BARRIER_BYTES: usize = 256 << 10;
 /// A link that confirms nothing for this long while memory is full is called stalled, and memory moves to disk.
 const STALL: Duration = Duration::from_millis(100);
-/// A failed write to the spill is tried again after this.
+/// The spill rests for this after a failed operation.
 const SPILL_RETRY: Duration = Duration::from_secs(1);
 /// Something unconfirmed for so many `ack_timeout`s ends the link even if bytes still move: a peer that swallows
 /// everything and answers nothing.
@@ -215,14 +215,16 @@ pub struct Machine {
     // The spill's thread: at most one operation of each kind is under way.
     appending: bool,
     reading: bool,
-    wants_read: bool,
     trimming: Option<u64>,
     trimmed: u64,
     reserving: bool,
     reserved: u64,
     reserve_step: u64,
     spill_bytes: u64,
-    spill_broken: Option<Time>,
+    /// Something has just failed on the disk: nothing is tried there before this.
+    spill_pause: Option<Time>,
+    /// The last write failed.
+    degraded: bool,
     closing: bool,
     closed: bool,
     spill_failed: Option<Error>,
@@ -260,14 +262,14 @@ impl Machine {
             last_topic: None,
             appending: false,
             reading: false,
-            wants_read: false,
             trimming: None,
             trimmed: recovered.base,
             reserving: false,
             reserved: recovered.next_seq - 1,
             reserve_step: RESERVE_FIRST,
             spill_bytes: recovered.bytes,
-            spill_broken: None,
+            spill_pause: None,
+            degraded: false,
             closing: false,
             closed: false,
             spill_failed: None,
@@ -368,7 +370,7 @@ impl Machine {
             held: ledger.held(),
             settled: ledger.settled(),
             breaker: self.breaker.name(),
-            degraded: self.spill_broken.is_some(),
+            degraded: self.degraded,
             reconnects: self.links.saturating_sub(1),
             last_error: self.last_error.clone(),
             oldest: ledger.oldest(),
@@ -380,7 +382,7 @@ impl Machine {
     /// When [`on_time`](Self::on_time) wants to be called next; `None`: not before something happens.
     #[must_use]
     pub fn deadline(&self, now: Time) -> Option<Time> {
-        let mut times = [None; 9];
+        let mut times = [None; 10];
         times[0] = match &self.phase {
             Phase::Waiting { until } => Some(*until),
             _ => None,
@@ -388,16 +390,14 @@ impl Machine {
         times[1] = self.spills.deadline();
         times[2] = self.losses.deadline();
         times[3] = self.stopping.filter(|_| !matches!(self.phase, Phase::Stopped));
-        times[4] = self.spill_broken;
+        times[4] = self.spill_pause;
         times[5] = self.flush.as_ref().and_then(|flush| self.slo.flush_deadline(flush.since));
         times[6] = self.slo.is_moving().then_some(self.next_second);
         if let Phase::Live(live) = &self.phase {
             times[7] = Some(self.link_deadline(live));
-            let stalled = self.ledger.held() >= self.config.outbox_bytes && !self.appending;
-            times[8] = match self.flush_pause(now) {
-                Some(pause) => Some(now + pause),
-                None => stalled.then_some(live.confirmed + STALL),
-            };
+            times[8] = self.flush_pause(now).map(|pause| now + pause);
+            let stalled = self.ledger.held() >= self.config.outbox_bytes && self.may_append();
+            times[9] = stalled.then_some(live.confirmed + STALL);
         }
         times.into_iter().flatten().min().map(|time| time.max(now))
     }
@@ -472,7 +472,7 @@ impl Machine {
 
     fn nothing_was_due(&mut self, now: Time) {
         if let Phase::Live(live) = &mut self.phase {
-            live.confirmed = now;
+            live.confirmed = live.confirmed.max(now);
             live.progress = live.progress.max(now);
         }
     }
@@ -483,10 +483,11 @@ impl Machine {
     /// The peer claims to have events that were never sent: the spill was restored from a copy, or its emitter's name is
     /// used twice. Going on would make the peer drop new events as duplicates. The link must be dropped.
     pub fn on_link_up(&mut self, now: Time, welcome: Welcome) -> Result<(), Error> {
-        if welcome.have > self.reserved {
+        if welcome.have > self.ledger.taken() {
             let text = format!(
                 "the hub has events up to seq {} of this emitter, which never sent more than {}: is its emitter_id used twice, or its spill restored from a copy? give it another emitter_id",
-                welcome.have, self.reserved
+                welcome.have,
+                self.ledger.taken()
             );
             return Err(Error::new(ErrorKind::Protocol, text));
         }
@@ -547,7 +548,6 @@ impl Machine {
         let before = self.ledger.demoted;
         self.ledger.link_lost();
         self.spills.add(self.ledger.demoted - before);
-        self.wants_read = false;
         let pause = self.backoff.next(&mut self.rng);
         if !matches!(self.phase, Phase::Stopped) {
             self.phase = Phase::Waiting { until: now + pause };
@@ -593,6 +593,9 @@ impl Machine {
             let upto = number.min(live.barred);
             self.acknowledge(now, upto);
         }
+        if self.ledger.sent() == self.ledger.acked() {
+            self.prove(); // nothing to confirm, and the peer lives
+        }
         self.after(now);
     }
 
@@ -616,9 +619,7 @@ impl Machine {
             Done::Appended { upto, dropped, bytes } => {
                 self.appending = false;
                 self.spill_bytes = bytes;
-                if self.spill_broken.take().is_some() {
-                    self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
-                }
+                self.spill_written();
                 let free = self.ledger.note_stored(upto, &dropped, now);
                 self.recycle(free);
                 for gap in dropped {
@@ -627,13 +628,7 @@ impl Machine {
             }
             Done::AppendFailed(error) => {
                 self.appending = false;
-                let text = error.report();
-                if self.spill_broken.is_none() {
-                    let details = json!({"degraded": true, "error": text});
-                    self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
-                }
-                self.spill_broken = Some(now + SPILL_RETRY);
-                self.last_error = Some(text.into());
+                self.spill_refused(now, &error);
                 if matches!(self.phase, Phase::Stopped) {
                     self.spill_failed = Some(error);
                 }
@@ -644,28 +639,25 @@ impl Machine {
             }
             Done::Read(Err(error)) => {
                 self.reading = false;
-                self.last_error = Some(error.report().into());
-                self.spill_broken = Some(now + SPILL_RETRY);
+                self.pause_spill(now, &error);
             }
             Done::Trimmed { result, bytes } => {
                 let upto = self.trimming.take();
                 self.spill_bytes = bytes;
                 match result {
                     Ok(()) => self.trimmed = upto.unwrap_or(self.trimmed),
-                    Err(error) => {
-                        self.last_error = Some(error.report().into());
-                        self.spill_broken = Some(now + SPILL_RETRY);
-                    }
+                    Err(error) => self.pause_spill(now, &error),
                 }
             }
             Done::Reserved { upto, result } => {
                 self.reserving = false;
                 match result {
-                    Ok(()) => self.reserved = self.reserved.max(upto),
-                    Err(error) => {
-                        self.last_error = Some(error.report().into());
-                        self.spill_broken = Some(now + SPILL_RETRY);
+                    Ok(()) => {
+                        self.reserved = self.reserved.max(upto);
+                        self.reserve_step = (self.reserve_step * 2).min(RESERVE_MAX);
+                        self.spill_written();
                     }
+                    Err(error) => self.spill_refused(now, &error),
                 }
                 self.reserve();
             }
@@ -690,10 +682,9 @@ impl Machine {
             let idle = !self.awaits_confirmation(live);
             self.check_silence(now, idle);
         }
-        if self.spill_broken.is_some_and(|retry| now >= retry) && !self.appending {
-            self.spill_broken = self.spill_broken.map(|_| now + SPILL_RETRY);
+        if self.spill_pause.is_some_and(|until| now >= until) {
+            self.spill_pause = None;
             self.reserve();
-            self.plan_append(now, true);
         }
         if accepted > 0 && now >= self.next_second {
             self.next_second = now + Duration::from_secs(1);
@@ -733,6 +724,9 @@ impl Machine {
             return Some(self.ping(self.ledger.sent()));
         }
         if let Some(item) = self.next_item(now) {
+            if self.ledger.sent() == self.ledger.acked() {
+                self.nothing_was_due(now);
+            }
             self.ledger.note_sent(&item);
             if let Phase::Live(live) = &mut self.phase {
                 live.unbarred_bytes += item.bytes();
@@ -759,9 +753,8 @@ impl Machine {
             return None;
         }
         let item = self.ledger.next_item();
-        self.wants_read |= item == Err(NeedsRead);
         self.plan_read();
-        let item = item.ok()??;
+        let Ok(Some(item)) = item else { return None };
         if item.last() > self.reserved {
             return None; // not promised on disk yet: a crash could use the seq again
         }
@@ -783,14 +776,13 @@ impl Machine {
         Some(Item::Events(part))
     }
 
+    /// How long `flush_rate` forbids the next event; `None` if something else holds it up, which will tell.
     fn flush_pause(&self, now: Time) -> Option<Duration> {
         let rate = self.config.flush_rate?;
-        if self.ledger.sent() >= self.ledger.spilled_upto() {
-            return None;
-        }
         let (tokens, at) = self.tokens;
         let missing = 1.0 - tokens - now.saturating_sub(at).as_secs_f64() * rate;
-        Some(Duration::from_secs_f64((missing / rate).max(0.001)))
+        let paced = missing > 0.0 && self.ledger.sent() < self.ledger.spilled_upto();
+        paced.then(|| Duration::from_secs_f64((missing / rate).max(0.001)))
     }
 
     // ── Decisions ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -807,7 +799,7 @@ impl Machine {
             self.report(Report::bad("broadcaster_loss", gap.reason.as_str(), count, details));
         }
         self.check_stop(now);
-        self.plan_append(now, false);
+        self.plan_append(now);
         self.plan_trim();
         self.plan_close();
     }
@@ -846,17 +838,24 @@ impl Machine {
             return;
         }
         if let Phase::Live(live) = &mut self.phase {
-            live.proven = true;
             live.progress = now;
             live.confirmed = now;
         }
-        self.backoff.reset();
-        self.breaker.confirmed();
+        self.prove();
         self.recycle(free);
         if let Some(flush) = &mut self.flush {
             flush.flushed += flushed;
         }
         self.settle_flush(now);
+    }
+
+    /// The peer has shown that it works, not merely that it accepts connections.
+    fn prove(&mut self) {
+        if let Phase::Live(live) = &mut self.phase {
+            live.proven = true;
+        }
+        self.backoff.reset();
+        self.breaker.confirmed();
     }
 
     /// Ends the flush under way if everything that was spilled when it began is confirmed.
@@ -882,13 +881,12 @@ impl Machine {
 
     fn end_flush(&mut self, failed: u64) {
         let left = self.ledger.events_between(self.ledger.acked(), self.ledger.spilled_upto());
-        let failed = failed.min(left);
-        let flush = self.flush.take();
-        let flushed = flush.as_ref().map_or(0, |flush| flush.flushed);
-        let outcome = FlushOutcome { flushed, failed: failed + flush.map_or(0, |f| f.failed), remaining: left };
+        let (flushed, tried) = self.flush.take().map_or((0, 0), |flush| (flush.flushed, flush.failed));
+        let failed = failed.max(tried).min(left);
+        let outcome = FlushOutcome { flushed, failed, remaining: left };
         if flushed > 0 || failed > 0 {
             let latency = self.flush_latency.map(|took| took.as_secs_f64());
-            let details = json!({"flushed": flushed, "failed": outcome.failed, "remaining": left, "seconds": latency});
+            let details = json!({"flushed": flushed, "failed": failed, "remaining": left, "seconds": latency});
             self.report(Report::good("broadcaster_flush_complete", details));
         }
         if std::mem::take(&mut self.flush_wanted) {
@@ -896,8 +894,32 @@ impl Machine {
         }
     }
 
-    fn plan_append(&mut self, now: Time, retry: bool) {
-        if self.appending || self.closing || (self.spill_broken.is_some() && !retry) {
+    /// Every failure on the disk pauses all work there: a disk that fails at once would otherwise be asked again at once.
+    fn pause_spill(&mut self, now: Time, error: &Error) {
+        self.last_error = Some(error.report().into());
+        self.spill_pause = Some(now + SPILL_RETRY);
+    }
+
+    fn spill_refused(&mut self, now: Time, error: &Error) {
+        self.pause_spill(now, error);
+        if !std::mem::replace(&mut self.degraded, true) {
+            let details = json!({"degraded": true, "error": error.report()});
+            self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
+        }
+    }
+
+    fn spill_written(&mut self) {
+        if std::mem::take(&mut self.degraded) {
+            self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
+        }
+    }
+
+    fn may_append(&self) -> bool {
+        !self.appending && !self.closing && self.spill_pause.is_none()
+    }
+
+    fn plan_append(&mut self, now: Time) {
+        if !self.may_append() {
             return;
         }
         let items = match &self.phase {
@@ -916,24 +938,28 @@ impl Machine {
         };
         if !items.is_empty() {
             self.appending = true;
-            let in_flight = self.ledger.sent();
-            self.actions.push_back(Action::Spill(Op::Append { items, in_flight }));
+            let (in_flight, acked) = (self.ledger.sent(), self.ledger.acked());
+            self.actions.push_back(Action::Spill(Op::Append { items, in_flight, acked }));
         }
     }
 
     fn plan_read(&mut self) {
-        let low = self.ledger.ahead_bytes() < READ_BYTES / 2 && self.ledger.read_upto() < self.ledger.spill_last();
-        if (self.wants_read || (low && self.ledger.is_behind())) && !self.reading && !self.closing {
+        let may = !self.reading && !self.closing && self.spill_pause.is_none();
+        let unread = self.ledger.is_behind() && self.ledger.read_upto() < self.ledger.spill_last();
+        if may && unread && self.ledger.ahead_bytes() < READ_BYTES / 2 {
             self.reading = true;
-            self.wants_read = false;
             let after = self.ledger.read_upto();
             self.actions.push_back(Action::Spill(Op::Read { after, max_bytes: READ_BYTES }));
         }
     }
 
     fn plan_trim(&mut self) {
-        let upto = self.ledger.acked().min(self.ledger.spill_last());
-        if self.trimming.is_none() && !self.closing && self.spill_broken.is_none() && upto > self.trimmed {
+        let upto = self.ledger.acked(); // also noted as the base, which must not go back
+        if self.trimming.is_none()
+            && !self.closing
+            && self.spill_pause.is_none()
+            && upto.min(self.ledger.spill_last()) > self.trimmed
+        {
             self.trimming = Some(upto);
             self.actions.push_back(Action::Spill(Op::Trim { upto }));
         }
@@ -942,10 +968,11 @@ impl Machine {
     /// Keeps a promise on disk ahead of the seqs in use.
     fn reserve(&mut self) {
         let used = self.ledger.taken();
-        if !self.reserving && !self.closing && used + self.reserve_step / 2 > self.reserved {
+        let free = !self.reserving && !self.closing && self.spill_pause.is_none();
+        // The step has doubled since the last promise, of which half is used up then.
+        if free && used + self.reserve_step / 4 > self.reserved {
             self.reserving = true;
             let upto = used + self.reserve_step;
-            self.reserve_step = (self.reserve_step * 2).min(RESERVE_MAX);
             self.actions.push_back(Action::Spill(Op::Reserve { upto, acked: self.ledger.acked() }));
         }
     }
@@ -1019,3 +1046,6 @@ fn topic_of(item: &Item) -> Option<String> {
     let head = crate::wire::event::EventHead::parse(&json).ok()?;
     Some(head.topic.into_owned()).filter(|topic| !topic.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

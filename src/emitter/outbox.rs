@@ -90,6 +90,8 @@ struct State {
     closed: bool,
     /// Whether seqs are final.
     numbered: bool,
+    /// Size of the largest event that was told [`Pushed::Full`]: with less room its caller would only ask again.
+    wanted: usize,
 }
 
 /// A callback that is run once, outside all locks.
@@ -159,7 +161,10 @@ impl Outbox {
                 WhenFull::DropOldest if memory < self.limits.soft * HARD_LIMIT_FACTOR => {} // the spill makes room
                 WhenFull::DropOldest => return Ok(self.give_up(&mut state, GapReason::OutboxFull)),
                 WhenFull::DropNewest => return Ok(self.give_up(&mut state, GapReason::SpillFull)),
-                WhenFull::Wait => return Ok(Pushed::Full),
+                WhenFull::Wait => {
+                    state.wanted = state.wanted.max(json.len());
+                    return Ok(Pushed::Full);
+                }
                 WhenFull::Raise => {
                     state.counts.refused += 1;
                     return Err(full(&self.limits));
@@ -237,6 +242,8 @@ impl Outbox {
         state.seal();
         state.numbered = true;
         state.counts.last_seq += by;
+        // The seqs below need no room; until the driver speaks the bounds would take them for a backlog.
+        self.settled.fetch_add(by, Ordering::Relaxed);
         for fresh in &mut state.sealed {
             fresh.item = match &fresh.item {
                 Item::Gap(gap) => Item::Gap(Gap { from: gap.from + by, to: gap.to + by, reason: gap.reason }),
@@ -264,7 +271,7 @@ impl Outbox {
         let memory = state.bytes + self.held.load(Ordering::Relaxed);
         let full = self.limits.when_full == WhenFull::Wait
             && !self.live.load(Ordering::Relaxed)
-            && self.full(&state, memory, 0);
+            && self.full(&state, memory, state.wanted);
         // Half of it, so that a caller who waited can go on for a while.
         state.closed || (memory < self.limits.soft / 2 && !full)
     }
@@ -288,6 +295,7 @@ impl Outbox {
         }
         let ready = std::mem::take(&mut *waiting);
         drop(waiting);
+        self.state.lock().wanted = 0; // who still finds no room says so again
         for waiter in ready {
             waiter();
         }
@@ -413,6 +421,29 @@ mod tests {
         assert!(outbox.has_room());
         let (_, outcomes) = fill(WhenFull::DropOldest);
         assert!(matches!(outcomes[2].as_ref().expect("accepted"), Pushed::Accepted { seq: 3, .. }));
+    }
+
+    #[test]
+    fn who_was_told_to_wait_is_not_called_before_its_event_fits() {
+        let outbox = Outbox::new(&EmitterConfig { spill_max_bytes: 4096, when_full: WhenFull::Wait, ..config() });
+        outbox.spill_bytes.store(4000, Ordering::Relaxed);
+        assert_eq!(outbox.push(&[b'x'; 200], None).expect("open"), Pushed::Full);
+        assert!(!outbox.has_room(), "96 bytes are free, 200 are wanted");
+        outbox.spill_bytes.store(3800, Ordering::Relaxed);
+        assert!(outbox.has_room());
+        assert!(matches!(outbox.push(&[b'x'; 200], None).expect("open"), Pushed::Accepted { .. }));
+    }
+
+    #[test]
+    fn seqs_of_earlier_processes_are_no_backlog() {
+        let config = EmitterConfig { spill_max_events: 10, when_full: WhenFull::Raise, ..config() };
+        let outbox = Outbox::new(&config);
+        outbox.push(b"{}", None).expect("room");
+        outbox.renumber(1_000_000);
+        for _ in 0..9 {
+            outbox.push(b"{}", None).expect("room");
+        }
+        assert_eq!(outbox.push(b"{}", None).expect_err("full").kind(), ErrorKind::SpillFull);
     }
 
     #[test]

@@ -7,9 +7,9 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import QUICK, HealthBus, PlainServer
 
 from safe_broadcaster import BroadcastError, SafeBroadcaster
+from support import QUICK, HealthBus, PlainServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from typing_extensions import Self
+
 POLL = 0.005
 ACCEPT_MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
-QUICK: dict[str, Any] = {"backoff_initial": 0.02, "backoff_max": 0.1, "report_interval": 0.05, "breaker_threshold": 1000}
+QUICK: dict[str, Any] = {
+    "backoff_initial": 0.02,
+    "backoff_max": 0.1,
+    "report_interval": 0.05,
+    "breaker_threshold": 1000,
+}
 """Settings for tests in which an outage lasts milliseconds."""
 
 NOWHERE = "ws://127.0.0.1:9/ws"
@@ -122,7 +129,7 @@ class PlainServer:
     def url(self) -> str:
         return f"ws{'s' if self._tls else ''}://127.0.0.1:{self.port}/ws"
 
-    async def __aenter__(self) -> PlainServer:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls, limit=1 << 20)
         self.port = self._server.sockets[0].getsockname()[1]
         return self

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import NOWHERE, PlainServer, event, eventually
 
 from safe_broadcaster import EventNotSerializable, EventTooLarge, SafeBroadcaster
+from support import NOWHERE, PlainServer, event, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable

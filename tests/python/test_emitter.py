@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 import websockets
+
+from safe_broadcaster import BroadcasterClosed, ConnectTimeout, SafeBroadcaster, SpillLocked
 from support import (
     NOWHERE,
     QUICK,
@@ -23,8 +25,6 @@ from support import (
     eventually,
     numbers,
 )
-
-from safe_broadcaster import BroadcasterClosed, ConnectTimeout, SafeBroadcaster, SpillLocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -364,7 +364,9 @@ async def test_waiters_are_answered_when_the_spill_cannot_be_opened(make: Make, 
         await asyncio.wait_for(waiting, 5)
 
 
-async def test_start_again_succeeds_once_the_other_owner_has_gone(make: Make, server: PlainServer, spill_path: Path) -> None:
+async def test_start_again_succeeds_once_the_other_owner_has_gone(
+    make: Make, server: PlainServer, spill_path: Path
+) -> None:
     owner = make(NOWHERE, spill_path)
     await owner.safe_emit(event(0))
     await eventually(lambda: owner.get_stats()["epoch"])
@@ -415,7 +417,7 @@ async def test_a_forgotten_broadcaster_is_collected_and_keeps_its_events(
         while True:
             try:
                 return numbers(list(heir.spill))
-            except SpillLocked:  # until the driver has noticed
+            except SpillLocked:  # noqa: PERF203 - until the driver has noticed
                 with pytest.raises((SpillLocked, ConnectTimeout)):
                     await heir.start(0.02)
 

@@ -9,12 +9,12 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import AsyncClient, HealthBus, PlainServer, SyncClient, event, eventually, numbers
 
 from safe_broadcaster import SafeBroadcaster
+from support import AsyncClient, HealthBus, PlainServer, SyncClient, event, eventually, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     Make = Callable[..., SafeBroadcaster]
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class SeedBroadcaster:
-    """The class that users run today, as it stands in the document (with its missing import, and UTC by today's name)."""
+    """The class that users run today, as it stands in the document (with its missing import, and UTC as of today)."""
 
     def __init__(self, ws_client: Any, spill_path: str, health_bus: Any) -> None:
         self.ws = ws_client
@@ -52,10 +52,10 @@ class SeedBroadcaster:
     async def safe_emit(self, event: dict[str, Any]) -> bool:
         try:
             if not self.ws.is_available():
-                raise RuntimeError("ws_not_ready")
+                raise RuntimeError("ws_not_ready")  # noqa: TRY301 - the document's
             await self.ws.send(event)
             self.emit_count += 1
-            return True
+            return True  # noqa: TRY300 - the document's
         except Exception as e:
             self.spill.append(event)
             self.spill_count += 1
@@ -123,8 +123,8 @@ class SeedBroadcaster:
 
 
 @pytest.fixture(params=["seed", "ours"])
-async def build(request: pytest.FixtureRequest, make: Make) -> AsyncIterator[Callable[..., Any]]:
-    yield SeedBroadcaster if request.param == "seed" else make
+def build(request: pytest.FixtureRequest, make: Make) -> Callable[..., Any]:
+    return SeedBroadcaster if request.param == "seed" else make
 
 
 async def test_the_seeds_life_of_a_broadcaster(build: Callable[..., Any], spill_path: Path, bus: HealthBus) -> None:

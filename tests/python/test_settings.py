@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import NOWHERE
 
 from safe_broadcaster import ConfigError, EmitterConfig, SafeBroadcaster
+from support import NOWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_a_ws_client_that_cannot_send_is_refused(spill_path: Path, client: objec
 
 def test_a_file_that_holds_no_certificate_is_no_ssl_ca(spill_path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("nothing here\n")
-    with pytest.raises(ConfigError, match="ssl_ca=.*empty.pem is not allowed"):
+    with pytest.raises(ConfigError, match=r"ssl_ca=.*empty\.pem is not allowed"):
         SafeBroadcaster("wss://localhost/", spill_path, ssl_ca=tmp_path / "empty.pem")
 
 
@@ -127,8 +127,12 @@ def test_every_field_reaches_the_core() -> None:
     source = Path(__file__).parents[2] / "src"
     fields = {field.name for field in dataclasses.fields(EmitterConfig)}
     reader = (source / "python" / "config.rs").read_text()
-    struct = (source / "emitter" / "config.rs").read_text().partition("pub struct EmitterConfig {")[2].partition("\n}")[0]
-    declared = {line.split(":")[0].removeprefix("    pub ") for line in struct.splitlines() if line.startswith("    pub ")}
+    struct = (
+        (source / "emitter" / "config.rs").read_text().partition("pub struct EmitterConfig {")[2].partition("\n}")[0]
+    )
+    declared = {
+        line.split(":")[0].removeprefix("    pub ") for line in struct.splitlines() if line.startswith("    pub ")
+    }
     assert declared == fields | {"spill_path"}
     for name in fields:
         assert f'"{name}"' in reader

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import NOWHERE, PlainServer, event, eventually, numbers
 
 from safe_broadcaster import BroadcastError, SafeBroadcaster, SpillCorrupt, SpillLocked
+from support import NOWHERE, PlainServer, event, eventually, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +57,7 @@ async def test_a_read_only_place_is_told(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"no database at all, only words " * 100, b"SQLite format 3\0" + b"\xff" * 4080], ids=["text", "torn"]
 )
-async def test_a_file_that_is_no_database_is_told_and_left_alone(
-    make: Make, spill_path: Path, content: bytes
-) -> None:
+async def test_a_file_that_is_no_database_is_told_and_left_alone(make: Make, spill_path: Path, content: bytes) -> None:
     spill_path.write_bytes(content)
     error = await refused(make, spill_path)
     assert isinstance(error, SpillCorrupt)
@@ -120,9 +118,7 @@ async def test_stop_after_a_refusal_tells_of_events_that_nobody_has(make: Make, 
         await broadcaster.stop()
 
 
-async def test_a_relative_path_and_unicode_work(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_relative_path_and_unicode_work(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("spill.db", "Übung 😀.db", "./with space.db"):
         broadcaster = make(NOWHERE, name)

@@ -8,6 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from safe_broadcaster import ConfigError, ConnectTimeout, SafeBroadcaster, SpillFull
 from support import (
     AsyncClient,
     FullyAsyncClient,
@@ -17,8 +19,6 @@ from support import (
     eventually,
     numbers,
 )
-
-from safe_broadcaster import ConfigError, ConnectTimeout, SafeBroadcaster, SpillFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -278,9 +278,10 @@ async def test_emit_nowait_never_waits_for_its_own_thread(make: Make, client: Sy
     client.up = False
     client.fail_connect = OSError("down")
     await eventually(lambda: not broadcaster.connected)
+    for n in range(10):
+        broadcaster.emit_nowait(event(n))
     with pytest.raises(SpillFull, match="await safe_emit"):
-        for n in range(100):
-            broadcaster.emit_nowait(event(n))
+        broadcaster.emit_nowait(event(10))
     client.fail_connect = None
     assert await broadcaster.drain(5)
     assert numbers(client.sent) == list(range(10))

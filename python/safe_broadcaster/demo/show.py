@@ -145,7 +145,7 @@ class Show:
             await self._stopped_within(down)
             await self._hub.boot()
             self._hub_is_down = False
-            self._screen.line("hub        is back on the same port, with an empty memory")
+            self._screen.line("hub        is back on the same port, with the log that it had")
 
     async def _stopped_within(self, seconds: float) -> bool:
         with suppress(asyncio.TimeoutError):

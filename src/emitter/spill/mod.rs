@@ -22,6 +22,8 @@ pub enum Op {
         items: Vec<Item>,
         /// Highest seq handed to the link.
         in_flight: u64,
+        /// Everything up to here is acknowledged.
+        acked: u64,
     },
     /// Read items after a seq.
     Read {
@@ -135,9 +137,9 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
         };
         let Some(op) = op else { return };
         match op {
-            Op::Append { items, in_flight } => {
+            Op::Append { items, in_flight, acked } => {
                 let upto = items.last().map_or(0, Item::last);
-                done(match store.append(&items, in_flight) {
+                done(match store.append(&items, in_flight, acked) {
                     Ok(dropped) => Done::Appended { upto, dropped, bytes: store.bytes() },
                     Err(error) => Done::AppendFailed(error),
                 });

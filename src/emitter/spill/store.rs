@@ -133,22 +133,21 @@ impl SpillStore {
         let epoch: String = epoch.unwrap_or_else(|| epoch_from(rng.u64(..)));
         let (first, last): (Option<u64>, Option<u64>) =
             tx.query_row("SELECT min(first), max(last) FROM item", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let mut base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
+        let base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
         let mut last = last.unwrap_or(base).max(base);
         let reserved: u64 = get(&tx, "reserved")?.unwrap_or(0);
         let clean: Option<u64> = get(&tx, "next_seq")?;
         let next_seq = clean.unwrap_or((reserved + 1).max(last + 1));
-        if clean.is_some() && first.is_none() {
-            (base, last) = (next_seq - 1, next_seq - 1);
-        } else if next_seq > last + 1 {
-            // The process died with seqs in memory: which of them were used is unknown, and that is said.
+        if next_seq > last + 1 {
+            // The process died with seqs in memory: which of them were used is unknown, and that is said. A clean end
+            // leaves such seqs only if the disk refused to store the last events.
             insert_gap(&tx, Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }, now)?;
             last = next_seq - 1;
         }
         put(&tx, "emitter", &name)?;
         put(&tx, "epoch", &epoch)?;
         put(&tx, "base", base)?;
-        put(&tx, "reserved", reserved.max(next_seq - 1))?;
+        put(&tx, "reserved", next_seq - 1)?; // what a cleanly ended process had left of its promise was never used
         tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
         tx.commit()?;
         let gaps = self.gaps()?;
@@ -174,14 +173,17 @@ impl SpillStore {
         self.usage.bytes
     }
 
-    /// Stores items behind those already there, in one transaction; then makes room if a bound is passed, sparing
-    /// what is on its way (`in_flight` and older). Returns what had to go.
+    /// Stores items behind those already there and forgets everything up to `acked`, in one transaction; then makes
+    /// room if a bound is passed, sparing what is on its way (`in_flight` and older). Returns what had to go.
     ///
     /// # Errors
     /// [`ErrorKind::SpillIo`]: nothing of this call is stored, and the same call may be tried again.
-    pub fn append(&mut self, items: &[Item], in_flight: u64) -> Result<Vec<Gap>> {
+    pub fn append(&mut self, items: &[Item], in_flight: u64, acked: u64) -> Result<Vec<Gap>> {
         self.write(|tx, limits, usage| {
             let now = unix_millis();
+            // First: what is confirmed must not take the room of what is not, and a hole between the two would not be
+            // told from a lost event after a crash.
+            trim(tx, usage, acked)?;
             for item in items {
                 insert(tx, item, now)?;
                 usage.add(item);
@@ -381,3 +383,6 @@ fn parse(data: Bytes) -> rusqlite::Result<Block> {
     Block::parse(data)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+"""The Rust core. Users meet it through `SafeBroadcaster`; names with an underscore belong to the package itself."""
+
+from collections.abc import Callable, Coroutine, Mapping
+from os import PathLike
+from typing import Any, final
+
+from typing_extensions import Self, disjoint_base
+
+from safe_broadcaster.config import Durability, EmitterConfig
+
+__all__ = ["Emitter", "Mailbox", "__version__", "_after_fork_in_child", "_debug_build"]
+
+__version__: str
+_debug_build: bool
+
+def _after_fork_in_child() -> None:
+    """Make everything that came from the parent refuse with `ForkedProcess`; the first thing in a forked child."""
+
+@final
+class Mailbox:
+    """A queue of letters from Rust with a file descriptor that is readable while there are any.
+
+    Letters are ``(token, value)``: whoever asked for something gave a token with the question.
+    """
+
+    def __new__(cls) -> Self: ...
+    def fileno(self) -> int:
+        """Return the descriptor to watch for readability."""
+
+    def drain(self) -> list[tuple[int, Any]]:
+        """Take all letters so far, oldest first; a failure comes as an exception object."""
+
+@disjoint_base
+class Emitter:
+    """Accepts events and carries them to the peer. `SafeBroadcaster` gives it Python's manners.
+
+    Methods with ``mailbox`` and ``token`` return at once; their answer is a letter. All raise `ForkedProcess` in a
+    child that inherited the object over ``fork``.
+    """
+
+    def __new__(cls, *_args: Any, **_settings: Any) -> Self: ...
+    def safe_emit(self, event: Mapping[str, Any], *, durability: Durability | None = None) -> Coroutine[Any, Any, bool]:
+        """Accept an event; awaiting tells the outcome.
+
+        The event is accepted at the call: a forgotten or cancelled await loses nothing, and changing ``event``
+        afterwards changes nothing. Only where the spill is full and ``when_full="wait"`` it is accepted by the await.
+        While the link is live, or down and memory has room, awaiting does not suspend.
+
+        Args:
+            event: Any mapping with string keys that orjson can serialise: datetime, UUID, dataclass, enum and numpy
+                included; NaN and infinities not.
+            durability: When the await ends. None: the broadcaster's own level.
+
+        Returns:
+            A coroutine that gives True if the event was accepted while the link was live (at ``"delivered"``: once
+            the peer has confirmed it), False if it went to the spill.
+
+        Raises:
+            EventNotSerializable: Not a mapping, or something in it is not JSON. Nothing is stored.
+            EventTooLarge: More than ``max_event_bytes`` of JSON. Nothing is stored.
+            SpillFull: The spill is at its bound and ``when_full="raise"``; or, from the await, the event was dropped
+                before its delivery.
+            BroadcasterClosed: After ``stop()``.
+            ConfigError: There is no such level.
+
+        """
+
+    def emit_nowait(self, event: Mapping[str, Any], *, durability: Durability | None = None) -> bool:
+        """Accept an event from any thread, with no event loop.
+
+        Blocks the calling thread at ``"delivered"`` until the peer has confirmed the event, while memory is at
+        ``outbox_bytes``, and where the spill is full and ``when_full="wait"``. Ctrl-C ends the wait, not the delivery.
+
+        Args:
+            event: As for `safe_emit`.
+            durability: As for `safe_emit`.
+
+        Returns:
+            As the await of `safe_emit`.
+
+        Raises:
+            EventNotSerializable: As for `safe_emit`.
+            EventTooLarge: As for `safe_emit`.
+            SpillFull: As for `safe_emit`; also where waiting for room on the thread of an event loop that serves a
+                duck-typed ``ws_client`` would wait for itself.
+            BroadcasterClosed: After ``stop()``.
+            ConfigError: There is no such level; or ``"delivered"`` on the thread just described.
+
+        """
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return counters and states; reads memory only, so it is cheap enough for every tick.
+
+        Returns:
+            ``emit_count``, ``spill_count``, ``flush_count``: events accepted live, spilled, and confirmed after a
+            spill. ``current_spill_depth``: spilled events not confirmed. ``ready``, ``ws_available``: the link was up
+            ever, is up now. ``last_seq``, ``acked_seq``: newest seq given, and confirmed without holes. ``in_flight``,
+            ``in_flight_bytes``: sent and not confirmed. ``outbox_bytes``, ``spill_bytes``: bytes in memory, on disk.
+            ``oldest_unacked_age``: seconds. ``dropped``: given up by policy or age. ``refused``: `SpillFull` raised.
+            ``rejected``: events that can never be sent. ``breaker``: ``closed``, ``open`` or ``half_open``.
+            ``degraded``: the disk refuses writes. ``reconnects``, ``last_error``. ``fsync_p99``: seconds, or None.
+            ``emit_success_rate_1m``: 0 to 1. ``flush_latency_last``: seconds, or None. ``emitter``, ``epoch``: the
+            identity, None until the spill is open.
+
+        """
+
+    @property
+    def emit_count(self) -> int:
+        """Events accepted while the link was live."""
+
+    @property
+    def spill_count(self) -> int:
+        """Events spilled, on arrival or with a lost link."""
+
+    @property
+    def flush_count(self) -> int:
+        """Spilled events that the peer has confirmed."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link is live now."""
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether the link was ever live."""
+
+    @property
+    def _depth(self) -> int:
+        """Spilled events not confirmed."""
+
+    def _open(
+        self,
+        target: object,
+        spill_path: str | PathLike[str],
+        settings: EmitterConfig,
+        probe: Callable[[], bool] | None,
+    ) -> None:
+        """Take the settings; called once by ``SafeBroadcaster.__init__``.
+
+        Args:
+            target: A URL, or None for a peer that is served through the mailbox.
+            spill_path: The file of the spill. Nothing is opened yet.
+            settings: All settings.
+            probe: Tells whether a peer can send; asked before each event.
+
+        Raises:
+            ConfigError: A setting has a value that is not allowed.
+
+        """
+
+    def _start(self, mailbox: Mailbox, token: int) -> None:
+        """Open the spill and connect; the letter is None when the link is live."""
+
+    def _await_live(self, mailbox: Mailbox, token: int) -> None:
+        """Ask for the letter None when the link is live."""
+
+    def _await_ready(self, mailbox: Mailbox, token: int) -> None:
+        """Ask for the letter None when the link was ever live."""
+
+    def _await_ack(self, mailbox: Mailbox, token: int, seq: int, provisional: bool) -> None:
+        """Ask for the letter None when the event with this seq is confirmed."""
+
+    def _when_room(self, mailbox: Mailbox, token: int) -> None:
+        """Ask for the letter None when the outbox has room."""
+
+    def _drain(self, mailbox: Mailbox, token: int) -> None:
+        """Ask for the letter None when everything accepted so far is confirmed."""
+
+    def _flush(self, mailbox: Mailbox, token: int) -> None:
+        """Flush; the letter is ``(flushed, failed, remaining)``."""
+
+    def _stop(self, mailbox: Mailbox, token: int, drain: float) -> None:
+        """Stop after at most ``drain`` seconds of sending; the letter is None when everything is closed."""
+
+    def _stop_blocking(self, drain: float) -> None:
+        """Stop, and wait for the end in this thread."""
+
+    def _report_to(self, mailbox: Mailbox, token: int) -> None:
+        """Send reports as letters ``(JSON without timestamp, Unix time in seconds)`` from now on."""
+
+    def _serve_peer(self, mailbox: Mailbox, token: int) -> None:
+        """Send requests for a duck-typed client as letters.
+
+        They are ``("connect",)``, ``("send", first seq, list of events as JSON)`` and ``("close",)``.
+        """
+
+    def _peer_up(self) -> None:
+        """Tell that the client has connected."""
+
+    def _peer_sent(self, upto: int) -> None:
+        """Tell that the client has sent everything up to this seq."""
+
+    def _peer_failed(self, sent: int, why: str) -> None:
+        """Tell that sending failed after everything up to ``sent``."""
+
+    def _peer_down(self, why: str) -> None:
+        """Tell that the client cannot send."""
+
+    def _peek(self, after: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        """Read spilled events after a seq as ``(seq, JSON)``, about ``max_bytes`` of them; blocks for the disk."""

@@ -1,0 +1,255 @@
+//! A spill in memory that keeps the contract of `SpillStore`, survives crashes, and fails when told to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use safe_broadcaster::emitter::config::{EmitterConfig, WhenFull};
+use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
+use safe_broadcaster::emitter::spill::store::Recovered;
+use safe_broadcaster::emitter::spill::{Done, Op};
+use safe_broadcaster::error::{Error, ErrorKind};
+
+/// What the platters hold.
+#[derive(Default)]
+pub(crate) struct Disk {
+    rows: BTreeMap<u64, Item>,
+    base: u64,
+    pub(crate) reserved: u64,
+    next_seq: Option<u64>,
+    limit_events: u64,
+    limit_bytes: u64,
+    drop_oldest: bool,
+    /// Operations on their way, each with the time at which it is done.
+    pub(crate) queue: VecDeque<(Duration, Op)>,
+    /// Confirmed when the last append was asked for.
+    acked: u64,
+    /// Share of operations that fail at present.
+    pub(crate) failing: f64,
+    /// When an operation of each kind last failed: it must not be tried again at once.
+    failed: BTreeMap<&'static str, Duration>,
+    /// Something was given up although everything unconfirmed was within the bounds.
+    pub(crate) needless: bool,
+}
+
+pub(crate) fn kind(op: &Op) -> &'static str {
+    match op {
+        Op::Append { .. } => "append",
+        Op::Read { .. } => "read",
+        Op::Trim { .. } => "trim",
+        Op::Reserve { .. } => "reserve",
+        Op::Peek { .. } => "peek",
+        Op::Close { .. } => "close",
+    }
+}
+
+impl Disk {
+    pub(crate) fn new(config: &EmitterConfig) -> Self {
+        Self {
+            limit_events: config.spill_max_events,
+            limit_bytes: config.spill_max_bytes,
+            drop_oldest: config.when_full == WhenFull::DropOldest,
+            ..Self::default()
+        }
+    }
+
+    /// Takes an operation; it will be done at `at`.
+    pub(crate) fn submit(&mut self, now: Duration, at: Duration, op: Op, acked: u64) {
+        if let Op::Append { .. } = op {
+            self.acked = acked;
+        }
+        if let Op::Read { after, .. } = op {
+            assert!(after < self.last(), "a read after {after}, where nothing is");
+        }
+        let kind = kind(&op);
+        assert!(self.queue.iter().all(|(_, other)| self::kind(other) != kind), "a second {kind} is under way");
+        assert!(self.queue.iter().all(|(_, other)| self::kind(other) != "close"), "{kind} after close");
+        if let Some(at) = self.failed.get(kind) {
+            assert!(
+                kind == "close" || now >= *at + Duration::from_millis(500),
+                "{kind} failed and is tried again at once"
+            );
+        }
+        let at = self.queue.back().map_or(at, |(last, _)| at.max(*last));
+        self.queue.push_back((at, op));
+    }
+
+    /// Does the next operation if its time has come.
+    pub(crate) fn work(&mut self, now: Duration, rng: &mut fastrand::Rng) -> Option<Done> {
+        if self.queue.front().is_none_or(|(at, _)| *at > now) {
+            return None;
+        }
+        let (_, op) = self.queue.pop_front()?;
+        let fails = rng.f64() < self.failing;
+        if fails {
+            self.failed.insert(kind(&op), now);
+            return Some(self.refuse(&op));
+        }
+        self.failed.remove(kind(&op));
+        Some(self.apply(op))
+    }
+
+    /// The process dies: a random part of what was under way is done, the rest never.
+    pub(crate) fn crash(&mut self, rng: &mut fastrand::Rng) {
+        let done = rng.usize(0..=self.queue.len());
+        for (_, op) in std::mem::take(&mut self.queue).into_iter().take(done) {
+            if rng.f64() >= self.failing {
+                self.apply(op);
+            }
+        }
+        self.failed.clear();
+    }
+
+    fn apply(&mut self, op: Op) -> Done {
+        match op {
+            Op::Append { items, in_flight, acked } => {
+                let upto = items.last().map_or(0, Item::last);
+                let dropped = self.append(items, in_flight, acked);
+                Done::Appended { upto, dropped, bytes: self.bytes() }
+            }
+            Op::Read { after, max_bytes } => Done::Read(Ok(self.read(after, max_bytes))),
+            Op::Trim { upto } => {
+                self.trim(upto);
+                Done::Trimmed { result: Ok(()), bytes: self.bytes() }
+            }
+            Op::Reserve { upto, acked } => {
+                assert!(upto > self.reserved, "a promise of {upto} after one of {}", self.reserved);
+                self.reserved = upto;
+                self.trim(acked);
+                Done::Reserved { upto, result: Ok(()) }
+            }
+            Op::Close { next_seq, acked } => {
+                self.trim(acked);
+                self.next_seq = Some(next_seq);
+                Done::Closed(Ok(()))
+            }
+            Op::Peek { .. } => unreachable!("nobody peeks here"),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.rows.values().map(|item| item.bytes() as u64).sum()
+    }
+
+    fn events(&self) -> u64 {
+        self.rows.values().map(Item::events).sum()
+    }
+
+    fn last(&self) -> u64 {
+        self.rows.values().next_back().map_or(self.base, Item::last).max(self.base)
+    }
+
+    fn insert(&mut self, item: Item) {
+        if let Item::Gap(gap) = item
+            && let Some((_, Item::Gap(before))) = self.rows.range_mut(..gap.from).next_back()
+            && before.to + 1 == gap.from
+            && before.reason == gap.reason
+        {
+            before.to = gap.to;
+            return;
+        }
+        let clash = self.rows.insert(item.first(), item);
+        assert!(clash.is_none(), "seq {:?} is stored twice", clash.map(|item| item.first()));
+    }
+
+    fn append(&mut self, items: Vec<Item>, in_flight: u64, acked: u64) -> Vec<Gap> {
+        self.trim(acked);
+        for item in items {
+            assert!(item.first() > self.last(), "{} is stored behind {}", item.first(), self.last());
+            self.insert(item);
+        }
+        self.make_room(in_flight)
+    }
+
+    fn make_room(&mut self, in_flight: u64) -> Vec<Gap> {
+        let mut gaps: Vec<Gap> = Vec::new();
+        while self.drop_oldest {
+            let over = self.events().saturating_sub(self.limit_events);
+            let heavy = self.bytes() > self.limit_bytes;
+            if over == 0 && !heavy {
+                break;
+            }
+            let useful = self.rows.values().filter(|item| item.last() > self.acked);
+            let (events, bytes) = useful.fold((0, 0), |sum, item| (sum.0 + item.events(), sum.1 + item.bytes() as u64));
+            if events <= self.limit_events && bytes <= self.limit_bytes {
+                self.needless = true;
+            }
+            let oldest = self.rows.range(in_flight + 1..).find(|(_, item)| item.events() > 0).map(|(first, _)| *first);
+            let Some(Item::Events(block)) = oldest.and_then(|first| self.rows.remove(&first)) else { break };
+            let upto = if heavy || over >= block.count() { block.last() } else { block.first() + over - 1 };
+            let gap = Gap { from: block.first(), to: upto, reason: GapReason::SpillFull };
+            if let Some(rest) = block.after(upto) {
+                self.insert(Item::Events(rest));
+            }
+            self.insert(Item::Gap(gap));
+            match gaps.last_mut() {
+                Some(last) if last.to + 1 == gap.from => last.to = gap.to,
+                _ => gaps.push(gap),
+            }
+        }
+        gaps
+    }
+
+    fn read(&self, seq: u64, max_bytes: usize) -> Vec<Item> {
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        let start = self.rows.range(..=seq + 1).next_back().map_or(0, |(first, _)| *first);
+        for item in self.rows.range(start..).filter_map(|(_, item)| item.after(seq)) {
+            if bytes >= max_bytes {
+                break;
+            }
+            bytes += item.bytes().max(64);
+            items.push(item);
+        }
+        items
+    }
+
+    fn trim(&mut self, seq: u64) {
+        assert!(seq >= self.base, "the base goes back from {} to {seq}", self.base);
+        self.rows.retain(|_, item| item.last() > seq);
+        self.base = seq;
+    }
+
+    /// What `SpillStore::open` does.
+    pub(crate) fn recover(&mut self) -> Recovered {
+        self.failed.clear(); // another process knows nothing of it
+        let first = self.rows.keys().next().copied();
+        self.base = self.base.max(first.map_or(0, |first| first - 1));
+        let mut last = self.last();
+        let next_seq = self.next_seq.take().unwrap_or((self.reserved + 1).max(last + 1));
+        if next_seq > last + 1 {
+            self.insert(Item::Gap(Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }));
+            last = next_seq - 1;
+        }
+        self.reserved = next_seq - 1;
+        let gaps = self.rows.values().filter_map(|item| match item {
+            Item::Gap(gap) => Some(*gap),
+            Item::Events(_) => None,
+        });
+        Recovered {
+            emitter: "simulated".into(),
+            epoch: "epoch".into(),
+            next_seq,
+            base: self.base,
+            last,
+            gaps: gaps.collect(),
+            bytes: self.bytes(),
+            oldest: None,
+        }
+    }
+
+    /// Whether `seq` is stored as an event or as a gap.
+    pub(crate) fn has(&self, seq: u64) -> bool {
+        self.rows.range(..=seq).next_back().is_some_and(|(_, item)| item.last() >= seq)
+    }
+
+    fn refuse(&self, op: &Op) -> Done {
+        let error = || Error::new(ErrorKind::SpillIo, "the simulated disk refuses");
+        match op {
+            Op::Append { .. } => Done::AppendFailed(error()),
+            Op::Read { .. } => Done::Read(Err(error())),
+            Op::Trim { .. } => Done::Trimmed { result: Err(error()), bytes: self.bytes() },
+            Op::Reserve { upto, .. } => Done::Reserved { upto: *upto, result: Err(error()) },
+            Op::Close { .. } => Done::Closed(Err(error())),
+            Op::Peek { .. } => unreachable!("nobody peeks here"),
+        }
+    }
+}
