@@ -55,7 +55,7 @@ class SpillLocked(BroadcastError, RuntimeError):
 
 
 class SpillCorrupt(BroadcastError, OSError):
-    """The file at ``spill_path``, or a hub's ``log_path``, cannot be used: not a database, not ours, or refused by the disk."""
+    """The file at ``spill_path``, or a hub's ``log_path``, cannot be used: not ours, or refused by the disk."""
 
 
 class ConnectTimeout(BroadcastError, TimeoutError):

@@ -20,6 +20,9 @@ use super::registry::{Role, SessionId};
 use super::state::State;
 use crate::wire::frame::Reconnect;
 
+/// How long the log may take to store what waits and to close its file.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// See the module.
 pub(super) struct Shared {
     pub(super) config: HubConfig,
@@ -142,7 +145,8 @@ impl Shared {
             tasks.shutdown().await;
         }
         if let Some(history) = &self.history {
-            history.close().await;
+            // A disk that hangs must not hold the stop for ever; whoever opens the file then finds it locked.
+            drop(tokio::time::timeout(CLOSE_DEADLINE, history.close()).await);
         }
         self.listening.store(false, Ordering::Relaxed);
         self.stopped.send_replace(true);

@@ -51,9 +51,16 @@ fn child_runs_a_hub_until_it_is_killed() {
 }
 
 async fn spawn(log: &Path, port: u16) -> (Child, u16) {
+    spawn_with(log, port, "exec \"$0\" \"$@\"").await
+}
+
+/// Starts the child by a line of shell that runs `"$0" "$@"`.
+async fn spawn_with(log: &Path, port: u16, shell: &str) -> (Child, u16) {
     let ready = log.with_extension("ready");
     std::fs::remove_file(&ready).unwrap_or_default();
-    let mut child = Command::new(std::env::current_exe().expect("known"))
+    let mut child = Command::new("sh")
+        .args(["-c", shell])
+        .arg(std::env::current_exe().expect("known"))
         .args(["--exact", "child_runs_a_hub_until_it_is_killed", "--test-threads=1"])
         .env(LOG, log)
         .env(PORT, port.to_string())
@@ -285,4 +292,63 @@ async fn kill_9_loses_repeats_and_reorders_nothing() {
     }
     assert_eq!(count, Count { events: total, ..Count::default() }, "seed {seed}");
     assert!(total > 1000, "{total} events are no flood");
+}
+
+/// Raises what the child may write, as an administrator makes room on a disk.
+fn give_room(child: &Child) {
+    let pid = child.id().to_string();
+    let raised = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status().expect("runs");
+    assert!(raised.success());
+}
+
+async fn stats(port: u16) -> Value {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let request = "GET /stats HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.expect("read");
+    serde_json::from_str(answer.split_once("\r\n\r\n").expect("a body").1).expect("json")
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_is_said_and_nothing_is_lost_when_it_has_room_again() {
+    if std::env::var_os(LOG).is_some() || Command::new("prlimit").arg("--version").output().is_err() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let world = Arc::new(World::default());
+    world.total.store(u64::MAX, Ordering::Relaxed);
+    // 4 MiB for the largest file; the signal that goes with it is ignored, so that a write fails as on a full disk.
+    let (mut hub, port) =
+        spawn_with(&dir.path().join("hub.db"), 0, "trap '' XFSZ; ulimit -S -f 8192; exec \"$0\" \"$@\"").await;
+    world.port.store(port, Ordering::Relaxed);
+    let reading = tokio::spawn(subscriber(world.clone()));
+    while !world.listens.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let emitting = tokio::spawn(emitter(world.clone(), 0, 7));
+    let degraded = loop {
+        let stats = stats(port).await;
+        if stats["degraded"] == true && stats["log_failures"].as_u64() > Some(3) {
+            break stats;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(degraded["log_error"].as_str().is_some_and(|error| error.contains("hub.db")), "{degraded}");
+    let before = degraded["offset"].as_u64().expect("offset");
+    give_room(&hub);
+    while stats(port).await["offset"].as_u64() < Some(before + 10_000) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.over.store(true, Ordering::Relaxed);
+    let total = tokio::time::timeout(Duration::from_secs(30), emitting).await.expect("in time").expect("acknowledged");
+    world.total.store(total, Ordering::Relaxed);
+    let count = tokio::time::timeout(Duration::from_secs(30), reading).await.expect("in time").expect("counted");
+    assert_eq!(count, Count { events: total, ..Count::default() });
+    let stats = stats(port).await;
+    assert_eq!((&stats["degraded"], &stats["log_error"]), (&json!(false), &Value::Null));
+    hub.kill().expect("killed");
+    hub.wait().expect("gone");
 }

@@ -212,7 +212,12 @@ impl LogStore {
         marks: &[Mark],
         forgotten: &[String],
     ) -> Result<()> {
-        self.write(records, marks, forgotten).map_err(|error| self.failed("write", error))
+        self.write(records, marks, forgotten).map_err(|error| {
+            // Fold the WAL back, which may free what is wanted: on a full disk the ring goes on within its own file.
+            // If that fails too, the first error is the one to tell.
+            drop(self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+            self.failed("write", error)
+        })
     }
 
     fn write<'a>(
