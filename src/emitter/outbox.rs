@@ -186,7 +186,7 @@ impl Outbox {
         let backlog = state.counts.last_seq.saturating_sub(self.settled.load(Ordering::Relaxed));
         let stored = self.spill_bytes.load(Ordering::Relaxed) + memory as u64;
         backlog >= self.limits.spill_events
-            || stored + bytes as u64 > self.limits.spill_bytes
+            || stored + (HEADER_BYTES + EVENT_OVERHEAD + bytes) as u64 > self.limits.spill_bytes
             || memory >= self.limits.soft * HARD_LIMIT_FACTOR
     }
 
@@ -309,6 +309,7 @@ impl State {
         }
         self.counts.last_seq += 1;
         let building = self.building.get_or_insert_with(|| {
+            self.bytes += HEADER_BYTES;
             let wanted = HEADER_BYTES + EVENT_OVERHEAD + json.len();
             let buffer = match self.pool.pop() {
                 Some(buffer) if wanted <= buffer.capacity() => buffer,
