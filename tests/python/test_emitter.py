@@ -403,7 +403,7 @@ async def test_a_forgotten_broadcaster_is_collected_and_keeps_its_events(
     broadcaster = SafeBroadcaster(target, spill_path, **QUICK)
     await broadcaster.start(5)
     if client != "url":
-        target.up = False
+        target.up, target.fail_connect = False, OSError("stays down")
     else:
         server.pongs = False
     await broadcaster.safe_emit(event(1))
