@@ -247,6 +247,7 @@ impl Driver {
                 // Every handle is gone: nobody can stop us any more, so we do it ourselves.
                 Woken::Command(None) => {
                     orphaned = true;
+                    self.fetch(); // what the last handle left must be stored before the spill is closed
                     self.machine.stop(self.shared.now(), self.shared.now());
                 }
                 Woken::Spill(done) => self.spill(done),

@@ -50,7 +50,7 @@ async def test_start_in_time_raises_and_goes_on_in_the_background(make: Make) ->
         pass  # it has a port now, and is down
     broadcaster = make(server.url)
     with pytest.raises(ConnectTimeout, match="cannot connect") as caught:
-        await broadcaster.start(0.1)
+        await broadcaster.start(0.5)
     assert isinstance(caught.value, TimeoutError)
     async with server:
         await asyncio.wait_for(broadcaster.ready.wait(), 5)
