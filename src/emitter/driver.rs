@@ -250,7 +250,7 @@ impl Driver {
                 // Every handle is gone: nobody can stop us any more, so we do it ourselves.
                 Woken::Command(None) => {
                     orphaned = true;
-                    self.fetch(); // what was accepted since the top of the loop is to be stored too
+                    self.fetch(); // what the last handle left must be stored before the spill is closed
                     self.machine.stop(self.shared.now(), self.shared.now());
                 }
                 Woken::Spill(done) => self.spill(done),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import random
@@ -23,6 +24,7 @@ from support import (
     SyncClient,
     event,
     eventually,
+    eventually_blocking,
     numbers,
 )
 
@@ -50,7 +52,7 @@ async def test_start_in_time_raises_and_goes_on_in_the_background(make: Make) ->
         pass  # it has a port now, and is down
     broadcaster = make(server.url)
     with pytest.raises(ConnectTimeout, match="cannot connect") as caught:
-        await broadcaster.start(0.1)
+        await broadcaster.start(0.5)
     assert isinstance(caught.value, TimeoutError)
     async with server:
         await asyncio.wait_for(broadcaster.ready.wait(), 5)
@@ -403,7 +405,7 @@ async def test_a_forgotten_broadcaster_is_collected_and_keeps_its_events(
     broadcaster = SafeBroadcaster(target, spill_path, **QUICK)
     await broadcaster.start(5)
     if client != "url":
-        target.up = False
+        target.up, target.fail_connect = False, OSError("stays down")
     else:
         server.pongs = False
     await broadcaster.safe_emit(event(1))
@@ -422,6 +424,26 @@ async def test_a_forgotten_broadcaster_is_collected_and_keeps_its_events(
                     await heir.start(0.02)
 
     assert await asyncio.wait_for(inherited(), 5) == [1]
+
+
+def test_what_was_accepted_right_before_being_forgotten_is_stored(spill_path: Path) -> None:
+    for n in range(50):
+        broadcaster = SafeBroadcaster(NOWHERE, spill_path)
+        eventually_blocking(lambda b=broadcaster: _opened(b))
+        gc.collect()  # so that nothing but the name refers to it: the emit and the end follow each other at once
+        broadcaster.emit_nowait(event(n))
+        del broadcaster
+    last = SafeBroadcaster(NOWHERE, spill_path)
+    eventually_blocking(lambda: _opened(last))
+    assert numbers(list(last.spill)) == list(range(50))
+    last._stop_blocking(0)
+
+
+def _opened(broadcaster: SafeBroadcaster) -> bool:
+    """Whether the spill is this one's; the one before may still be closing it."""
+    with contextlib.suppress(SpillLocked, ConnectTimeout):
+        asyncio.run(broadcaster.start(0.001))
+    return broadcaster.get_stats()["epoch"] is not None
 
 
 async def test_a_stopped_broadcaster_is_let_go(make: Make, server: PlainServer, spill_path: Path) -> None:

@@ -219,7 +219,14 @@ async def test_a_second_process_is_refused_and_told_the_owners_pid(make: Make, s
 
 async def test_a_killed_owner_frees_the_file(make: Make, spill_path: Path) -> None:
     process = spawn(
-        "b = SafeBroadcaster(NOWHERE, path); b.emit_nowait({}); list(b.spill); say(1); time.sleep(60)", spill_path
+        """
+        b = SafeBroadcaster(NOWHERE, path)
+        b.emit_nowait({})
+        eventually_blocking(lambda: b.get_stats()["spill_bytes"])
+        say("stored")
+        time.sleep(60)
+        """,
+        spill_path,
     )
     assert process.stdout
     assert process.stderr

@@ -118,6 +118,7 @@ async def test_reports_are_logged_with_their_weight(
         await make(server.url).start(5)
         with pytest.raises(ConnectTimeout):
             await make(NOWHERE).start(0.05)
+        await eventually(lambda: "broadcaster_connection_failed" in caplog.text)
     levels = {record.message.split(":")[0]: record.levelname for record in caplog.records}
     assert levels["broadcaster_ready"] == "INFO"
     assert levels["broadcaster_connection_failed"] == "WARNING"

@@ -139,11 +139,16 @@ async def test_stop_from_another_loop_while_threads_emit_answers_everyone(make: 
 
 def test_ctrl_c_ends_a_wait_and_nothing_is_lost(spill_path: Path) -> None:
     broadcaster = SafeBroadcaster(NOWHERE, spill_path, **QUICK)
+    # Python's own handler, whatever a test runner has put in its place.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        broadcaster.emit_nowait(event(1), durability="delivered")
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            broadcaster.emit_nowait(event(1), durability="delivered")
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert broadcaster.emit_nowait(event(2)) is False
     eventually_blocking(lambda: numbers(list(broadcaster.spill)) == [1, 2])
     broadcaster._stop_blocking(0)
