@@ -110,7 +110,7 @@ fn brief(what: &impl std::fmt::Debug) -> String {
     short
 }
 
-fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
+pub(crate) fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
     let millis = |n| Duration::from_millis(n);
     EmitterConfig {
         spill_path: "unused".into(),
