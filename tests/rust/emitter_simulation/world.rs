@@ -478,11 +478,9 @@ impl World {
             wire.busy = sends;
             wire.write(now, frame, &mut self.rng);
         }
-        if !sent.is_empty() && !sends {
-            machine.on_progress(now);
-        }
-        let turned = (!sent.is_empty() && !sends) || machine.has_actions();
+        let turned = !sent.is_empty() || machine.has_actions();
         if !sent.is_empty() {
+            machine.on_progress(now);
             self.note(|| format!("sent {sent:?}"));
         }
         turned
