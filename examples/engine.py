@@ -19,6 +19,7 @@ class PrintingBus:
     """A health bus is anything with `inject`."""
 
     async def inject(self, report: dict[str, Any]) -> None:
+        """Take a report."""
         content = report["content"]
         print(content["event_type"], content["top_rejects"] or "")
 

@@ -7,11 +7,19 @@ from typing import Any, final
 from typing_extensions import Self, disjoint_base
 
 from safe_broadcaster.config import Durability, EmitterConfig
+from safe_broadcaster.hub import HubConfig
 
-__all__ = ["Emitter", "Mailbox", "__version__", "_after_fork_in_child", "_debug_build"]
+__all__ = ["Emitter", "Hub", "HubClient", "Mailbox", "__version__", "_after_fork_in_child", "_debug_build", "serialize"]
 
 __version__: str
 _debug_build: bool
+
+def serialize(event: Mapping[str, Any], /) -> bytes:
+    """Give the event as JSON.
+
+    Raises:
+        EventNotSerializable: It is not a mapping, or holds something that JSON cannot carry.
+    """
 
 def _after_fork_in_child() -> None:
     """Make everything that came from the parent refuse with `ForkedProcess`; the first thing in a forked child."""
@@ -138,7 +146,7 @@ class Emitter:
         """Take the settings; called once by ``SafeBroadcaster.__init__``.
 
         Args:
-            target: A URL, or None for a peer that is served through the mailbox.
+            target: A URL, a hub's client, or None for a peer that is served through the mailbox.
             spill_path: The file of the spill. Nothing is opened yet.
             settings: All settings.
             probe: Tells whether a peer can send; asked before each event.
@@ -198,3 +206,36 @@ class Emitter:
 
     def _peek(self, after: int, max_bytes: int) -> list[tuple[int, bytes]]:
         """Read spilled events after a seq as ``(seq, JSON)``, about ``max_bytes`` of them; blocks for the disk."""
+
+@final
+class Hub:
+    """A hub that can be started, stopped and started again; see `safe_broadcaster.hub.EventBroadcaster`."""
+
+    def __new__(cls) -> Hub: ...
+    def start(self, config: HubConfig) -> int:
+        """Start with these settings; returns the port, which accepts connections from now on.
+
+        Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used.
+        """
+
+    def stop(self, mailbox: Mailbox, token: int) -> None:
+        """Begin to stop; a letter under ``token`` (None) tells the end of it."""
+
+    def publish(self, json: bytes) -> tuple[int, int]:
+        """Publish an event given as JSON; returns its offset and the number of sessions that it matched."""
+
+    def publish_later(self, mailbox: Mailbox, token: int, json: bytes) -> None:
+        """Publish without waiting for the disk; a letter under ``token`` brings what `publish` returns, or an error."""
+
+    def stats(self) -> bytes | None:
+        """The numbers of the hub as JSON; None before the first start."""
+
+    def is_listening(self) -> bool:
+        """Whether new connections are accepted."""
+
+    def client(self) -> HubClient:
+        """A client for emitters of this process; it stays valid over restarts."""
+
+@final
+class HubClient:
+    """The way to a hub of the same process, without a socket. Given to `SafeBroadcaster`, not used by hand."""

@@ -186,7 +186,7 @@ class EventBroadcaster:
         Raises `EventNotSerializable`, `EventTooLarge`, `BroadcasterClosed` if the hub is not running, or `SpillCorrupt`
         if the disk refuses it: then it was not published.
         """
-        json = _core._serialize(data)
+        json = _core.serialize(data)
         if self.config.log_path is None:
             _, sessions = self._core.publish(json)
             return sessions

@@ -21,7 +21,7 @@ pub enum WhenFull {
     DropOldest,
     /// The new event is not stored; a gap record stands for it. Costs the present.
     DropNewest,
-    /// The caller waits until there is room. Costs the caller's time, without limit.
+    /// The caller waits until there is room; its event is accepted meanwhile. Costs the caller's time, without limit.
     Wait,
     /// The caller gets `SpillFull`, and keeps the event. Costs the caller code.
     Raise,

@@ -595,7 +595,8 @@ impl PeerLink {
                 Some(Outgoing::Item(Item::Events(block))) => {
                     self.busy = true;
                     self.peer.send(block);
-                    Poll::Pending // `poll_recv` will wake us with its answer
+                    // So that the driver looks at its deadlines again: there is something to be confirmed now.
+                    Poll::Ready(LinkEvent::Progress)
                 }
                 Some(Outgoing::Ping(_)) | None => Poll::Pending,
             };

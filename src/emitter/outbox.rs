@@ -36,7 +36,8 @@ pub enum Pushed {
         seq: u64,
         /// Whether the link was live.
         live: bool,
-        /// Memory is at its bound: the caller should wait for room before the next event.
+        /// Memory, or the spill under [`WhenFull::Wait`], is at its bound: the caller should wait for room before the
+        /// next event.
         pressed: bool,
         /// The spill has not been read yet: the final seq will be higher.
         provisional: bool,
@@ -71,6 +72,8 @@ pub struct Counts {
     pub refused: u64,
     /// Last seq assigned.
     pub last_seq: u64,
+    /// Bytes that the driver has not fetched yet.
+    pub waiting_bytes: usize,
 }
 
 struct Building {
@@ -90,8 +93,6 @@ struct State {
     closed: bool,
     /// Whether seqs are final.
     numbered: bool,
-    /// Size of the largest event that was told [`Pushed::Full`]: with less room its caller would only ask again.
-    wanted: usize,
 }
 
 /// A callback that is run once, outside all locks.
@@ -155,16 +156,16 @@ impl Outbox {
         }
         let live = live.unwrap_or_else(|| self.live.load(Ordering::Relaxed));
         let memory = state.bytes + self.held.load(Ordering::Relaxed);
-        let pressed = memory >= self.limits.soft;
-        if (!live || pressed) && self.full(&state, memory, json.len()) {
+        let mut pressed = memory >= self.limits.soft;
+        let brimful = memory >= self.limits.soft * HARD_LIMIT_FACTOR;
+        if (!live || pressed) && (brimful || self.full(&state, memory, 1, json.len())) {
             match self.limits.when_full {
-                WhenFull::DropOldest if memory < self.limits.soft * HARD_LIMIT_FACTOR => {} // the spill makes room
+                WhenFull::DropOldest if !brimful => {} // the spill makes room
                 WhenFull::DropOldest => return Ok(self.give_up(&mut state, GapReason::OutboxFull)),
                 WhenFull::DropNewest => return Ok(self.give_up(&mut state, GapReason::SpillFull)),
-                WhenFull::Wait => {
-                    state.wanted = state.wanted.max(json.len());
-                    return Ok(Pushed::Full);
-                }
+                // Accepted first and waited for afterwards: callers who tried again would overtake each other.
+                WhenFull::Wait if !brimful => pressed = true,
+                WhenFull::Wait => return Ok(Pushed::Full),
                 WhenFull::Raise => {
                     state.counts.refused += 1;
                     return Err(full(&self.limits));
@@ -182,12 +183,12 @@ impl Outbox {
         Ok(Pushed::Accepted { seq, live, pressed, provisional })
     }
 
-    fn full(&self, state: &State, memory: usize, bytes: usize) -> bool {
+    /// Whether the spill would be over its bound with so many more events and bytes.
+    fn full(&self, state: &State, memory: usize, events: u64, bytes: usize) -> bool {
         let backlog = state.counts.last_seq.saturating_sub(self.settled.load(Ordering::Relaxed));
         let stored = self.spill_bytes.load(Ordering::Relaxed) + memory as u64;
-        backlog >= self.limits.spill_events
-            || stored + (HEADER_BYTES + EVENT_OVERHEAD + bytes) as u64 > self.limits.spill_bytes
-            || memory >= self.limits.soft * HARD_LIMIT_FACTOR
+        let more = if events > 0 { HEADER_BYTES + EVENT_OVERHEAD + bytes } else { 0 };
+        backlog + events > self.limits.spill_events || stored + more as u64 > self.limits.spill_bytes
     }
 
     fn give_up(&self, state: &mut State, reason: GapReason) -> Pushed {
@@ -261,7 +262,8 @@ impl Outbox {
     /// The counters.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.state.lock().counts
+        let state = self.state.lock();
+        Counts { waiting_bytes: state.bytes, ..state.counts }
     }
 
     /// Whether a caller that was told [`Pushed::Full`] or `pressed` may go on.
@@ -271,7 +273,7 @@ impl Outbox {
         let memory = state.bytes + self.held.load(Ordering::Relaxed);
         let full = self.limits.when_full == WhenFull::Wait
             && !self.live.load(Ordering::Relaxed)
-            && self.full(&state, memory, state.wanted);
+            && self.full(&state, memory, 0, 0);
         // Half of it, so that a caller who waited can go on for a while.
         state.closed || (memory < self.limits.soft / 2 && !full)
     }
@@ -295,7 +297,6 @@ impl Outbox {
         }
         let ready = std::mem::take(&mut *waiting);
         drop(waiting);
-        self.state.lock().wanted = 0; // who still finds no room says so again
         for waiter in ready {
             waiter();
         }
@@ -417,22 +418,13 @@ mod tests {
         let last = outbox.take().pop_back().expect("gap").item;
         assert_eq!(last, Item::Gap(Gap { from: 3, to: 3, reason: GapReason::SpillFull }));
         let (outbox, outcomes) = fill(WhenFull::Wait);
-        assert_eq!(*outcomes[2].as_ref().expect("full"), Pushed::Full);
+        assert!(matches!(outcomes[1].as_ref().expect("accepted"), Pushed::Accepted { pressed: false, .. }));
+        assert!(matches!(outcomes[2].as_ref().expect("accepted"), Pushed::Accepted { seq: 3, pressed: true, .. }));
+        assert!(!outbox.has_room());
         outbox.settled.store(1, Ordering::Relaxed);
         assert!(outbox.has_room());
         let (_, outcomes) = fill(WhenFull::DropOldest);
         assert!(matches!(outcomes[2].as_ref().expect("accepted"), Pushed::Accepted { seq: 3, .. }));
-    }
-
-    #[test]
-    fn who_was_told_to_wait_is_not_called_before_its_event_fits() {
-        let outbox = Outbox::new(&EmitterConfig { spill_max_bytes: 4096, when_full: WhenFull::Wait, ..config() });
-        outbox.spill_bytes.store(4000, Ordering::Relaxed);
-        assert_eq!(outbox.push(&[b'x'; 200], None).expect("open"), Pushed::Full);
-        assert!(!outbox.has_room(), "96 bytes are free, 200 are wanted");
-        outbox.spill_bytes.store(3800, Ordering::Relaxed);
-        assert!(outbox.has_room());
-        assert!(matches!(outbox.push(&[b'x'; 200], None).expect("open"), Pushed::Accepted { .. }));
     }
 
     #[test]
@@ -464,6 +456,7 @@ mod tests {
     #[test]
     fn closing_refuses_events_and_frees_those_who_wait() {
         let outbox = Outbox::new(&EmitterConfig { spill_max_events: 1, when_full: WhenFull::Wait, ..config() });
+        outbox.push(b"{}", None).expect("open");
         outbox.push(b"{}", None).expect("open");
         let (sender, told) = std::sync::mpsc::channel();
         outbox.when_room(Box::new(move || sender.send(()).expect("listening")));

@@ -18,7 +18,7 @@ use super::hub::HubClient;
 use super::mailbox::{Body, Mailbox, Sender};
 use super::ready::ready;
 use super::serialize::serialize;
-use crate::emitter::config::Durability;
+use crate::emitter::config::{Durability, WhenFull};
 use crate::emitter::item::Item;
 use crate::emitter::link::{Endpoint, Peer, PeerEvent, Target};
 use crate::emitter::outbox::Pushed;
@@ -141,7 +141,9 @@ impl Emitter {
             let (seq, provisional, live) = match inner.push(&json, live)? {
                 Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => return Ok(live),
                 Pushed::Accepted { seq, provisional, live, pressed } => {
-                    if pressed {
+                    // Room under the policy to wait is made by the client, which this very thread would keep waiting.
+                    let in_vain = inner.core.config().when_full == WhenFull::Wait && inner.waits_for_itself(py)?;
+                    if pressed && !in_vain {
                         wait(py, |done| inner.core.when_room(Box::new(move || done(Ok(())))))?;
                     }
                     (seq, provisional, live)
@@ -299,7 +301,7 @@ impl Emitter {
         out.set_item("acked_seq", snapshot.acked_seq)?;
         out.set_item("in_flight", snapshot.in_flight)?;
         out.set_item("in_flight_bytes", snapshot.in_flight_bytes)?;
-        out.set_item("outbox_bytes", snapshot.held)?;
+        out.set_item("outbox_bytes", counts.waiting_bytes + snapshot.held)?;
         out.set_item("spill_bytes", snapshot.spill_bytes)?;
         out.set_item("oldest_unacked_age", stats.oldest_unacked_age)?;
         out.set_item("dropped", counts.dropped + snapshot.dropped)?;

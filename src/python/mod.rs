@@ -26,7 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<hub::Hub>()?;
     module.add_class::<hub::HubClient>()?;
-    module.add_function(wrap_pyfunction!(serialize::_serialize, module)?)?;
+    module.add_function(wrap_pyfunction!(serialize::serialize_event, module)?)?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }

@@ -41,7 +41,8 @@ pub(super) fn serialize<'py>(py: Python<'py>, event: &Bound<'py, PyAny>) -> PyRe
 
 /// The same for the hub's side of Python.
 #[pyfunction]
-pub(super) fn _serialize<'py>(py: Python<'py>, event: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+#[pyo3(name = "serialize", signature = (event, /))]
+pub(super) fn serialize_event<'py>(py: Python<'py>, event: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     serialize(py, event)
 }
 

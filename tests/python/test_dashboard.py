@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from browser import browse
 
+from browser import browse
 from safe_broadcaster import EventBroadcaster, dashboard
 
 

@@ -419,7 +419,7 @@ async def test_a_forgotten_broadcaster_is_collected_and_keeps_its_events(
         while True:
             try:
                 return numbers(list(heir.spill))
-            except SpillLocked:  # noqa: PERF203 - until the driver has noticed
+            except SpillLocked:
                 with pytest.raises((SpillLocked, ConnectTimeout)):
                     await heir.start(0.02)
 

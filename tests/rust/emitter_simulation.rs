@@ -5,6 +5,8 @@
 
 #![expect(clippy::print_stderr, reason = "a failure shows how to replay it")]
 
+#[path = "emitter_simulation/contract.rs"]
+mod contract;
 #[path = "emitter_simulation/disk.rs"]
 mod disk;
 #[path = "emitter_simulation/peer.rs"]

@@ -1,7 +1,10 @@
 use std::time::Instant;
 
 use super::*;
+use crate::emitter::outbox::Fresh;
+use crate::emitter::spill::Done;
 use crate::emitter::tests::config;
+use crate::error::ErrorKind;
 use crate::wire::block::BlockBuilder;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -287,7 +290,7 @@ fn a_disk_that_refuses_is_asked_once_a_second() {
     assert!(machine.snapshot().degraded);
     for second in 1..5 {
         let now = at(f64::from(second));
-        assert_eq!(machine.deadline(now.saturating_sub(SECOND / 2)), Some(now));
+        assert_eq!(machine.deadline(at(f64::from(second) - 0.5)), Some(now));
         machine.on_time(now, 0, 0, 0);
         assert_eq!(refuse(&mut machine, now), 2);
     }

@@ -99,7 +99,7 @@ impl Disk {
         self.failed.clear();
     }
 
-    fn apply(&mut self, op: Op) -> Done {
+    pub(crate) fn apply(&mut self, op: Op) -> Done {
         match op {
             Op::Append { items, in_flight, acked } => {
                 let upto = items.last().map_or(0, Item::last);

@@ -1,0 +1,163 @@
+//! The spill: what the disk is asked to do, one operation of each kind at a time.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Action, Machine, Phase, STALL, Time};
+use crate::emitter::report::Report;
+use crate::emitter::spill::{Done, Op};
+use crate::error::Error;
+
+/// Bytes per append to the spill: one transaction of a few milliseconds.
+const APPEND_BYTES: usize = 2 << 20;
+/// Bytes read from the spill at a time, and the level below which more is read.
+const READ_BYTES: usize = 1 << 20;
+/// The spill rests for this after a failed operation.
+const SPILL_RETRY: Duration = Duration::from_secs(1);
+/// The largest reservation of seqs; see `RESERVE_FIRST`.
+const RESERVE_MAX: u64 = 4_000_000;
+
+impl Machine {
+    /// The spill's thread has done something.
+    pub fn on_spill(&mut self, now: Time, done: Done) {
+        match done {
+            Done::Appended { upto, dropped, bytes } => {
+                self.appending = false;
+                self.spill_bytes = bytes;
+                self.spill_written();
+                let free = self.ledger.note_stored(upto, &dropped, now);
+                self.recycle(free);
+                for gap in dropped {
+                    self.lost(gap);
+                }
+            }
+            Done::AppendFailed(error) => {
+                self.appending = false;
+                self.spill_refused(now, &error);
+                if matches!(self.phase, Phase::Stopped) {
+                    self.spill_failed = Some(error);
+                }
+            }
+            Done::Read(Ok(items)) => {
+                self.reading = false;
+                self.ledger.note_read(items);
+            }
+            Done::Read(Err(error)) => {
+                self.reading = false;
+                self.pause_spill(now, &error);
+            }
+            Done::Trimmed { result, bytes } => {
+                let upto = self.trimming.take();
+                self.spill_bytes = bytes;
+                match result {
+                    Ok(()) => self.trimmed = upto.unwrap_or(self.trimmed),
+                    Err(error) => self.pause_spill(now, &error),
+                }
+            }
+            Done::Reserved { upto, result } => {
+                self.reserving = false;
+                match result {
+                    Ok(()) => {
+                        self.reserved = self.reserved.max(upto);
+                        self.reserve_step = (self.reserve_step * 2).min(RESERVE_MAX);
+                        self.spill_written();
+                    }
+                    Err(error) => self.spill_refused(now, &error),
+                }
+                self.reserve();
+            }
+            Done::Opened(_) => {} // it made this machine
+            Done::Closed(result) => {
+                if let Err(error) = result {
+                    self.spill_failed.get_or_insert(error);
+                }
+                self.closed = true;
+            }
+        }
+        self.after(now);
+    }
+
+    /// Every failure on the disk pauses all work there: a disk that fails at once would otherwise be asked again at once.
+    fn pause_spill(&mut self, now: Time, error: &Error) {
+        self.last_error = Some(error.report().into());
+        self.spill_pause = Some(now + SPILL_RETRY);
+    }
+
+    fn spill_refused(&mut self, now: Time, error: &Error) {
+        self.pause_spill(now, error);
+        if !std::mem::replace(&mut self.degraded, true) {
+            let details = json!({"degraded": true, "error": error.report()});
+            self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
+        }
+    }
+
+    fn spill_written(&mut self) {
+        if std::mem::take(&mut self.degraded) {
+            self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
+        }
+    }
+
+    pub(super) fn may_append(&self) -> bool {
+        !self.appending && !self.closing && self.spill_pause.is_none()
+    }
+
+    pub(super) fn plan_append(&mut self, now: Time) {
+        if !self.may_append() {
+            return;
+        }
+        let items = match &self.phase {
+            Phase::Live(live) => {
+                let (held, bound) = (self.ledger.held(), self.config.outbox_bytes);
+                // While older events are still being flushed, newer ones cannot go out and need not fill memory; and a
+                // link that confirms nothing must not make callers wait.
+                let behind = self.ledger.is_behind() && held >= bound / 2;
+                let stalled = held >= bound && now >= live.confirmed + STALL;
+                if !behind && !stalled {
+                    return;
+                }
+                self.ledger.oldest_held(APPEND_BYTES)
+            }
+            _ => self.ledger.oldest_held(APPEND_BYTES),
+        };
+        if !items.is_empty() {
+            self.appending = true;
+            let (in_flight, acked) = (self.ledger.sent(), self.ledger.acked());
+            self.actions.push_back(Action::Spill(Op::Append { items, in_flight, acked }));
+        }
+    }
+
+    pub(super) fn plan_read(&mut self) {
+        let may = !self.reading && !self.closing && self.spill_pause.is_none();
+        let unread = self.ledger.is_behind() && self.ledger.read_upto() < self.ledger.spill_last();
+        if may && unread && self.ledger.ahead_bytes() < READ_BYTES / 2 {
+            self.reading = true;
+            let after = self.ledger.read_upto();
+            self.actions.push_back(Action::Spill(Op::Read { after, max_bytes: READ_BYTES }));
+        }
+    }
+
+    pub(super) fn plan_trim(&mut self) {
+        let upto = self.ledger.acked(); // also noted as the base, which must not go back
+        if self.trimming.is_none()
+            && !self.closing
+            && self.spill_pause.is_none()
+            && upto.min(self.ledger.spill_last()) > self.trimmed
+        {
+            self.trimming = Some(upto);
+            self.actions.push_back(Action::Spill(Op::Trim { upto }));
+        }
+    }
+
+    /// Keeps a promise on disk ahead of the seqs in use.
+    pub(super) fn reserve(&mut self) {
+        let used = self.ledger.taken();
+        let free = !self.reserving && !self.closing && self.spill_pause.is_none();
+        // The step has doubled since the last promise, of which half is used up then.
+        if free && used + self.reserve_step / 4 > self.reserved {
+            self.reserving = true;
+            let upto = used + self.reserve_step;
+            self.actions.push_back(Action::Spill(Op::Reserve { upto, acked: self.ledger.acked() }));
+        }
+    }
+}
