@@ -201,30 +201,32 @@ impl Driver {
         for command in pending {
             self.command(command);
         }
-        let (mut linger, mut orphaned) = (None, false);
+        let (mut hold, mut orphaned): (Option<Time>, bool) = (None, false);
         loop {
-            let fetched = self.fetch();
+            let now = self.shared.now();
+            // While it lingers only the link is served: small fetches in between would wake peer and caller for nothing.
+            if hold.is_none_or(|until| now >= until) {
+                let fetched = self.fetch();
+                hold = match (self.machine.is_live(), fetched) {
+                    (_, 0) => None,
+                    (false, _) => Some(now + LINGER_DOWN),
+                    (true, BURST..) => Some(now + LINGER_BURST),
+                    (true, _) => None,
+                };
+            }
+            // A busy link must not keep the timers from their turn.
+            if self.machine.deadline(now).is_some_and(|at| at <= now) {
+                self.time();
+            }
             self.act();
             self.publish();
             if self.machine.is_closed() {
                 break;
             }
-            if fetched > 0 {
-                linger = match (self.machine.is_live(), fetched) {
-                    (false, _) => Some(LINGER_DOWN),
-                    (true, BURST..) => Some(LINGER_BURST),
-                    _ => None,
-                };
-            }
-            let pause = linger.take();
             // Either a timer brings us back, or we sleep until the bell; if neither, there is more to fetch already.
-            let asleep = pause.is_some() || self.shared.outbox.arm();
+            let asleep = hold.is_some() || self.shared.outbox.arm();
             let now = self.shared.now();
-            let deadline = self.machine.deadline(now).map(|at| at.saturating_sub(now));
-            let timer = match (pause, deadline) {
-                (Some(pause), Some(deadline)) => Some(pause.min(deadline)),
-                (pause, deadline) => pause.or(deadline),
-            };
+            let timer = hold.into_iter().chain(self.machine.deadline(now)).min().map(|at| at.saturating_sub(now));
             let Self { shared, machine, link, connecting, .. } = &mut self;
             let moved = poll_fn(|cx| {
                 let Some(link) = link else { return Poll::Pending };
@@ -241,8 +243,8 @@ impl Driver {
                 done = done.recv() => Woken::Spill(done),
                 event = moved => Woken::Link(event),
                 opened = async { connecting.as_mut().expect("guarded").await }, if connecting.is_some() => Woken::Opened(opened),
-                () = shared.outbox.bell.notified(), if pause.is_none() => Woken::Time,
-                () = tokio::time::sleep(timer.unwrap_or_default()), if timer.is_some() => Woken::Time,
+                () = shared.outbox.bell.notified(), if hold.is_none() => Woken::More,
+                () = tokio::time::sleep(timer.unwrap_or_default()), if timer.is_some() => Woken::More,
                 () = std::future::ready(()), if !asleep => Woken::More,
             };
             match woken {
@@ -256,7 +258,6 @@ impl Driver {
                 Woken::Spill(done) => self.spill(done),
                 Woken::Link(Some(event)) => self.link(event),
                 Woken::Opened(opened) => self.opened(opened),
-                Woken::Time => self.time(),
                 Woken::Link(None) | Woken::More => {}
             }
             if !asleep {
@@ -516,7 +517,6 @@ enum Woken {
     Spill(Option<Done>),
     Link(Option<LinkEvent>),
     Opened(Result<(Link, Welcome)>),
-    Time,
     More,
 }
 
