@@ -1,38 +1,36 @@
-//! The link: one connection to whoever receives the events, and how to make it. It moves frames and decides nothing.
+//! How a link is made: TCP, TLS, the WebSocket handshake, and the greeting of our own hub.
 
 use std::io;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Sink, Stream};
 use http_body_util::Empty;
 use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, UPGRADE};
 use hyper::{Request, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use url::Url;
 
+use super::peer::{Peer, PeerEvent, PeerLink};
+use super::socket::Socket;
+use super::{Identity, Io, Link, Target};
 use crate::emitter::config::EmitterConfig;
-use crate::emitter::item::{Gap, Item};
-use crate::emitter::machine::{Confirm, Outgoing, Welcome};
+use crate::emitter::machine::{Confirm, Welcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::wire::EMITTER_SUBPROTOCOL;
-use crate::wire::block::{Block, HEADER_BYTES};
 use crate::wire::frame::{EmitterFrame, HubFrame};
 
 /// Peers send us acks and Pongs only: a small buffer saves 124 KiB per link.
@@ -41,52 +39,8 @@ const READ_BUFFER: usize = 4 << 10;
 const WRITE_BUFFER: usize = 128 << 10;
 /// Longest message taken from a peer.
 const MAX_INCOMING: usize = 1 << 20;
-/// Messages handed over per turn, so that acks are read and new events fetched in between.
-const MESSAGES_PER_TURN: usize = 512;
 /// Unconfirmed events that a peer without credits may have: bytes bound it first.
 const NO_CREDIT: u64 = u64::MAX;
-
-/// Longest time for the closing handshake.
-const CLOSING: Duration = Duration::from_secs(1);
-
-/// Where events go.
-#[derive(Clone)]
-pub enum Target {
-    /// A WebSocket server.
-    Url(Endpoint),
-    /// A hub in this process.
-    Local(Dialer),
-    /// An object of the host language.
-    Peer(Arc<dyn Peer>),
-}
-
-/// An object of the host language that sends events. Calls return at once; answers come as [`PeerEvent`]s.
-pub trait Peer: Send + Sync {
-    /// Connect, and answer `Up` or `Down`.
-    fn connect(&self);
-    /// Send the events of a block one after the other, and answer `Sent` or `Down`.
-    fn send(&self, block: Block);
-    /// The link is given up.
-    fn close(&self);
-}
-
-/// Answers of a [`Peer`].
-#[derive(Debug)]
-pub enum PeerEvent {
-    /// It can send.
-    Up,
-    /// Everything up to this seq was sent.
-    Sent(u64),
-    /// It cannot send, and why.
-    Down(String),
-    /// Sending failed after everything up to `sent`. One word, since between two the next block would go out.
-    Failed {
-        /// The last seq that was sent.
-        sent: u64,
-        /// Why the next was not.
-        why: String,
-    },
-}
 
 /// A parsed WebSocket URL.
 #[derive(Clone, Debug)]
@@ -130,41 +84,6 @@ impl Endpoint {
     fn name(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
-}
-
-/// Who we are, for `hello` and for stamps.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// Name towards the hub.
-    pub emitter: String,
-    /// Epoch of all seqs.
-    pub epoch: String,
-}
-
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
-/// An open connection.
-pub enum Link {
-    /// A WebSocket, over TCP, TLS or a pipe.
-    Socket(Box<Socket>),
-    /// An object of the host language.
-    Peer(PeerLink),
-}
-
-/// What a link has to say.
-#[derive(Debug)]
-pub enum LinkEvent {
-    /// Everything up to this seq is confirmed.
-    Ack(u64),
-    /// The hub's grant changed.
-    Credit(u64),
-    /// A Ping came back with its number.
-    Pong(u64),
-    /// Bytes moved.
-    Progress,
-    /// The link is gone.
-    Down(Error),
 }
 
 /// Opens a link and exchanges greetings, all within `connect_timeout`.
@@ -245,7 +164,7 @@ async fn open_peer(peer: Arc<dyn Peer>, mut events: mpsc::UnboundedReceiver<Peer
         }
     }
     let welcome = Welcome { confirm: Confirm::Sends, have: 0, credit: NO_CREDIT };
-    Ok((Link::Peer(PeerLink { peer, events, busy: false, failed: None }), welcome))
+    Ok((Link::Peer(PeerLink::new(peer, events)), welcome))
 }
 
 fn limits(config: &EmitterConfig) -> WebSocketConfig {
@@ -404,225 +323,6 @@ async fn greet(
     Err(Error::new(ErrorKind::ConnectRefused, format!("{name}: closed before its welcome")))
 }
 
-/// A WebSocket that carries our items.
-pub struct Socket {
-    stream: WebSocketStream<Box<dyn Io>>,
-    confirm: Confirm,
-    stamp: Option<Identity>,
-    /// A block whose events go out one by one, and where the next one starts.
-    partial: Option<(Block, usize, u64)>,
-    dirty: bool,
-}
-
-impl Link {
-    /// Moves what can be moved: reads first, then asks `more` for frames until there are none or the peer is slow.
-    pub fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<LinkEvent> {
-        match self {
-            Self::Socket(socket) => match socket.poll(cx, more) {
-                Poll::Ready(Ok(event)) => Poll::Ready(event),
-                Poll::Ready(Err(error)) => Poll::Ready(LinkEvent::Down(error)),
-                Poll::Pending => Poll::Pending,
-            },
-            Self::Peer(peer) => peer.poll(cx, more),
-        }
-    }
-}
-
-impl Link {
-    /// Says good-bye as RFC 6455 §7.1 wants it, for at most `CLOSING`; a peer that is gone does not hold us up.
-    pub async fn close(self) {
-        if let Self::Socket(mut socket) = self {
-            let closing = async {
-                use futures_util::StreamExt;
-                // Whatever fails here, the connection is over anyway.
-                if socket.stream.close(None).await.is_ok() {
-                    while let Some(Ok(_)) = socket.stream.next().await {}
-                }
-            };
-            drop(tokio::time::timeout(CLOSING, closing).await);
-        }
-    }
-}
-
-impl Socket {
-    fn new(stream: WebSocketStream<Box<dyn Io>>, confirm: Confirm, stamp: Option<Identity>) -> Self {
-        Self { stream, confirm, stamp, partial: None, dirty: false }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<Result<LinkEvent>> {
-        if let Poll::Ready(message) = Pin::new(&mut self.stream).poll_next(cx) {
-            let Some(message) = message else { return Poll::Ready(Err(lost("the peer closed the link"))) };
-            return Poll::Ready(self.read(message.map_err(|error| lost("the link broke").with_source(error))?));
-        }
-        let (mut sent, mut blocked) = (0, false);
-        while sent < MESSAGES_PER_TURN {
-            let ready = Pin::new(&mut self.stream).poll_ready(cx);
-            if ready.map_err(|error| lost("the link broke").with_source(error))?.is_pending() {
-                blocked = true;
-                break;
-            }
-            let Some(message) = self.next_message(more)? else { break };
-            let started = Pin::new(&mut self.stream).start_send(message);
-            started.map_err(|error| lost("the link broke").with_source(error))?;
-            self.dirty = true;
-            sent += 1;
-        }
-        if self.dirty && !blocked && sent < MESSAGES_PER_TURN {
-            let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-            if flushed.map_err(|error| lost("the link broke").with_source(error))?.is_ready() {
-                self.dirty = false;
-            }
-        }
-        if sent > 0 { Poll::Ready(Ok(LinkEvent::Progress)) } else { Poll::Pending }
-    }
-
-    fn next_message(&mut self, more: &mut dyn FnMut() -> Option<Outgoing>) -> Result<Option<Message>> {
-        loop {
-            if let Some((block, at, seq)) = &mut self.partial {
-                if let Some((event, next)) = block.event_at(*at) {
-                    (*at, *seq) = (next, *seq + 1);
-                    let text = self.stamp.as_ref().map_or(event.clone(), |who| stamped(&event, who, *seq - 1));
-                    return Ok(Some(Message::Text(as_text(text)?)));
-                }
-                self.partial = None;
-            }
-            match more() {
-                None => return Ok(None),
-                Some(Outgoing::Ping(number)) => {
-                    return Ok(Some(Message::Ping(Bytes::copy_from_slice(&number.to_be_bytes()))));
-                }
-                Some(Outgoing::Item(Item::Events(block))) if self.confirm == Confirm::Acks => {
-                    return Ok(Some(Message::Binary(block.into_bytes())));
-                }
-                Some(Outgoing::Item(Item::Events(block))) => {
-                    let first = block.first();
-                    self.partial = Some((block, HEADER_BYTES, first));
-                }
-                Some(Outgoing::Item(Item::Gap(gap))) => {
-                    if let Some(text) = self.gap_text(&gap) {
-                        return Ok(Some(Message::text(text)));
-                    }
-                }
-            }
-        }
-    }
-
-    fn gap_text(&self, gap: &Gap) -> Option<String> {
-        let Gap { from, to, reason } = *gap;
-        match (&self.stamp, self.confirm) {
-            (_, Confirm::Acks) => Some(EmitterFrame::Gap { from, to, reason: reason.as_str().to_owned() }.encode()),
-            (Some(Identity { emitter, epoch }), _) => Some(
-                serde_json::json!({
-                    "type": "broadcaster.gap",
-                    "content": {"from": from, "to": to, "reason": reason.as_str()},
-                    "_sb": {"emitter": emitter, "epoch": epoch, "seq": to},
-                })
-                .to_string(),
-            ),
-            // Without stamps a plain server's events carry no numbers that a gap could refer to.
-            (None, _) => None,
-        }
-    }
-
-    fn read(&self, message: Message) -> Result<LinkEvent> {
-        match message {
-            Message::Pong(payload) => Ok(match <[u8; 8]>::try_from(&payload[..]) {
-                Ok(number) => LinkEvent::Pong(u64::from_be_bytes(number)),
-                Err(_) => LinkEvent::Progress, // unsolicited: allowed, and means nothing
-            }),
-            Message::Close(frame) => {
-                let why = frame.map_or_else(String::new, |frame| format!(" with {}: {}", frame.code, frame.reason));
-                Err(lost(&format!("the peer closed the link{why}")))
-            }
-            Message::Text(text) if self.confirm == Confirm::Acks => match HubFrame::decode(&text) {
-                Ok(HubFrame::Ack { upto }) => Ok(LinkEvent::Ack(upto)),
-                Ok(HubFrame::Credit { n }) => Ok(LinkEvent::Credit(n.max(1))),
-                Ok(HubFrame::Error { code, message }) => {
-                    Err(lost(&format!("the hub refused a frame: {code}: {message}")))
-                }
-                Ok(_) => Ok(LinkEvent::Progress),
-                Err(error) => {
-                    Err(Error::new(ErrorKind::Protocol, "the hub sent a frame that is none").with_source(error))
-                }
-            },
-            // What a plain server has to say to a client is not for us.
-            _ => Ok(LinkEvent::Progress),
-        }
-    }
-}
-
-fn lost(why: &str) -> Error {
-    Error::new(ErrorKind::ConnectRefused, why)
-}
-
-fn as_text(bytes: Bytes) -> Result<Utf8Bytes> {
-    Utf8Bytes::try_from(bytes)
-        .map_err(|error| Error::new(ErrorKind::Protocol, "an event is not UTF-8").with_source(error))
-}
-
-/// The event with its identity as last field.
-fn stamped(event: &[u8], who: &Identity, seq: u64) -> Bytes {
-    let id = serde_json::json!({"emitter": who.emitter, "epoch": who.epoch, "seq": seq});
-    let body = event.strip_suffix(b"}").unwrap_or(event);
-    let comma = if body.trim_ascii_end().ends_with(b"{") { "" } else { "," };
-    let mut text = Vec::with_capacity(event.len() + 96);
-    text.extend_from_slice(body);
-    text.extend_from_slice(format!("{comma}\"_sb\":{id}}}").as_bytes());
-    text.into()
-}
-
-/// A link through an object of the host language: one block at a time, so that what failed is known.
-pub struct PeerLink {
-    peer: Arc<dyn Peer>,
-    events: mpsc::UnboundedReceiver<PeerEvent>,
-    busy: bool,
-    failed: Option<String>,
-}
-
-impl PeerLink {
-    fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<LinkEvent> {
-        if let Some(why) = self.failed.take() {
-            return Poll::Ready(LinkEvent::Down(lost(&why)));
-        }
-        // Its word first: after a failure nothing more must be given to it.
-        let Poll::Ready(event) = self.events.poll_recv(cx) else {
-            if self.busy {
-                return Poll::Pending;
-            }
-            return match more() {
-                // Such an object knows events only; a gap is over as soon as its turn has come.
-                Some(Outgoing::Item(Item::Gap(gap))) => Poll::Ready(LinkEvent::Ack(gap.to)),
-                Some(Outgoing::Item(Item::Events(block))) => {
-                    self.busy = true;
-                    self.peer.send(block);
-                    // So that the driver looks at its deadlines again: there is something to be confirmed now.
-                    Poll::Ready(LinkEvent::Progress)
-                }
-                Some(Outgoing::Ping(_)) | None => Poll::Pending,
-            };
-        };
-        Poll::Ready(match event {
-            Some(PeerEvent::Sent(upto)) => {
-                self.busy = false;
-                LinkEvent::Ack(upto)
-            }
-            Some(PeerEvent::Up) => LinkEvent::Progress,
-            Some(PeerEvent::Down(why)) => LinkEvent::Down(lost(&why)),
-            Some(PeerEvent::Failed { sent, why }) => {
-                self.failed = Some(why);
-                LinkEvent::Ack(sent)
-            }
-            None => LinkEvent::Down(lost("the ws_client is gone")),
-        })
-    }
-}
-
-impl Drop for PeerLink {
-    fn drop(&mut self) {
-        self.peer.close();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -640,19 +340,6 @@ mod tests {
             let error = Endpoint::parse(bad).expect_err(bad);
             assert_eq!(error.kind(), ErrorKind::Config, "{bad}");
             assert!(!error.report().contains("u:p"), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_stamp_is_one_more_field() {
-        let who = Identity { emitter: "ada".into(), epoch: "e".into() };
-        assert_eq!(stamped(b"{}", &who, 7), r#"{"_sb":{"emitter":"ada","epoch":"e","seq":7}}"#);
-        let vectors: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/vectors/frames.json")).expect("JSON");
-        for case in vectors["stamped"].as_array().expect("a list") {
-            let text = |key: &str| case[key].as_str().expect("text").to_owned();
-            let who = Identity { emitter: text("emitter"), epoch: text("epoch") };
-            assert_eq!(stamped(text("event").as_bytes(), &who, case["seq"].as_u64().expect("seq")), text("text"));
         }
     }
 }
