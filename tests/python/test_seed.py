@@ -1,14 +1,10 @@
-"""Seed 000's calling code runs unchanged: the same scenario against the seed's own class and against ours."""
+"""The calling code of the pattern that users run today works unchanged: its names, its counters, its reports."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
-
-import pytest
+from typing import TYPE_CHECKING
 
 from safe_broadcaster import SafeBroadcaster
 from support import AsyncClient, HealthBus, PlainServer, SyncClient, event, eventually, numbers
@@ -19,118 +15,11 @@ if TYPE_CHECKING:
 
     Make = Callable[..., SafeBroadcaster]
 
-logger = logging.getLogger(__name__)
 
-
-class SeedBroadcaster:
-    """The class that users run today, as it stands in the document (with its missing import, and UTC as of today)."""
-
-    def __init__(self, ws_client: Any, spill_path: str, health_bus: Any) -> None:
-        self.ws = ws_client
-        self.spill_path = spill_path
-        self.spill: deque[dict[str, Any]] = deque(maxlen=10000)
-        self.health_bus = health_bus
-        self.ready = asyncio.Event()
-        self.emit_count = 0
-        self.spill_count = 0
-        self.flush_count = 0
-
-    async def start(self) -> None:
-        attempt = 0
-        while True:
-            try:
-                await self.ws.connect()
-                await self.ws.wait_until_ready()
-                await self._self_report("broadcaster_ready", success=True)
-                self.ready.set()
-                break
-            except Exception as e:
-                attempt += 1
-                await self._self_report("broadcaster_connection_failed", success=False, error=str(e))
-                await asyncio.sleep(min(2**attempt, 30) / 100)
-
-    async def safe_emit(self, event: dict[str, Any]) -> bool:
-        try:
-            if not self.ws.is_available():
-                raise RuntimeError("ws_not_ready")  # noqa: TRY301 - the document's
-            await self.ws.send(event)
-            self.emit_count += 1
-            return True  # noqa: TRY300 - the document's
-        except Exception as e:
-            self.spill.append(event)
-            self.spill_count += 1
-            await self._self_report(
-                "broadcaster_spill",
-                success=False,
-                topic=event.get("topic", "unknown"),
-                error=str(e),
-                spill_depth=len(self.spill),
-            )
-            return False
-
-    async def flush_spill(self) -> None:
-        if not self.spill:
-            return
-        flushed = 0
-        failed = 0
-        while self.spill:
-            event = self.spill.popleft()
-            if await self.safe_emit(event):
-                flushed += 1
-            else:
-                failed += 1
-                break
-        self.flush_count += flushed
-        await self._self_report(
-            "broadcaster_flush_complete", success=True, flushed=flushed, failed=failed, remaining=len(self.spill)
-        )
-
-    async def _self_report(self, event_type: str, success: bool, **kwargs: Any) -> None:
-        try:
-            await self.health_bus.inject(
-                {
-                    "type": "health.compliance.snapshot",
-                    "content": {
-                        "emitter": "broadcaster",
-                        "event_type": event_type,
-                        "success": success,
-                        "accept_rate": 1.0 if success else 0.0,
-                        "reject_rate": 0.0 if success else 1.0,
-                        "top_rejects": [[event_type, 1]] if not success else [],
-                        "metrics": {
-                            "total_emits": self.emit_count,
-                            "total_spills": self.spill_count,
-                            "total_flushes": self.flush_count,
-                            "current_spill_depth": len(self.spill),
-                            **kwargs,
-                        },
-                    },
-                    "timestamp": datetime.now(timezone.utc).isoformat(),
-                }
-            )
-        except Exception:
-            logger.exception("[SafeBroadcaster] Self-report failed")
-
-    def get_stats(self) -> dict[str, Any]:
-        return {
-            "emit_count": self.emit_count,
-            "spill_count": self.spill_count,
-            "flush_count": self.flush_count,
-            "current_spill_depth": len(self.spill),
-            "ready": self.ready.is_set(),
-            "ws_available": self.ws.is_available() if self.ws else False,
-        }
-
-
-@pytest.fixture(params=["seed", "ours"])
-def build(request: pytest.FixtureRequest, make: Make) -> Callable[..., Any]:
-    return SeedBroadcaster if request.param == "seed" else make
-
-
-async def test_the_seeds_life_of_a_broadcaster(build: Callable[..., Any], spill_path: Path, bus: HealthBus) -> None:
+async def test_the_seeds_life_of_a_broadcaster(make: Make, spill_path: Path, bus: HealthBus) -> None:
     client = AsyncClient()
     client.up = False
-    broadcaster = build(ws_client=client, spill_path=str(spill_path), health_bus=bus)
+    broadcaster = make(ws_client=client, spill_path=str(spill_path), health_bus=bus)
     assert broadcaster.ready.is_set() is False
     assert broadcaster.get_stats() | {} == broadcaster.get_stats()
 
@@ -164,11 +53,11 @@ async def test_the_seeds_life_of_a_broadcaster(build: Callable[..., Any], spill_
     assert (flush["failed"], flush["remaining"]) == (0, 0)
 
 
-async def test_the_reports_have_the_seeds_shape(build: Callable[..., Any], spill_path: Path, bus: HealthBus) -> None:
+async def test_the_reports_have_the_seeds_shape(make: Make, spill_path: Path, bus: HealthBus) -> None:
     client = AsyncClient()
     client.up = False
     client.fail_connect = ConnectionError("not yet")
-    broadcaster = build(ws_client=client, spill_path=str(spill_path), health_bus=bus)
+    broadcaster = make(ws_client=client, spill_path=str(spill_path), health_bus=bus)
     starting = asyncio.create_task(broadcaster.start())
     await eventually(lambda: client.connects)
     client.fail_connect = None
