@@ -33,7 +33,11 @@ impl Socket {
         Self { stream, confirm, stamp, partial: None, dirty: false }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, more: &mut dyn FnMut() -> Option<Outgoing>) -> Poll<Result<LinkEvent>> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        more: &mut dyn FnMut() -> Option<Outgoing>,
+    ) -> Poll<Result<LinkEvent>> {
         if let Poll::Ready(message) = Pin::new(&mut self.stream).poll_next(cx) {
             let Some(message) = message else { return Poll::Ready(Err(lost("the peer closed the link"))) };
             return Poll::Ready(self.read(message.map_err(|error| lost("the link broke").with_source(error))?));
