@@ -327,7 +327,7 @@ class SafeBroadcaster(_core.Emitter):
         return _Outcome(outcome)
 
     def _retry(self, event: Any, durability: Durability | None) -> _Outcome:
-        """Make what ``safe_emit`` returns when the spill is full and the policy is to wait."""
+        """Make what ``safe_emit`` returns when memory is at its hard limit and the policy is to wait."""
 
         async def retry() -> bool:
             await self._room()

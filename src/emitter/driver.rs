@@ -162,7 +162,7 @@ async fn refuse(
     commands: &mut mpsc::UnboundedReceiver<Command>,
 ) -> bool {
     let again = || Error::new(error.kind(), error.report());
-    shared.published.lock().snapshot.last_error = Some(error.report().into());
+    shared.published.lock().last_error = Some(error.report().into());
     let mut waiting: VecDeque<Command> = std::mem::take(pending).into();
     while let Ok(command) = commands.try_recv() {
         waiting.push_back(command);
@@ -439,7 +439,7 @@ impl Driver {
         outbox.settled.store(snapshot.settled, Ordering::Relaxed);
         outbox.spill_bytes.store(snapshot.spill_bytes, Ordering::Relaxed);
         let (live, ready, acked, dropped) = (snapshot.live, snapshot.ready, snapshot.acked_seq, snapshot.dropped);
-        self.shared.published.lock().snapshot = snapshot;
+        *self.shared.published.lock() = snapshot;
         outbox.release();
         if live {
             self.waiters.live.drain(..).for_each(|reply| reply(Ok(())));

@@ -60,14 +60,10 @@ struct Shared {
     outbox: Outbox,
     origin: Instant,
     generation: u64,
-    published: Mutex<Published>,
+    /// The machine as of the driver's last step.
+    published: Mutex<Snapshot>,
     identity: Mutex<Option<Identity>>,
     reporter: Mutex<Option<Reporter>>,
-}
-
-#[derive(Default)]
-struct Published {
-    snapshot: Snapshot,
 }
 
 /// A broadcaster's handle: cheap to clone, usable from any thread.
@@ -135,7 +131,7 @@ impl Emitter {
             target,
             origin: Instant::now(),
             generation: runtime::generation(),
-            published: Mutex::new(Published { snapshot }),
+            published: Mutex::new(snapshot),
             identity: Mutex::default(),
             reporter: Mutex::default(),
         });
@@ -278,7 +274,7 @@ impl Emitter {
     /// Numbers for `get_stats`; reads counters only.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let snapshot = self.shared.published.lock().snapshot.clone();
+        let snapshot = self.shared.published.lock().clone();
         let age =
             snapshot.oldest.map_or(0.0, |since| (self.shared.origin.elapsed().saturating_sub(since)).as_secs_f64());
         Stats {

@@ -44,7 +44,7 @@ pub enum Pushed {
     },
     /// Given up at once; a gap stands in its place.
     Dropped,
-    /// Not taken: try again when there is room.
+    /// Not taken, because memory is at its hard limit under [`WhenFull::Wait`]: try again when there is room.
     Full,
 }
 

@@ -150,7 +150,7 @@ impl Emitter {
                 }
                 Pushed::Dropped => return Ok(false),
                 Pushed::Full if inner.waits_for_itself(py)? => {
-                    let text = "the spill is full, and emit_nowait cannot wait on the thread of the event loop that serves the ws_client: await safe_emit";
+                    let text = "memory is full, and emit_nowait cannot wait on the thread of the event loop that serves the ws_client: await safe_emit";
                     return Err(Error::new(ErrorKind::SpillFull, text).into());
                 }
                 Pushed::Full => {
