@@ -165,7 +165,7 @@ class Emitter:
     def _await_ready(self, mailbox: Mailbox, token: int) -> None:
         """Ask for the letter None when the link was ever live."""
 
-    def _await_ack(self, mailbox: Mailbox, token: int, seq: int, provisional: bool) -> None:
+    def _await_level(self, mailbox: Mailbox, token: int, level: str, seq: int, provisional: bool) -> None:
         """Ask for the letter None when the event with this seq is confirmed."""
 
     def _when_room(self, mailbox: Mailbox, token: int) -> None:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Durability", "EmitterConfig", "WhenFull"]
 
-Durability = Literal["memory", "delivered"]
-"""When ``safe_emit``'s await ends: ``memory``: the event is in the outbox (survives a lost link); ``delivered``: the
-hub has acknowledged it."""
+Durability = Literal["memory", "process", "power", "delivered"]
+"""When ``safe_emit``'s await ends, and so what the event survives. ``memory``: it is in the outbox (a lost link);
+``process``: the outbox is a mapped file (``kill -9`` of the process); ``power``: an fsync that covered it has returned
+(power loss); ``delivered``: the hub has acknowledged it (the loss of this machine)."""
 
 WhenFull = Literal["drop_oldest", "drop_newest", "wait", "raise"]
 """What happens at the spill's bound: the oldest event goes, the newest goes, the caller waits, or `SpillFull`."""
@@ -30,8 +31,9 @@ def _no_headers() -> Mapping[str, str]:
 class EmitterConfig:
     """Settings of a `SafeBroadcaster`. Times are seconds, sizes are bytes; a wrong value raises `ConfigError`."""
 
-    durability: Durability = "memory"
-    """Level for calls that name none."""
+    durability: Durability = "process"
+    """Level for calls that name none: what survives ``kill -9`` costs a copy into memory, as ``memory`` does. All but
+    ``memory`` keep a file beside the spill, as large as four times ``outbox_bytes`` and two of the largest events."""
     emitter_id: str | None = None
     """Name towards the hub, 1 to 256 printable characters. None: a random one, kept in the spill."""
     outbox_bytes: int = 16 << 20

@@ -310,19 +310,18 @@ class SafeBroadcaster(_core.Emitter):
     ) -> None:
         await self.stop()
 
-    def _outcome(self, seq: int, provisional: bool, live: bool, pressed: bool, delivered: bool) -> _Outcome:
+    def _outcome(self, seq: int, provisional: bool, live: bool, pressed: bool, level: Durability | None) -> _Outcome:
         """Make what ``safe_emit`` returns when there is something to wait for; the event is accepted already."""
 
         async def outcome() -> bool:
             if pressed:
                 await self._room()
-            if delivered:
+            if level is not None:
                 mailbox = Mailbox.current()
                 reply = mailbox.reply()
-                self._await_ack(mailbox.core, reply.token, seq, provisional)
+                self._await_level(mailbox.core, reply.token, level, seq, provisional)
                 await reply.wait()
-                return True
-            return live
+            return live or level == "delivered"
 
         return _Outcome(outcome)
 

@@ -10,6 +10,10 @@ use crate::error::{Error, ErrorKind, Result};
 pub enum Durability {
     /// The event is in the outbox (in RAM; in the spill while the link is down): survives a lost link.
     Memory,
+    /// The event is in the outbox, which is a mapped file: survives `kill -9` of the process.
+    Process,
+    /// An fsync that covered it has returned: survives power loss.
+    Power,
     /// The hub has acknowledged it: survives the loss of this machine.
     Delivered,
 }

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 
-use crate::emitter::item::Item;
-use crate::emitter::link::{self, Identity, Link, LinkEvent, PeerEvent};
+use crate::emitter::item::{Identity, Item};
+use crate::emitter::link::{self, Link, LinkEvent, PeerEvent};
 use crate::emitter::machine::{Action, FlushOutcome, Machine, Time, Welcome};
 use crate::emitter::report::Report;
+use crate::emitter::ring::sync::Syncer;
 use crate::emitter::spill::{self, Done, Op};
-use crate::emitter::{Health, Reply, Shared};
+use crate::emitter::{Health, Reply, RingDisk, Shared};
 use crate::error::{Error, ErrorKind, Result};
 
 /// While the link is down nothing is urgent: events gather so long that blocks fill and rows are few.
@@ -37,6 +38,8 @@ pub(super) enum Command {
     AwaitReady(Reply<()>),
     /// Answer when the event is confirmed; `provisional`: its seq was given before the spill was read.
     AwaitAck { seq: u64, provisional: bool, reply: Reply<()> },
+    /// Answer with the final seq of an event that came before the spill was open, once it is in the ring.
+    AwaitKept { seq: u64, reply: Reply<u64> },
     /// Flush now.
     Flush(Reply<FlushOutcome>),
     /// Answer when everything accepted so far is confirmed.
@@ -59,6 +62,7 @@ impl Command {
             | Self::AwaitAck { reply, .. }
             | Self::Drain(reply) => reply(Err(error())),
             Self::Flush(reply) => reply(Err(error())),
+            Self::AwaitKept { reply, .. } => reply(Err(error())),
             Self::Peek { reply, .. } => drop(reply.send(Err(error()))), // the reader may have gone
             Self::Stop { reply, .. } => reply(Ok(())),                  // it is stopped, which is what was wanted
             Self::Peer(_) => {}
@@ -88,6 +92,8 @@ struct Driver {
     ops: blocking::Sender<Op>,
     waiters: Waiters,
     base: u64,
+    /// Highest seq among the events that came before the spill was open and are where their durability wants them.
+    kept: u64,
     /// Events given up by the spill of which those who wait have been told.
     dropped: u64,
 }
@@ -112,7 +118,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
             }
         }
     };
-    let (machine, ops, identity, base) = opened;
+    let Opened { machine, ops, identity, base, kept } = opened;
     let driver = Driver {
         shared,
         machine,
@@ -123,12 +129,19 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
         ops,
         waiters: Waiters::default(),
         base,
+        kept,
         dropped: 0,
     };
     driver.run(pending, commands, done).await;
 }
 
-type Opened = (Machine, blocking::Sender<Op>, Identity, u64);
+struct Opened {
+    machine: Machine,
+    ops: blocking::Sender<Op>,
+    identity: Identity,
+    base: u64,
+    kept: u64,
+}
 
 async fn open(
     shared: &Arc<Shared>,
@@ -146,11 +159,15 @@ async fn open(
         _ => return Err(Error::new(ErrorKind::SpillIo, "the spill's thread ended at once")),
     };
     let base = recovered.next_seq - 1;
-    shared.outbox.renumber(base);
+    let kept = shared.outbox.attach(base, recovered.ring.clone());
     let machine = Machine::new(shared.config.clone(), &recovered, seed);
     let identity = Identity { emitter: recovered.emitter, epoch: recovered.epoch };
     *shared.identity.lock() = Some(identity.clone());
-    Ok((machine, ops, identity, base))
+    if let Some(ring) = recovered.ring {
+        let disk = RingDisk { ring, outbox: Arc::clone(&shared.outbox) };
+        shared.syncer.get_or_init(|| Arc::new(Syncer::new(Box::new(disk))));
+    }
+    Ok(Opened { machine, ops, identity, base, kept })
 }
 
 /// Tells everyone who waits why the spill cannot be opened, then sleeps until somebody asks to start again; `true` if
@@ -185,6 +202,7 @@ async fn refuse(
             }
             Some(Command::Start(reply)) => reply(Err(again())),
             Some(Command::Flush(reply)) => reply(Err(again())),
+            Some(Command::AwaitKept { reply, .. }) => reply(Err(again())),
             Some(Command::Peek { reply, .. }) => drop(reply.send(Err(again()))),
             Some(command) => pending.push(command), // waits for a link or a delivery, which may still come
         }
@@ -302,12 +320,10 @@ impl Driver {
                         reply(Ok(outcome));
                     }
                 }
-                Action::Recycle(items) => {
-                    for item in items {
-                        if let Item::Events(block) = item {
-                            self.shared.outbox.recycle(block.into_bytes());
-                        }
-                    }
+                Action::Release(items) => {
+                    // First: once they are gone only this tells the next process that they were confirmed.
+                    self.shared.outbox.note_acked(self.machine.acked());
+                    drop(items);
                 }
             }
         }
@@ -394,6 +410,10 @@ impl Driver {
                 } else {
                     self.waiters.delivered.entry(seq).or_default().push(reply);
                 }
+            }
+            Command::AwaitKept { seq, reply } => {
+                let seq = seq + self.base;
+                reply(if seq <= self.kept { Ok(seq) } else { Err(not_kept()) });
             }
             Command::Flush(reply) => {
                 self.fetch();
@@ -518,6 +538,11 @@ enum Woken {
     Link(Option<LinkEvent>),
     Opened(Result<(Link, Welcome)>),
     More,
+}
+
+fn not_kept() -> Error {
+    let text = "the outbox was full of an earlier process's events: this one is accepted, but would not survive a killed process";
+    Error::new(ErrorKind::SpillFull, text)
 }
 
 fn given_up() -> Error {

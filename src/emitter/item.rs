@@ -3,6 +3,15 @@
 
 use crate::wire::block::Block;
 
+/// Whose stream it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name towards the hub.
+    pub emitter: String,
+    /// Epoch of all seqs.
+    pub epoch: String,
+}
+
 /// Why events were given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GapReason {
@@ -97,6 +106,15 @@ impl Item {
         match self {
             Self::Events(block) => block.count(),
             Self::Gap(_) => 0,
+        }
+    }
+
+    /// The gap, if it is one.
+    #[must_use]
+    pub fn gap(&self) -> Option<Gap> {
+        match self {
+            Self::Events(_) => None,
+            Self::Gap(gap) => Some(*gap),
         }
     }
 

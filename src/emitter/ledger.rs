@@ -72,11 +72,16 @@ impl Ledger {
             sent: from.base,
             taken: from.next_seq - 1,
             spill_last: from.last,
-            spilled_upto: from.last,
+            spilled_upto: from.next_seq - 1,
             gaps: from.gaps.iter().copied().filter(|gap| gap.to > from.base).collect(),
             ..Self::default()
         };
-        ledger.recovered = ledger.events_between(from.base, from.last);
+        for item in &from.held {
+            item.gap().into_iter().for_each(|gap| ledger.add_gap(gap));
+            ledger.held += item.bytes();
+            ledger.queue.push_back(Entry { item: item.clone(), since: Time::ZERO });
+        }
+        ledger.recovered = ledger.events_between(from.base, from.next_seq - 1);
         if from.last > from.base {
             ledger.marks.push_back((from.last, Time::ZERO));
         }
@@ -352,7 +357,18 @@ mod tests {
 
     fn recovered(base: u64, last: u64, gaps: Vec<Gap>) -> Recovered {
         let (emitter, epoch) = ("ada".to_owned(), "e".to_owned());
-        Recovered { emitter, epoch, next_seq: last + 1, base, last, gaps, bytes: 0, oldest: None }
+        Recovered {
+            emitter,
+            epoch,
+            next_seq: last + 1,
+            base,
+            last,
+            gaps,
+            bytes: 0,
+            oldest: None,
+            held: vec![],
+            ring: None,
+        }
     }
 
     fn events(first: u64, last: u64) -> Item {

@@ -11,11 +11,12 @@ pub mod link;
 pub mod machine;
 pub mod outbox;
 pub mod report;
+pub mod ring;
 pub mod spill;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -23,13 +24,15 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{self, Room};
-use config::EmitterConfig;
+use config::{Durability, EmitterConfig};
 use driver::Command;
-use item::Item;
-use link::{Identity, PeerEvent, Target};
+use item::{Identity, Item};
+use link::{PeerEvent, Target};
 use machine::{FlushOutcome, Snapshot};
 use outbox::{Counts, Outbox, Pushed};
 use report::Report;
+use ring::Ring;
+use ring::sync::{Disk, Syncer};
 
 /// An answer to a question asked of the driver; called once, from its thread, and must not block.
 pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
@@ -57,7 +60,9 @@ pub struct Health {
 struct Shared {
     config: EmitterConfig,
     target: Target,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
+    /// Once the spill is open and there is a ring.
+    syncer: OnceLock<Arc<Syncer>>,
     origin: Instant,
     generation: u64,
     /// The machine as of the driver's last step.
@@ -99,6 +104,8 @@ pub struct Stats {
     pub identity: Option<Identity>,
     /// Age of the oldest unconfirmed event, in seconds.
     pub oldest_unacked_age: f64,
+    /// How long 99 of 100 of the newest syncs took at most; `None` before the first.
+    pub fsync_p99: Option<Duration>,
 }
 
 impl Stats {
@@ -126,7 +133,8 @@ impl Emitter {
         let (commands, receiver) = mpsc::unbounded_channel();
         let snapshot = Snapshot { breaker: "closed", success_rate: 1.0, ..Snapshot::default() };
         let shared = Arc::new(Shared {
-            outbox: Outbox::new(&config),
+            outbox: Arc::new(Outbox::new(&config)?),
+            syncer: OnceLock::new(),
             config,
             target,
             origin: Instant::now(),
@@ -158,13 +166,23 @@ impl Emitter {
         *self.shared.reporter.lock() = Some(reporter);
     }
 
-    /// Accepts an event, given as JSON. `live` overrides what is known of the link.
+    /// Accepts an event, given as JSON. `live` overrides what is known of the link. What `level` promises holds once
+    /// [`await_level`](Self::await_level) has answered; [`Durability::Memory`] at once, [`Durability::Process`] too
+    /// unless the seq is provisional.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`], [`ErrorKind::Forked`], [`ErrorKind::EventTooLarge`], and [`ErrorKind::SpillFull`] where
-    /// the policy is to raise.
-    pub fn push(&self, json: &[u8], live: Option<bool>) -> Result<Pushed> {
+    /// [`ErrorKind::Closed`], [`ErrorKind::Forked`], [`ErrorKind::EventTooLarge`], [`ErrorKind::SpillFull`] where the
+    /// policy is to raise, and [`ErrorKind::Config`] for a level that needs a file that there is not.
+    pub fn push(&self, json: &[u8], level: Durability, live: Option<bool>) -> Result<Pushed> {
         self.check_process()?;
+        let own = self.shared.config.durability;
+        if own == Durability::Memory && matches!(level, Durability::Process | Durability::Power) {
+            let text = "a broadcaster with durability='memory' has no file that an event could be kept in: give it durability='process' or higher";
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        if level == Durability::Power {
+            self.shared.outbox.promise();
+        }
         if json.len() > self.shared.config.max_event_bytes {
             let (is, may) = (json.len(), self.shared.config.max_event_bytes);
             let text = format!("the event is {is} bytes of JSON, max_event_bytes={may}: split it, or raise the limit");
@@ -213,9 +231,31 @@ impl Emitter {
         self.ask(reply, Command::AwaitReady);
     }
 
-    /// Answers when the event is confirmed; `seq` and `provisional` as [`push`](Self::push) gave them.
-    pub fn await_ack(&self, seq: u64, provisional: bool, reply: Reply<()>) {
-        self.ask(reply, |reply| Command::AwaitAck { seq, provisional, reply });
+    /// Answers when the event has reached the level; `seq` and `provisional` as [`push`](Self::push) gave them.
+    pub fn await_level(&self, level: Durability, seq: u64, provisional: bool, reply: Reply<()>) {
+        match level {
+            Durability::Delivered => self.ask(reply, |reply| Command::AwaitAck { seq, provisional, reply }),
+            Durability::Process | Durability::Power if provisional => {
+                let shared = Arc::clone(&self.shared);
+                let then: Reply<u64> = Box::new(move |kept| match kept {
+                    Ok(seq) if level == Durability::Power => shared.sync(seq, reply),
+                    Ok(_) => reply(Ok(())),
+                    Err(error) => reply(Err(error)),
+                });
+                self.ask(then, |reply| Command::AwaitKept { seq, reply });
+            }
+            Durability::Power => self.shared.sync(seq, reply),
+            Durability::Memory | Durability::Process => reply(Ok(())),
+        }
+    }
+
+    /// Blocks until the event with this final seq survives power loss.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: the disk refused; [`ErrorKind::Config`]: there is no file, or not yet.
+    pub fn sync_upto(&self, seq: u64) -> Result<()> {
+        self.check_process()?;
+        self.shared.syncer()?.wait(seq)
     }
 
     /// Runs `waiter` when the outbox has room again.
@@ -282,7 +322,47 @@ impl Emitter {
             snapshot,
             identity: self.shared.identity.lock().clone(),
             oldest_unacked_age: age,
+            fsync_p99: self.shared.syncer.get().and_then(|syncer| syncer.p99()),
         }
+    }
+}
+
+impl Shared {
+    fn syncer(&self) -> Result<&Arc<Syncer>> {
+        let none = || {
+            Error::new(
+                ErrorKind::Config,
+                "there is no file to sync: start the broadcaster, with durability='process' or higher",
+            )
+        };
+        self.syncer.get().ok_or_else(none)
+    }
+
+    fn sync(&self, seq: u64, reply: Reply<()>) {
+        match self.syncer() {
+            Ok(syncer) => syncer.request(seq, reply),
+            Err(error) => reply(Err(error)),
+        }
+    }
+}
+
+/// The ring as the [`Syncer`] knows it.
+struct RingDisk {
+    ring: Ring,
+    outbox: Arc<Outbox>,
+}
+
+impl Disk for RingDisk {
+    fn written(&self) -> u64 {
+        self.ring.last()
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.ring.sync()
+    }
+
+    fn part(&self) -> u64 {
+        self.outbox.part()
     }
 }
 

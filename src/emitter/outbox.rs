@@ -1,29 +1,25 @@
 //! The outbox: where callers leave events and the driver fetches them.
 //!
-//! Callers pay for one short lock and one copy into the block under construction; no caller waits for I/O, and the
-//! lock is never held over any. The driver is woken only when it has said that it sleeps (`armed`), so a burst costs
-//! one wake-up, and none while the driver lingers for more.
+//! Callers pay for one short lock and one copy into the [ring](super::ring); no caller waits for I/O, and the lock is
+//! never held over any. The driver is woken only when it has said that it sleeps (`armed`), so a burst costs one
+//! wake-up, and none while the driver lingers for more.
+//!
+//! Events may come before the spill was opened, which finds the ring: they lie in anonymous memory until
+//! [`attach`](Outbox::attach) gives them their final seqs and their place.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::emitter::config::{EmitterConfig, WhenFull};
+use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::emitter::item::{Gap, GapReason, Item};
+use crate::emitter::ring::{Ring, Writer, checksum};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::block::{BlockBuilder, EVENT_OVERHEAD, HEADER_BYTES};
+use crate::wire::block::{EVENT_OVERHEAD, HEADER_BYTES};
 
-/// Size of a block's buffer: large enough that costs per block vanish (some 150 events of 400 bytes), small enough
-/// that filling, sending and acknowledging overlap and stay in the processor's cache.
-pub const BLOCK_BYTES: usize = 64 << 10;
-/// Buffers kept for reuse: fresh memory costs a page fault per 4 KiB, more than the copy into it.
-const POOL_BUFFERS: usize = 64;
-/// A block that fills less than this share of its buffer is copied out of it when it is taken.
-const SMALL_SHARE: usize = 4;
 /// Memory may hold this many times `outbox_bytes` before events of callers that ignore the request to wait are given up.
 const HARD_LIMIT_FACTOR: usize = 4;
 
@@ -76,23 +72,22 @@ pub struct Counts {
     pub waiting_bytes: usize,
 }
 
+/// What the driver has to know of the block under construction.
 struct Building {
-    block: BlockBuilder,
     spilled: u64,
     since: Instant,
 }
 
-#[derive(Default)]
 struct State {
+    writer: Writer,
     building: Option<Building>,
     sealed: VecDeque<Fresh>,
-    pool: Vec<BytesMut>,
     bytes: usize,
     counts: Counts,
     armed: bool,
     closed: bool,
-    /// Whether seqs are final.
-    numbered: bool,
+    /// Whether seqs are final, and events are where their durability wants them.
+    attached: bool,
 }
 
 /// A callback that is run once, outside all locks.
@@ -114,6 +109,8 @@ pub struct Outbox {
     /// Set by the driver: bytes in the spill.
     pub spill_bytes: AtomicU64,
     limits: Limits,
+    /// Whether events get a checksum, by which a ring on disk is read back.
+    durable: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -125,11 +122,29 @@ struct Limits {
 }
 
 impl Outbox {
-    /// An empty outbox that numbers from 1 until [`renumber`](Self::renumber).
+    /// Segments of a ring that serves an outbox with these settings.
     #[must_use]
-    pub fn new(config: &EmitterConfig) -> Self {
-        Self {
-            state: Mutex::new(State { armed: true, ..State::default() }),
+    pub fn segments(config: &EmitterConfig) -> usize {
+        Ring::segments(HARD_LIMIT_FACTOR * config.outbox_bytes, config.max_event_bytes)
+    }
+
+    /// An empty outbox in anonymous memory that numbers from 1 until [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// There is no address space.
+    pub fn new(config: &EmitterConfig) -> Result<Self> {
+        let state = State {
+            writer: Writer::new(Ring::anonymous(Self::segments(config))?),
+            building: None,
+            sealed: VecDeque::new(),
+            bytes: 0,
+            counts: Counts::default(),
+            armed: true,
+            closed: false,
+            attached: false,
+        };
+        Ok(Self {
+            state: Mutex::new(state),
             waiting: Mutex::default(),
             bell: Notify::new(),
             live: AtomicBool::new(false),
@@ -142,7 +157,8 @@ impl Outbox {
                 spill_bytes: config.spill_max_bytes,
                 when_full: config.when_full,
             },
-        }
+            durable: config.durability != Durability::Memory,
+        })
     }
 
     /// Takes an event, given as JSON. `live` overrides the driver's opinion of the link.
@@ -150,6 +166,7 @@ impl Outbox {
     /// # Errors
     /// [`ErrorKind::Closed`]; [`ErrorKind::SpillFull`] where the policy is to raise.
     pub fn push(&self, json: &[u8], live: Option<bool>) -> Result<Pushed> {
+        let checksum = if self.durable { checksum(json) } else { 0 };
         let mut state = self.state.lock();
         if state.closed {
             return Err(closed());
@@ -157,8 +174,8 @@ impl Outbox {
         let live = live.unwrap_or_else(|| self.live.load(Ordering::Relaxed));
         let memory = state.bytes + self.held.load(Ordering::Relaxed);
         let mut pressed = memory >= self.limits.soft;
-        let brimful = memory >= self.limits.soft * HARD_LIMIT_FACTOR;
-        if (!live || pressed) && (brimful || self.full(&state, memory, 1, json.len())) {
+        let brimful = memory >= self.limits.soft * HARD_LIMIT_FACTOR || !state.make_room(json.len());
+        if brimful || ((!live || pressed) && self.full(&state, memory, 1, json.len())) {
             match self.limits.when_full {
                 WhenFull::DropOldest if !brimful => {} // the spill makes room
                 WhenFull::DropOldest => return Ok(self.give_up(&mut state, GapReason::OutboxFull)),
@@ -172,9 +189,9 @@ impl Outbox {
                 }
             }
         }
-        state.append(json, live);
+        state.append(json, checksum, live);
         let seq = state.counts.last_seq;
-        let provisional = !state.numbered;
+        let provisional = !state.attached;
         let wake = std::mem::take(&mut state.armed);
         drop(state);
         if wake {
@@ -195,6 +212,7 @@ impl Outbox {
         state.counts.last_seq += 1;
         state.counts.dropped += 1;
         let seq = state.counts.last_seq;
+        state.writer.ring().note_last(seq);
         state.seal();
         match state.sealed.back_mut() {
             Some(Fresh { item: Item::Gap(gap), .. }) if gap.to + 1 == seq && gap.reason == reason => gap.to = seq,
@@ -224,33 +242,65 @@ impl Outbox {
         state.armed
     }
 
-    /// Gives a buffer back for reuse once nobody else holds it.
-    pub fn recycle(&self, buffer: Bytes) {
-        if buffer.len() * SMALL_SHARE < BLOCK_BYTES {
-            return; // it was copied out of its buffer
-        }
-        if let Ok(buffer) = buffer.try_into_mut() {
-            let mut state = self.state.lock();
-            if state.pool.len() < POOL_BUFFERS && buffer.capacity() >= BLOCK_BYTES {
-                state.pool.push(buffer);
-            }
-        }
-    }
-
-    /// Moves all seqs assigned so far up by `by`: they were given before the spill told which come next.
-    pub fn renumber(&self, by: u64) {
+    /// The spill is open: moves all seqs given so far up by `by`, and from now on, with all events so far, into `ring`
+    /// if there is one. Returns the highest seq that is where its durability wants it: less than the last one if the
+    /// ring was nearly full.
+    pub fn attach(&self, by: u64, ring: Option<Ring>) -> u64 {
         let mut state = self.state.lock();
         state.seal();
-        state.numbered = true;
+        state.attached = true;
         state.counts.last_seq += by;
+        let mut kept = state.counts.last_seq;
         // The seqs below need no room; until the driver speaks the bounds would take them for a backlog.
         self.settled.fetch_add(by, Ordering::Relaxed);
+        let mut writer = ring.map(Writer::new);
         for fresh in &mut state.sealed {
             fresh.item = match &fresh.item {
                 Item::Gap(gap) => Item::Gap(Gap { from: gap.from + by, to: gap.to + by, reason: gap.reason }),
-                Item::Events(block) => Item::Events(block.renumbered(block.first() + by)),
+                Item::Events(block) => {
+                    let block = block.renumbered(block.first() + by);
+                    let moved = writer.as_mut().map(|writer| writer.copy(&block));
+                    if moved == Some(None) {
+                        kept = kept.min(block.first() - 1);
+                    }
+                    Item::Events(moved.flatten().unwrap_or(block))
+                }
             };
         }
+        if let Some(writer) = writer {
+            if state.writer.ring().has_promised() {
+                writer.ring().promise();
+            }
+            writer.ring().note_last(state.counts.last_seq);
+            state.writer = writer;
+        }
+        kept
+    }
+
+    /// From now on events leave the ring only for what survives power loss. To be called before an event is pushed that
+    /// is promised to.
+    pub fn promise(&self) {
+        self.state.lock().writer.ring().promise();
+    }
+
+    /// Sees to it that events from now on share no page with those so far, of which the last is returned.
+    pub fn part(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.seal();
+        state.writer.turn_page();
+        state.writer.ring().touch_header();
+        state.counts.last_seq
+    }
+
+    /// Notes in the ring that the peer has everything up to `seq`; before those events are dropped.
+    pub fn note_acked(&self, seq: u64) {
+        self.state.lock().writer.ring().note_acked(seq);
+    }
+
+    /// The ring's bytes, as a killed process would leave them; for simulations.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.state.lock().writer.ring().snapshot()
     }
 
     /// Refuses events from now on.
@@ -304,40 +354,38 @@ impl Outbox {
 }
 
 impl State {
-    fn append(&mut self, json: &[u8], live: bool) {
-        if self.building.as_ref().is_some_and(|building| !building.block.fits(json.len())) {
-            self.seal();
+    /// Whether there is room for an event of `len` bytes, which is then the next in the ring.
+    fn make_room(&mut self, len: usize) -> bool {
+        if self.writer.fits(len) {
+            return true;
         }
+        self.seal();
+        self.writer.make_room(len, self.counts.last_seq + 1)
+    }
+
+    fn append(&mut self, json: &[u8], checksum: u32, live: bool) {
         self.counts.last_seq += 1;
-        let building = self.building.get_or_insert_with(|| {
+        let seq = self.counts.last_seq;
+        if self.writer.push(json, checksum, seq) {
             self.bytes += HEADER_BYTES;
-            let wanted = HEADER_BYTES + EVENT_OVERHEAD + json.len();
-            let buffer = match self.pool.pop() {
-                Some(buffer) if wanted <= buffer.capacity() => buffer,
-                _ => BytesMut::with_capacity(wanted.max(BLOCK_BYTES)),
-            };
-            Building { block: BlockBuilder::new(self.counts.last_seq, buffer), spilled: 0, since: Instant::now() }
-        });
-        building.block.push(json);
+            self.building = Some(Building { spilled: 0, since: Instant::now() });
+        }
+        self.writer.ring().note_last(seq);
         self.bytes += json.len() + EVENT_OVERHEAD;
         if live {
             self.counts.live += 1;
         } else {
             self.counts.spilled += 1;
-            building.spilled += 1;
+            if let Some(building) = &mut self.building {
+                building.spilled += 1;
+            }
         }
     }
 
     fn seal(&mut self) {
-        let Some(Building { block, spilled, since }) = self.building.take() else { return };
-        let block = if block.len() * SMALL_SHARE < BLOCK_BYTES {
-            let (block, buffer) = block.seal_small();
-            self.pool.push(buffer);
-            block
-        } else {
-            block.seal()
-        };
-        let fresh = block.map(|block| Fresh { item: Item::Events(block), spilled, since });
+        let sealed = self.building.take().zip(self.writer.seal());
+        let fresh =
+            sealed.map(|(Building { spilled, since }, block)| Fresh { item: Item::Events(block), spilled, since });
         self.sealed.extend(fresh);
     }
 }
@@ -357,7 +405,14 @@ fn full(limits: &Limits) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::emitter::item::Identity;
+    use crate::emitter::ring::recover;
     use crate::emitter::tests::config;
+    use crate::wire::block::Block;
+
+    fn outbox(config: &EmitterConfig) -> Outbox {
+        Outbox::new(config).expect("memory")
+    }
 
     fn seqs(outbox: &Outbox) -> Vec<(u64, u64)> {
         outbox.take().iter().map(|fresh| (fresh.item.first(), fresh.item.last())).collect()
@@ -365,7 +420,7 @@ mod tests {
 
     #[test]
     fn events_are_numbered_in_the_order_of_their_calls_without_holes() {
-        let outbox = Outbox::new(&config());
+        let outbox = outbox(&config());
         for _ in 0..1000 {
             outbox.push(&[b'x'; 300], None).expect("open");
         }
@@ -377,7 +432,7 @@ mod tests {
 
     #[test]
     fn the_driver_is_woken_once_per_sleep() {
-        let outbox = Outbox::new(&config());
+        let outbox = outbox(&config());
         outbox.push(b"{}", None).expect("open");
         assert!(!outbox.arm(), "there is something to fetch");
         outbox.take();
@@ -388,9 +443,9 @@ mod tests {
 
     #[test]
     fn numbers_given_before_the_spill_was_read_move_up() {
-        let outbox = Outbox::new(&config());
+        let outbox = outbox(&config());
         outbox.push(b"{}", None).expect("open");
-        outbox.renumber(41);
+        outbox.attach(41, None);
         outbox.push(b"{}", None).expect("open");
         let taken = outbox.take();
         let events: Vec<_> = taken
@@ -406,7 +461,7 @@ mod tests {
     #[test]
     fn at_the_bound_each_policy_does_what_its_name_says() {
         let fill = |when_full| {
-            let outbox = Outbox::new(&EmitterConfig { spill_max_events: 2, when_full, ..config() });
+            let outbox = outbox(&EmitterConfig { spill_max_events: 2, when_full, ..config() });
             let outcomes: Vec<_> = (0..3).map(|_| outbox.push(b"{}", None)).collect();
             (outbox, outcomes)
         };
@@ -430,9 +485,9 @@ mod tests {
     #[test]
     fn seqs_of_earlier_processes_are_no_backlog() {
         let config = EmitterConfig { spill_max_events: 10, when_full: WhenFull::Raise, ..config() };
-        let outbox = Outbox::new(&config);
+        let outbox = outbox(&config);
         outbox.push(b"{}", None).expect("room");
-        outbox.renumber(1_000_000);
+        outbox.attach(1_000_000, None);
         for _ in 0..9 {
             outbox.push(b"{}", None).expect("room");
         }
@@ -440,22 +495,38 @@ mod tests {
     }
 
     #[test]
-    fn full_blocks_return_their_buffers() {
-        let outbox = Outbox::new(&config());
-        for _ in 0..500 {
-            outbox.push(&[b'x'; 300], None).expect("open");
+    fn a_ring_takes_over_what_came_before_it_was_there() {
+        let home = tempfile::tempdir().expect("writable");
+        let path = home.path().join("spill.db.ring");
+        let config = EmitterConfig { durability: Durability::Process, ..config() };
+        let outbox = outbox(&config);
+        for n in 0..500 {
+            outbox.push(&vec![b'x'; 1 + n], None).expect("open");
         }
-        for fresh in outbox.take() {
-            if let Item::Events(block) = fresh.item {
-                outbox.recycle(block.into_bytes());
-            }
-        }
-        assert!(!outbox.state.lock().pool.is_empty());
+        let identity = Identity { emitter: "ada".into(), epoch: "e".into() };
+        let ring = Ring::create(&path, Outbox::segments(&config), &identity, 1).expect("created");
+        assert_eq!(outbox.attach(41, Some(ring)), 541);
+        outbox.push(b"after", None).expect("open");
+        let left = recover(&path).expect("readable").expect("there");
+        let events: Vec<_> = left.blocks.iter().flat_map(Block::events).collect();
+        assert_eq!((left.last, left.damaged, events.len()), (542, 0, 501));
+        assert!(events.iter().zip(42..).all(|((seq, json), n)| *seq == n && (n == 542 || json.len() as u64 == n - 41)));
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_shares_a_page_with_what_came_before() {
+        let outbox = outbox(&config());
+        outbox.push(b"before", None).expect("open");
+        assert_eq!(outbox.part(), 1);
+        outbox.push(b"after", None).expect("open");
+        let taken = outbox.take();
+        assert_eq!(taken.len(), 2);
+        assert_eq!(outbox.state.lock().writer.ring().used(), 2, "each lies in a segment of its own");
     }
 
     #[test]
     fn closing_refuses_events_and_frees_those_who_wait() {
-        let outbox = Outbox::new(&EmitterConfig { spill_max_events: 1, when_full: WhenFull::Wait, ..config() });
+        let outbox = outbox(&EmitterConfig { spill_max_events: 1, when_full: WhenFull::Wait, ..config() });
         outbox.push(b"{}", None).expect("open");
         outbox.push(b"{}", None).expect("open");
         let (sender, told) = std::sync::mpsc::channel();

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::hub::HubConfig;
 
 /// Reads the attributes of the dataclass.
@@ -50,12 +50,20 @@ pub(super) fn emitter_config(source: &Bound<'_, PyAny>, spill_path: PathBuf) -> 
 pub(super) fn durability(name: &str) -> Result<Durability> {
     match name {
         "memory" => Ok(Durability::Memory),
+        "process" => Ok(Durability::Process),
+        "power" => Ok(Durability::Power),
         "delivered" => Ok(Durability::Delivered),
-        "process" | "power" => {
-            let text = format!("durability='{name}' is not available yet: give 'memory' or 'delivered'");
-            Err(Error::new(ErrorKind::Config, text))
-        }
-        _ => Err(refused("durability", &format!("'{name}'"), "'memory' or 'delivered'")),
+        _ => Err(refused("durability", &format!("'{name}'"), "'memory', 'process', 'power' or 'delivered'")),
+    }
+}
+
+/// Its name.
+pub(super) fn name_of(level: Durability) -> &'static str {
+    match level {
+        Durability::Memory => "memory",
+        Durability::Process => "process",
+        Durability::Power => "power",
+        Durability::Delivered => "delivered",
     }
 }
 

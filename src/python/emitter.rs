@@ -116,11 +116,13 @@ impl Emitter {
         let level = durability.map_or(Ok(inner.durability), config::durability)?;
         let json = inner.serialize(py, event)?;
         let live = inner.live(py)?;
-        match inner.push(&json, live)? {
-            Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => ready(py, live),
+        match inner.push(&json, level, live)? {
+            Pushed::Accepted { live, provisional, pressed: false, .. } if is_reached(level, provisional) => {
+                ready(py, live)
+            }
             Pushed::Accepted { seq, provisional, live, pressed } => {
-                let delivered = level == Durability::Delivered;
-                slf.call_method1(intern!(py, "_outcome"), (seq, provisional, live, pressed, delivered))
+                let level = (!is_reached(level, provisional)).then(|| config::name_of(level));
+                slf.call_method1(intern!(py, "_outcome"), (seq, provisional, live, pressed, level))
             }
             Pushed::Dropped => ready(py, false),
             Pushed::Full => slf.call_method1(intern!(py, "_retry"), (event, durability)),
@@ -138,8 +140,10 @@ impl Emitter {
         let json = inner.serialize(py, event)?;
         loop {
             let live = inner.live(py)?;
-            let (seq, provisional, live) = match inner.push(&json, live)? {
-                Pushed::Accepted { live, pressed: false, .. } if level == Durability::Memory => return Ok(live),
+            let (seq, provisional, live) = match inner.push(&json, level, live)? {
+                Pushed::Accepted { live, provisional, pressed: false, .. } if is_reached(level, provisional) => {
+                    return Ok(live);
+                }
                 Pushed::Accepted { seq, provisional, live, pressed } => {
                     // Room under the policy to wait is made by the client, which this very thread would keep waiting.
                     let in_vain = inner.core.config().when_full == WhenFull::Wait && inner.waits_for_itself(py)?;
@@ -158,11 +162,13 @@ impl Emitter {
                     continue;
                 }
             };
-            if level == Durability::Memory {
-                return Ok(live);
+            match level {
+                _ if is_reached(level, provisional) => {}
+                // This thread waits anyhow, so it syncs for itself, and for whoever came before.
+                Durability::Power if !provisional => py.detach(|| inner.core.sync_upto(seq))?,
+                _ => wait(py, |done| inner.core.await_level(level, seq, provisional, done))?,
             }
-            wait(py, |done| inner.core.await_ack(seq, provisional, done))?;
-            return Ok(true);
+            return Ok(live || level == Durability::Delivered);
         }
     }
 
@@ -181,8 +187,8 @@ impl Emitter {
         Ok(())
     }
 
-    fn _await_ack(&self, mailbox: &Mailbox, token: u64, seq: u64, provisional: bool) -> PyResult<()> {
-        self.core()?.await_ack(seq, provisional, tell(mailbox, token));
+    fn _await_level(&self, mailbox: &Mailbox, token: u64, level: &str, seq: u64, provisional: bool) -> PyResult<()> {
+        self.core()?.await_level(config::durability(level)?, seq, provisional, tell(mailbox, token));
         Ok(())
     }
 
@@ -311,7 +317,7 @@ impl Emitter {
         out.set_item("degraded", snapshot.degraded)?;
         out.set_item("reconnects", snapshot.reconnects)?;
         out.set_item("last_error", snapshot.last_error.as_deref())?;
-        out.set_item("fsync_p99", py.None())?;
+        out.set_item("fsync_p99", stats.fsync_p99.map(|took| took.as_secs_f64()))?;
         out.set_item("emit_success_rate_1m", snapshot.success_rate)?;
         out.set_item("flush_latency_last", snapshot.flush_latency)?;
         out.set_item("emitter", stats.identity.as_ref().map(|who| who.emitter.as_str()))?;
@@ -370,8 +376,8 @@ impl Inner {
         json
     }
 
-    fn push(&self, json: &Bound<'_, PyBytes>, live: Option<bool>) -> Result<Pushed> {
-        self.core.push(json.as_bytes(), live).inspect_err(|error| {
+    fn push(&self, json: &Bound<'_, PyBytes>, level: Durability, live: Option<bool>) -> Result<Pushed> {
+        self.core.push(json.as_bytes(), level, live).inspect_err(|error| {
             if error.is_poison() {
                 self.rejected.fetch_add(1, Ordering::Relaxed);
             }
@@ -392,6 +398,11 @@ impl Inner {
     fn probe(&self, py: Python<'_>) -> PyResult<Option<bool>> {
         self.probe.as_ref().map(|probe| probe.bind(py).call0()?.is_truthy()).transpose()
     }
+}
+
+/// Whether an event is at its level as soon as it is in the outbox.
+fn is_reached(level: Durability, provisional: bool) -> bool {
+    level == Durability::Memory || (level == Durability::Process && !provisional)
 }
 
 /// Waits for an answer from Rust with the GIL released, looking for Ctrl-C now and then.

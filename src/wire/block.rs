@@ -84,6 +84,14 @@ impl Block {
         Ok(Self { bytes, first, count })
     }
 
+    /// A block from bytes that were written as one, with its first seq and count: nothing is checked again.
+    #[must_use]
+    pub(crate) fn assembled(bytes: Bytes, first: u64, count: u32) -> Self {
+        let block = Self { bytes, first, count };
+        debug_assert_eq!(Self::parse(block.bytes.clone()).as_ref(), Ok(&block), "well-formed");
+        block
+    }
+
     /// Seq of the first event.
     #[must_use]
     pub fn first(&self) -> u64 {

@@ -99,7 +99,9 @@ async def test_await_from_a_coroutine_function_returns_its_value(live: SafeBroad
 
 
 def test_without_a_loop_send_none_raises_stop_iteration_at_once(spill_path: Path) -> None:
-    broadcaster = SafeBroadcaster(NOWHERE, spill_path)
+    broadcaster = SafeBroadcaster(
+        NOWHERE, spill_path, durability="memory"
+    )  # no file that would have to be opened first
     outcome = broadcaster.safe_emit(event(1))
     with pytest.raises(StopIteration) as stopped:
         outcome.send(None)

@@ -98,7 +98,8 @@ async def test_after_a_refusal_events_wait_in_memory_and_a_repaired_path_saves_t
 ) -> None:
     path = tmp_path / "later" / "spill.db"
     broadcaster = make(server.url, path)
-    assert await broadcaster.safe_emit(event(1)) is False
+    with pytest.raises(SpillCorrupt):
+        await broadcaster.safe_emit(event(1))
     with pytest.raises(SpillCorrupt):
         await broadcaster.start(5)
     with pytest.raises(SpillCorrupt):
@@ -113,7 +114,7 @@ async def test_after_a_refusal_events_wait_in_memory_and_a_repaired_path_saves_t
 
 async def test_stop_after_a_refusal_tells_of_events_that_nobody_has(make: Make, tmp_path: Path) -> None:
     broadcaster = make(NOWHERE, tmp_path / "missing" / "spill.db")
-    await broadcaster.safe_emit(event(1))
+    assert await broadcaster.safe_emit(event(1), durability="memory") is False
     with pytest.raises(SpillCorrupt):
         await broadcaster.stop()
 

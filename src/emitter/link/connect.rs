@@ -25,8 +25,9 @@ use url::Url;
 
 use super::peer::{Peer, PeerEvent, PeerLink};
 use super::socket::Socket;
-use super::{Identity, Io, Link, Target};
+use super::{Io, Link, Target};
 use crate::emitter::config::EmitterConfig;
+use crate::emitter::item::Identity;
 use crate::emitter::machine::{Confirm, Welcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;

@@ -35,15 +35,6 @@ pub enum Target {
     Peer(Arc<dyn Peer>),
 }
 
-/// Who we are, for `hello` and for stamps.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// Name towards the hub.
-    pub emitter: String,
-    /// Epoch of all seqs.
-    pub epoch: String,
-}
-
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 

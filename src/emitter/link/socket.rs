@@ -8,7 +8,8 @@ use futures_util::{Sink, Stream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::{Identity, Io, LinkEvent, lost};
+use super::{Io, LinkEvent, lost};
+use crate::emitter::item::Identity;
 use crate::emitter::item::{Gap, Item};
 use crate::emitter::machine::{Confirm, Outgoing};
 use crate::error::{Error, ErrorKind, Result};

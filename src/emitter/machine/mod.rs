@@ -128,8 +128,8 @@ pub enum Action {
     Report(Report),
     /// Log a flush's end; its waiters are told.
     Flushed(FlushOutcome),
-    /// Buffers that nobody needs any more.
-    Recycle(Vec<Item>),
+    /// Drop these: they are confirmed, or in the spill.
+    Release(Vec<Item>),
 }
 
 /// What goes over the link.
@@ -271,8 +271,9 @@ impl Machine {
             ledger,
             config,
         };
-        for gap in recovered.gaps.iter().filter(|gap| gap.to > recovered.base) {
-            machine.lost(*gap);
+        let held = recovered.held.iter().filter_map(Item::gap);
+        for gap in recovered.gaps.iter().copied().filter(|gap| gap.to > recovered.base).chain(held) {
+            machine.lost(gap);
         }
         machine
     }

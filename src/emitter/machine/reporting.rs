@@ -35,9 +35,9 @@ impl Machine {
         });
     }
 
-    pub(super) fn recycle(&mut self, items: Vec<Item>) {
+    pub(super) fn release(&mut self, items: Vec<Item>) {
         if !items.is_empty() {
-            self.actions.push_back(Action::Recycle(items));
+            self.actions.push_back(Action::Release(items));
         }
     }
 }

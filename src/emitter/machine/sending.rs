@@ -132,7 +132,7 @@ impl Machine {
             live.confirmed = now;
         }
         self.prove();
-        self.recycle(free);
+        self.release(free);
         if let Some(flush) = &mut self.flush {
             flush.flushed += flushed;
         }

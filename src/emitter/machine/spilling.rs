@@ -27,7 +27,7 @@ impl Machine {
                 self.spill_bytes = bytes;
                 self.spill_written();
                 let free = self.ledger.note_stored(upto, &dropped, now);
-                self.recycle(free);
+                self.release(free);
                 for gap in dropped {
                     self.lost(gap);
                 }

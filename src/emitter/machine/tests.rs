@@ -15,7 +15,19 @@ fn at(seconds: f64) -> Time {
 
 fn recovered(last: u64) -> Recovered {
     let (emitter, epoch) = ("ada".to_owned(), "e".to_owned());
-    Recovered { emitter, epoch, next_seq: last + 1, base: 0, last, gaps: Vec::new(), bytes: 0, oldest: None }
+    let next_seq = last + 1;
+    Recovered {
+        emitter,
+        epoch,
+        next_seq,
+        base: 0,
+        last,
+        gaps: vec![],
+        bytes: 0,
+        oldest: None,
+        held: vec![],
+        ring: None,
+    }
 }
 
 fn events(first: u64, last: u64, size: usize) -> Item {
@@ -76,7 +88,7 @@ impl Bench {
                 Action::Disconnect => self.disconnects += 1,
                 Action::Report(report) => self.reports.push(report),
                 Action::Flushed(outcome) => self.flushed.push(outcome),
-                Action::Recycle(_) => {}
+                Action::Release(_) => {}
                 Action::Spill(op) => {
                     let done = self.store(op);
                     self.machine.on_spill(now, done);

@@ -3,13 +3,15 @@
 //! [`store`] is the file; this module is the one thread that owns it. Work goes in as [`Op`]s, answers come back as
 //! [`Done`]s, both in order. The caller keeps at most a handful of operations under way, so the queues stay short.
 
+pub mod reunion;
 pub mod store;
 
 use std::sync::mpsc;
 use std::thread;
 
-use crate::emitter::config::EmitterConfig;
+use crate::emitter::config::{Durability, EmitterConfig};
 use crate::emitter::item::{Gap, Item};
+use crate::emitter::outbox::Outbox;
 use crate::error::{Error, ErrorKind, Result};
 use store::{Limits, Recovered, SpillStore};
 
@@ -105,8 +107,9 @@ pub enum Done {
 /// No thread could be started.
 pub fn spawn(config: &EmitterConfig, seed: u64, done: impl Fn(Done) + Send + 'static) -> Result<mpsc::Sender<Op>> {
     let (path, limits, emitter) = (config.spill_path.clone(), Limits::from(config), config.emitter_id.clone());
+    let segments = (config.durability != Durability::Memory).then(|| Outbox::segments(config));
     let (sender, ops) = mpsc::channel();
-    let work = move || match SpillStore::open(&path, limits, emitter.as_deref(), seed) {
+    let work = move || match SpillStore::open(&path, limits, emitter.as_deref(), seed, segments) {
         Ok((store, recovered)) => {
             done(Done::Opened(Ok(recovered)));
             run(store, &ops, done);

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::emitter::config::{EmitterConfig, WhenFull};
-use crate::emitter::item::{Gap, GapReason, Item};
+use crate::emitter::item::{Gap, GapReason, Identity, Item};
+use crate::emitter::ring::{self, Left, Ring};
+use crate::emitter::spill::reunion::{Reunion, Stored, reunite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sqlite::{self, Lock, Purpose, get, put, unix_millis};
 use crate::wire::block::Block;
@@ -78,6 +80,10 @@ pub struct Recovered {
     pub bytes: u64,
     /// Age of the oldest stored item.
     pub oldest: Option<Duration>,
+    /// What follows the stored items up to `next_seq` and lies in the ring, gaps between included.
+    pub held: Vec<Item>,
+    /// The ring for what comes; `None`: the outbox needs none.
+    pub ring: Option<Ring>,
 }
 
 /// How much is stored, kept along with every change: counting rows would cost more than storing them.
@@ -106,43 +112,107 @@ pub struct SpillStore {
     path: PathBuf,
     limits: Limits,
     usage: Usage,
+    ring: Option<Ring>,
     _lock: Lock,
 }
 
 impl SpillStore {
     /// Opens or creates the spill, alone: a second owner is refused. `emitter` is the name asked for; without one the
-    /// stored name stays, or a random one is made from `seed`.
+    /// stored name stays, or a random one is made from `seed`. `segments`: how large a ring is wanted beside it; one
+    /// that an earlier process left is read in any case.
     ///
     /// # Errors
-    /// [`ErrorKind::SpillLocked`] names the owner's pid; [`ErrorKind::SpillCorrupt`] what else is wrong with the path.
-    pub fn open(path: &Path, limits: Limits, emitter: Option<&str>, seed: u64) -> Result<(Self, Recovered)> {
+    /// [`ErrorKind::SpillLocked`] names the owner's pid; [`ErrorKind::SpillCorrupt`] what else is wrong with the path;
+    /// [`ErrorKind::SpillIo`]: there is no room for the ring.
+    pub fn open(
+        path: &Path,
+        limits: Limits,
+        emitter: Option<&str>,
+        seed: u64,
+        segments: Option<usize>,
+    ) -> Result<(Self, Recovered)> {
         let (db, lock) = sqlite::open(path, &PURPOSE)?;
-        let mut store = Self { db, path: path.to_owned(), limits, usage: Usage::default(), _lock: lock };
-        let recovered = store.recover(emitter, seed).map_err(|error| PURPOSE.unusable(path, error))?;
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut store = Self { db, path: path.to_owned(), limits, usage: Usage::default(), ring: None, _lock: lock };
+        let place = ring_path(path);
+        let left = ring::recover(&place)?;
+        let adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
+        let (mut recovered, adopted) = adopted.map_err(|error| PURPOSE.unusable(path, error))?;
+        store.ring = match (left, segments) {
+            (Some(left), _) if adopted => {
+                left.ring.resume(recovered.next_seq - 1, recovered.base);
+                Some(left.ring)
+            }
+            (left, Some(segments)) => {
+                drop(left); // the file is cut and made anew under it
+                let identity = Identity { emitter: recovered.emitter.clone(), epoch: recovered.epoch.clone() };
+                let ring = Ring::create(&place, segments, &identity, random.u64(..))?;
+                ring.resume(recovered.next_seq - 1, recovered.base);
+                Some(ring)
+            }
+            (Some(left), None) => {
+                // Should it stay, the next start knows that everything in it was taken over.
+                left.ring.remove().unwrap_or_default();
+                None
+            }
+            (None, None) => None,
+        };
+        recovered.ring.clone_from(&store.ring);
         Ok((store, recovered))
     }
 
-    fn recover(&mut self, emitter: Option<&str>, seed: u64) -> rusqlite::Result<Recovered> {
-        let mut rng = fastrand::Rng::with_seed(seed);
+    /// Puts together what the file and the ring tell. The ring either stays in use, which is told, or what is in it is
+    /// taken over into the file.
+    fn recover(
+        &mut self,
+        emitter: Option<&str>,
+        rng: &mut fastrand::Rng,
+        left: Option<&Left>,
+        segments: Option<usize>,
+    ) -> rusqlite::Result<(Recovered, bool)> {
         let now = unix_millis();
         let tx = self.db.transaction()?;
-        let stored: Option<String> = get(&tx, "emitter")?;
-        let name = emitter.map(str::to_owned).or_else(|| stored.clone()).unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let taken_over: Option<i64> = get(&tx, "taken_over")?;
+        let left = left.filter(|left| taken_over != Some(left.id as i64));
+        let (stored_name, stored_epoch): (Option<String>, Option<String>) = (get(&tx, "emitter")?, get(&tx, "epoch")?);
+        // A ring without its file goes on by itself if it tells everything: which seqs were given, and by whom.
+        let ours = left.filter(|left| match (&left.identity, &stored_epoch) {
+            (Some(identity), Some(epoch)) => identity.epoch == *epoch,
+            (Some(_), None) => left.same_boot,
+            (None, _) => false,
+        });
+        let known = left.and_then(|left| left.identity.clone());
+        let former = stored_name.or_else(|| known.as_ref().map(|known| known.emitter.clone()));
+        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(rng.u64(..)));
         // Another name means other high-water marks at the hub: seqs under it start a history of their own.
-        let epoch = if stored.as_deref() == Some(&name) { get(&tx, "epoch")? } else { None };
-        let epoch: String = epoch.unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let kept = if former.as_deref() == Some(&name) {
+            stored_epoch.or_else(|| ours.and(known).map(|known| known.epoch))
+        } else {
+            None
+        };
+        let epoch = kept.clone().unwrap_or_else(|| epoch_from(rng.u64(..)));
         let (first, last): (Option<u64>, Option<u64>) =
             tx.query_row("SELECT min(first), max(last) FROM item", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
-        let mut last = last.unwrap_or(base).max(base);
-        let reserved: u64 = get(&tx, "reserved")?.unwrap_or(0);
-        let clean: Option<u64> = get(&tx, "next_seq")?;
-        let next_seq = clean.unwrap_or((reserved + 1).max(last + 1));
-        if next_seq > last + 1 {
-            // The process died with seqs in memory: which of them were used is unknown, and that is said. A clean end
-            // leaves such seqs only if the disk refused to store the last events.
-            insert_gap(&tx, Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }, now)?;
+        let stored = Stored {
+            base,
+            last: last.unwrap_or(base).max(base),
+            reserved: get(&tx, "reserved")?.unwrap_or(0),
+            next_seq: get(&tx, "next_seq")?,
+        };
+        let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, ours.is_some());
+        let adopts = left.is_some_and(|left| {
+            let roomy = segments.is_some_and(|segments| left.is_usable(segments) && left.ring.used() * 2 <= segments);
+            roomy && ours.is_some() && kept.is_some()
+        });
+        if !adopts {
+            for item in held.drain(..) {
+                insert(&tx, &item, now)?;
+            }
             last = next_seq - 1;
+            if let Some(left) = left {
+                put(&tx, "taken_over", left.id as i64)?;
+            }
         }
         put(&tx, "emitter", &name)?;
         put(&tx, "epoch", &epoch)?;
@@ -159,7 +229,7 @@ impl SpillStore {
         )?;
         self.usage = Usage { events, bytes };
         let oldest = oldest.map(|at| Duration::from_millis((now - at).max(0) as u64));
-        Ok(Recovered { emitter: name, epoch, next_seq, base, last, gaps, bytes, oldest })
+        Ok((Recovered { emitter: name, epoch, next_seq, base, last, gaps, bytes, oldest, held, ring: None }, adopts))
     }
 
     fn gaps(&self) -> rusqlite::Result<Vec<Gap>> {
@@ -179,7 +249,8 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: nothing of this call is stored, and the same call may be tried again.
     pub fn append(&mut self, items: &[Item], in_flight: u64, acked: u64) -> Result<Vec<Gap>> {
-        self.write(|tx, limits, usage| {
+        let promised = self.ring.as_ref().is_some_and(Ring::has_promised);
+        self.write_at(promised, |tx, limits, usage| {
             let now = unix_millis();
             // First: what is confirmed must not take the room of what is not, and a hole between the two would not be
             // told from a lost event after a crash.
@@ -226,7 +297,7 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: still stored, and sent again at worst.
     pub fn trim(&mut self, seq: u64) -> Result<()> {
-        self.write(|tx, _, usage| trim(tx, usage, seq))
+        self.write_at(false, |tx, _, usage| trim(tx, usage, seq))
     }
 
     /// Promises that seqs up to `seq` may have been used, so that a process after a crash uses none of them again,
@@ -236,23 +307,31 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`].
     pub fn reserve(&mut self, seq: u64, acked: u64) -> Result<()> {
-        self.synchronously(|tx, _, usage| {
+        self.write_at(true, |tx, _, usage| {
             put(tx, "reserved", seq)?;
             trim(tx, usage, acked)
         })
     }
 
-    /// Ends cleanly: the peer has everything up to `acked`, and the next process goes on with exactly `next_seq`.
+    /// Ends cleanly: the peer has everything up to `acked`, and the next process goes on with exactly `next_seq`. If not
+    /// everything before it is stored, because the disk refused it, the ring stays for the next process.
     ///
     /// # Errors
     /// [`ErrorKind::SpillIo`]: the next process skips to the reserved seq instead.
     pub fn close(mut self, next_seq: u64, acked: u64) -> Result<()> {
-        self.synchronously(|tx, _, usage| {
+        let all = self.write_at(true, |tx, _, usage| {
             trim(tx, usage, acked)?;
-            put(tx, "next_seq", next_seq)
+            let last: Option<u64> = tx.query_row("SELECT max(last) FROM item", [], |row| row.get(0))?;
+            put(tx, "next_seq", next_seq)?;
+            Ok(last.unwrap_or(0).max(acked) + 1 >= next_seq)
         })?;
-        let Self { db, path, .. } = self;
-        db.close().map_err(|(_, error)| failed(&path, "close", error))
+        let Self { db, path, ring, .. } = self;
+        db.close().map_err(|(_, error)| failed(&path, "close", error))?;
+        match ring.filter(|_| all) {
+            // Should it stay, the next start finds nothing in it that is not known.
+            Some(ring) => ring.remove().or(Ok(())),
+            None => Ok(()),
+        }
     }
 
     /// Gives free pages back to the file system, at most `pages`; returns whether more are left.
@@ -263,19 +342,13 @@ impl SpillStore {
         sqlite::shrink(&self.db, pages).map_err(|error| failed(&self.path, "shrink", error))
     }
 
-    fn synchronously(
+    /// One transaction, which survives power loss if it is `durable`; the counters change only if it commits.
+    fn write_at<T>(
         &mut self,
-        work: impl FnOnce(&Connection, &Limits, &mut Usage) -> rusqlite::Result<()>,
-    ) -> Result<()> {
-        let level = |db: &Connection, level: &str| db.pragma_update(None, "synchronous", level);
-        level(&self.db, "FULL").map_err(|error| failed(&self.path, "sync", error))?;
-        let done = self.write(work);
-        level(&self.db, "NORMAL").map_err(|error| failed(&self.path, "sync", error))?;
-        done
-    }
-
-    /// One transaction; the counters change only if it commits.
-    fn write<T>(&mut self, work: impl FnOnce(&Connection, &Limits, &mut Usage) -> rusqlite::Result<T>) -> Result<T> {
+        durable: bool,
+        work: impl FnOnce(&Connection, &Limits, &mut Usage) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let level = |level: &str| self.db.pragma_update(None, "synchronous", level);
         let mut usage = self.usage;
         let run = || -> rusqlite::Result<T> {
             let tx = self.db.unchecked_transaction()?; // `&mut self` is the check
@@ -283,10 +356,25 @@ impl SpillStore {
             tx.commit()?;
             Ok(value)
         };
-        let value = run().map_err(|error| failed(&self.path, "write", error))?;
+        let done = if durable {
+            level("FULL").map_err(|error| failed(&self.path, "sync", error))?;
+            let done = run();
+            level("NORMAL").map_err(|error| failed(&self.path, "sync", error))?;
+            done
+        } else {
+            run()
+        };
+        let value = done.map_err(|error| failed(&self.path, "write", error))?;
         self.usage = usage;
         Ok(value)
     }
+}
+
+/// Where the ring lies.
+fn ring_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".ring");
+    name.into()
 }
 
 /// Gives up the oldest stored events that are not on their way until all bounds hold again.

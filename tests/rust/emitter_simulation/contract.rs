@@ -41,9 +41,9 @@ struct Pair {
 
 impl Pair {
     fn open(path: std::path::PathBuf, config: EmitterConfig) -> Self {
-        let (store, _) = SpillStore::open(&path, Limits::from(&config), Some("simulated"), 1).expect("usable");
+        let (store, _) = SpillStore::open(&path, Limits::from(&config), Some("simulated"), 1, None).expect("usable");
         let mut disk = Disk::new(&config);
-        disk.recover();
+        disk.recover(None, None);
         Self { path, config, disk, store, next: 1, acked: 0 }
     }
 
@@ -55,8 +55,8 @@ impl Pair {
             drop(self.store);
         }
         let limits = Limits::from(&self.config);
-        let (store, real) = SpillStore::open(&self.path, limits, Some("simulated"), 1).expect("usable");
-        let simulated = self.disk.recover();
+        let (store, real) = SpillStore::open(&self.path, limits, Some("simulated"), 1, None).expect("usable");
+        let simulated = self.disk.recover(None, None).0;
         assert_eq!(what(&simulated), what(&real), "after an end that was clean: {clean}");
         Self { store, next: real.next_seq, acked: real.base, ..self }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use safe_broadcaster::emitter::config::{EmitterConfig, WhenFull};
 use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
+use safe_broadcaster::emitter::ring::Left;
+use safe_broadcaster::emitter::spill::reunion::{Reunion, Stored, reunite};
 use safe_broadcaster::emitter::spill::store::Recovered;
 use safe_broadcaster::emitter::spill::{Done, Op};
 use safe_broadcaster::error::{Error, ErrorKind};
@@ -29,6 +31,8 @@ pub(crate) struct Disk {
     failed: BTreeMap<&'static str, Duration>,
     /// Something was given up although everything unconfirmed was within the bounds.
     pub(crate) needless: bool,
+    /// A ring lies beside it.
+    pub(crate) has_ring: bool,
 }
 
 pub(crate) fn kind(op: &Op) -> &'static str {
@@ -120,6 +124,7 @@ impl Disk {
             Op::Close { next_seq, acked } => {
                 self.trim(acked);
                 self.next_seq = Some(next_seq);
+                self.has_ring &= self.last().max(acked) + 1 < next_seq;
                 Done::Closed(Ok(()))
             }
             Op::Peek { .. } => unreachable!("nobody peeks here"),
@@ -208,32 +213,26 @@ impl Disk {
         self.base = seq;
     }
 
-    /// What `SpillStore::open` does.
-    pub(crate) fn recover(&mut self) -> Recovered {
+    /// What `SpillStore::open` does, and whether the ring stays in use as it is.
+    pub(crate) fn recover(&mut self, left: Option<&Left>, segments: Option<usize>) -> (Recovered, bool) {
         self.failed.clear(); // another process knows nothing of it
         let first = self.rows.keys().next().copied();
-        self.base = self.base.max(first.map_or(0, |first| first - 1));
-        let mut last = self.last();
-        let next_seq = self.next_seq.take().unwrap_or((self.reserved + 1).max(last + 1));
-        if next_seq > last + 1 {
-            self.insert(Item::Gap(Gap { from: last + 1, to: next_seq - 1, reason: GapReason::Crash }));
+        let base = self.base.max(first.map_or(0, |first| first - 1));
+        let stored = Stored { base, last: self.last(), reserved: self.reserved, next_seq: self.next_seq.take() };
+        let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, true);
+        let roomy = |left: &Left| segments.is_some_and(|n| left.is_usable(n) && left.ring.used() * 2 <= n);
+        let adopts = left.is_some_and(roomy);
+        if !adopts {
+            held.drain(..).for_each(|item| self.insert(item));
             last = next_seq - 1;
         }
+        self.base = base;
         self.reserved = next_seq - 1;
-        let gaps = self.rows.values().filter_map(|item| match item {
-            Item::Gap(gap) => Some(*gap),
-            Item::Events(_) => None,
-        });
-        Recovered {
-            emitter: "simulated".into(),
-            epoch: "epoch".into(),
-            next_seq,
-            base: self.base,
-            last,
-            gaps: gaps.collect(),
-            bytes: self.bytes(),
-            oldest: None,
-        }
+        self.has_ring = segments.is_some();
+        let gaps = self.rows.values().filter_map(Item::gap).collect();
+        let (emitter, epoch) = ("simulated".into(), "epoch".into());
+        let bytes = self.bytes();
+        (Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest: None, held, ring: None }, adopts)
     }
 
     /// Whether `seq` is stored as an event or as a gap.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::FutureExt;
 use safe_broadcaster::emitter::config::{Durability, EmitterConfig, WhenFull};
-use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
+use safe_broadcaster::emitter::item::{Gap, GapReason, Identity, Item};
 use safe_broadcaster::emitter::machine::{Action, Confirm, Machine, Outgoing, Welcome};
 use safe_broadcaster::emitter::outbox::{Outbox, Pushed};
+use safe_broadcaster::emitter::ring::{Ring, revive};
 use safe_broadcaster::emitter::spill::Done;
 use safe_broadcaster::error::{Error, ErrorKind};
 
@@ -81,6 +82,8 @@ pub(crate) struct World {
     config: EmitterConfig,
     process: Process,
     disk: Disk,
+    /// The ring's bytes as the last process left them.
+    left: Option<Vec<u8>>,
     receiver: Receiver,
     wire: Option<Wire>,
     /// A connection that the emitter has left; what it wrote may still arrive.
@@ -116,9 +119,9 @@ pub(crate) fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
     let millis = |n| Duration::from_millis(n);
     EmitterConfig {
         spill_path: "unused".into(),
-        durability: Durability::Memory,
+        durability: pick(rng, &[Durability::Memory, Durability::Process, Durability::Process]),
         emitter_id: None,
-        outbox_bytes: if big { 1 << 20 } else { pick(rng, &[300, 1000, 5000, 1 << 20]) },
+        outbox_bytes: if big { 1 << 20 } else { pick(rng, &[300, 1000, 5000, 64 << 10]) },
         spill_max_events: pick(rng, &[5, 30, 200, 100_000]),
         spill_max_bytes: if big { 8 << 20 } else { pick(rng, &[2000, 20_000, 1 << 30, 1 << 30]) },
         spill_max_age: None,
@@ -138,7 +141,7 @@ pub(crate) fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
         breaker_threshold: rng.u32(1..6),
         breaker_cooldown: millis(rng.u64(500..5000)),
         report_interval: SECOND,
-        max_event_bytes: 1 << 20,
+        max_event_bytes: if big { 128 << 10 } else { 1000 },
         headers: Vec::new(),
         token: None,
         ssl_ca: None,
@@ -154,7 +157,7 @@ pub(crate) fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
 impl Process {
     fn new(config: &EmitterConfig, opens_at: Duration) -> Self {
         Self {
-            outbox: Outbox::new(config),
+            outbox: Outbox::new(config).expect("memory"),
             machine: None,
             opens_at,
             commands: VecDeque::new(),
@@ -184,6 +187,7 @@ impl World {
             now: Duration::ZERO,
             process: Process::new(&config, Duration::ZERO),
             disk: Disk::new(&config),
+            left: None,
             config,
             receiver,
             wire: None,
@@ -226,15 +230,33 @@ impl World {
     }
 
     fn open(&mut self) {
-        let recovered = self.disk.recover();
-        self.note(|| format!("open: next {} base {} last {}", recovered.next_seq, recovered.base, recovered.last));
-        for gap in &recovered.gaps {
+        let durable = self.config.durability != Durability::Memory;
+        let segments = durable.then(|| Outbox::segments(&self.config));
+        let left = self.left.take().and_then(|bytes| revive(&bytes).expect("memory"));
+        let (recovered, adopts) = self.disk.recover(left.as_ref(), segments);
+        self.note(|| {
+            let (held, ring) = (brief(&recovered.held), if adopts { "adopted" } else { "new" });
+            format!(
+                "open: next {} base {} last {} held {held} ring {ring}",
+                recovered.next_seq, recovered.base, recovered.last
+            )
+        });
+        for gap in recovered.gaps.iter().copied().chain(recovered.held.iter().filter_map(Item::gap)) {
             if gap.reason == GapReason::Crash {
-                self.crash_gaps.push(*gap);
+                self.crash_gaps.push(gap);
             }
         }
         let base = recovered.next_seq - 1;
-        self.process.outbox.renumber(base);
+        let identity = Identity { emitter: recovered.emitter.clone(), epoch: recovered.epoch.clone() };
+        let ring = match left {
+            Some(left) if adopts => Some(left.ring),
+            _ => segments.map(|segments| Ring::simulated(segments, &identity, 1).expect("memory")),
+        };
+        if let Some(ring) = &ring {
+            ring.resume(base, recovered.base);
+        }
+        let kept = self.process.outbox.attach(base, ring);
+        assert_eq!(kept, self.process.outbox.counts().last_seq, "the ring has room for what came before it");
         for id in std::mem::take(&mut self.process.provisional) {
             self.emissions[id].seq += base;
         }
@@ -353,12 +375,10 @@ impl World {
                     self.note(|| format!("flushed {outcome:?}"));
                     assert!(outcome.failed <= outcome.remaining, "{outcome:?}: more failed than remain");
                 }
-                Action::Recycle(items) => {
-                    for item in items {
-                        if let Item::Events(block) = item {
-                            self.process.outbox.recycle(block.into_bytes());
-                        }
-                    }
+                Action::Release(items) => {
+                    let acked = self.machine().acked();
+                    self.process.outbox.note_acked(acked);
+                    drop(items);
                 }
             }
         }
@@ -517,19 +537,28 @@ impl World {
         }
         let highest = self.receiver.highest();
         assert!(highest <= self.disk.reserved, "seq {highest} was sent, {} are promised", self.disk.reserved);
+        self.leave();
         self.forgive();
         self.begin();
     }
 
+    /// The process is gone: what of its ring stays.
+    fn leave(&mut self) {
+        if self.process.machine.is_some() {
+            self.left = self.disk.has_ring.then(|| self.process.outbox.snapshot());
+        }
+    }
+
     /// What was only in memory under seqs that the disk never promised leaves no trace; whoever stopped the emitter
-    /// in that state was told so.
+    /// in that state was told so. A ring keeps all of it, but for what came before it was there.
     fn forgive(&mut self) {
+        let durable = self.config.durability != Durability::Memory;
         let opening = std::mem::take(&mut self.process.provisional);
         let Self { emissions, receiver, disk, .. } = self;
         for (id, emission) in emissions.iter_mut().enumerate() {
             let kept = receiver.received[id] == emission.seq || disk.has(emission.seq);
             let early = opening.binary_search(&id).is_ok();
-            if early || (emission.seq > disk.reserved && !kept) {
+            if early || (!durable && emission.seq > disk.reserved && !kept) {
                 emission.untraceable = true;
             }
         }
@@ -550,6 +579,7 @@ impl World {
         }
         let failure = self.machine().take_failure();
         self.note(|| format!("stopped: {failure:?}"));
+        self.leave();
         if failure.is_some() {
             self.forgive();
         }
@@ -692,7 +722,8 @@ impl World {
         }
         let (taken, failure) = (self.machine().taken(), self.machine().take_failure());
         assert!(failure.is_none(), "{failure:?}");
-        let left = self.disk.recover();
+        assert!(!self.disk.has_ring, "a clean end leaves the ring behind");
+        let left = self.disk.recover(None, None).0;
         let found = (left.next_seq, left.base, left.last, left.gaps.len(), left.bytes);
         assert_eq!(found, (taken + 1, taken, taken, 0, 0), "a clean end leaves something behind");
     }

@@ -13,7 +13,7 @@ fn open(path: &Path) -> (SpillStore, Recovered) {
 }
 
 fn open_with(path: &Path, limits: Limits) -> (SpillStore, Recovered) {
-    SpillStore::open(path, limits, None, 7).expect("usable")
+    SpillStore::open(path, limits, None, 7, None).expect("usable")
 }
 
 /// `count` events of about `size` bytes.
@@ -38,7 +38,7 @@ fn rows(store: &SpillStore) -> i64 {
 }
 
 fn refusal(path: &Path) -> Error {
-    SpillStore::open(path, limits(), None, 7).expect_err("refused")
+    SpillStore::open(path, limits(), None, 7, None).expect_err("refused")
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn after_a_crash_no_promised_seq_is_used_again_and_a_gap_tells() {
 fn another_emitter_begins_another_epoch() {
     let home = tempfile::tempdir().expect("writable");
     let path = home.path().join("spill.db");
-    let name = |name| SpillStore::open(&path, limits(), Some(name), fastrand::u64(..)).expect("usable").1;
+    let name = |name| SpillStore::open(&path, limits(), Some(name), fastrand::u64(..), None).expect("usable").1;
     let (first, same, other) = (name("ada"), name("ada"), name("bob"));
     assert_eq!(first.epoch, same.epoch);
     assert_ne!(first.epoch, other.epoch);
