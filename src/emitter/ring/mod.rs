@@ -72,6 +72,8 @@ struct Arena {
     used: Box<[AtomicU64]>,
     /// Somebody was promised that an event survives power loss: it may leave the ring only for what does too.
     promised: AtomicBool,
+    /// The file's name is on the disk.
+    named: AtomicBool,
 }
 
 /// Segments in a row, in use.
@@ -147,7 +149,7 @@ impl Ring {
 
     fn over(memory: Memory, file: Option<(File, PathBuf)>, segments: usize) -> Self {
         let used = (0..segments.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self(Arc::new(Arena { memory, file, segments, used, promised: AtomicBool::new(false) }))
+        Self(Arc::new(Arena { memory, file, segments, used, promised: AtomicBool::default(), named: AtomicBool::default() }))
     }
 
     /// Whether it outlives the process.
@@ -189,7 +191,15 @@ impl Ring {
     /// The disk failed: the pages that were under way may be lost although the next call succeeds, so nothing in them
     /// may be called durable any more.
     pub fn sync(&self) -> io::Result<()> {
-        self.0.file.as_ref().map_or(Ok(()), |(file, _)| file.sync_data())
+        let Some((file, path)) = &self.0.file else { return Ok(()) };
+        if !self.0.named.load(Ordering::Acquire) {
+            // Once: the file's name has to be on the disk too, or nobody finds what is in it.
+            file.sync_all()?;
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+            self.0.named.store(true, Ordering::Release);
+        }
+        file.sync_data()
     }
 
     /// Marks the header as changed, after a failed [`sync`](Self::sync) that may have lost it.
@@ -206,6 +216,13 @@ impl Ring {
     /// The file system's. The next start finds events that the spill knows already, and drops them.
     pub fn remove(&self) -> io::Result<()> {
         self.0.file.as_ref().map_or(Ok(()), |(_, path)| std::fs::remove_file(path))
+    }
+
+    /// All bytes, free segments too.
+    #[cfg(test)]
+    fn pages(&self) -> Vec<u8> {
+        let words = (0..self.0.memory.len()).step_by(WORD);
+        words.flat_map(|at| self.0.memory.word(at).load(Ordering::Acquire).to_ne_bytes()).collect()
     }
 
     /// A ring of an earlier process goes on: `last` was given, and the peer has everything up to `acked`.

@@ -244,6 +244,59 @@ proptest! {
         }
     }
 
+    /// After a power loss each page is as it was synced last, or as it was written since. What a sync covered is there.
+    #[test]
+    fn what_was_synced_outlives_a_power_loss(
+        steps in prop::collection::vec((0u8..12, 1usize..3000), 1..200),
+        seed in any::<u64>(),
+    ) {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut writer = Writer::new(simulated(4));
+        let mut synced = writer.ring().snapshot();
+        let (mut covered, mut seq, mut acked) = (0, 0, 0);
+        let (mut held, mut list): (Vec<Block>, Vec<(u64, Vec<u8>)>) = (Vec::new(), Vec::new());
+        for (what, size) in steps {
+            match what {
+                0..=6 => {
+                    let json = vec![(size % 251) as u8; size];
+                    if write(&mut writer, &mut held, seq + 1, &json) {
+                        seq += 1;
+                        list.push((seq, json));
+                    }
+                }
+                7 | 8 => {
+                    held.extend(writer.seal());
+                    let take = size % (held.len() + 1);
+                    acked = held[..take].last().map_or(acked, |block| acked.max(block.last()));
+                    writer.ring().note_acked(acked);
+                    held.drain(..take);
+                }
+                _ => (synced, covered) = (writer.ring().pages(), seq),
+            }
+            if size % 4 > 0 {
+                continue;
+            }
+            let mut after = writer.ring().pages();
+            for (page, old) in after.chunks_mut(PAGE).zip(synced.chunks(PAGE)) {
+                if rng.bool() {
+                    page.copy_from_slice(old);
+                }
+            }
+            let Some(left) = revive(&after).expect("memory") else {
+                prop_assert_eq!(covered, 0, "the header was synced");
+                continue;
+            };
+            let found = events(&left.blocks);
+            for event in list.iter().filter(|(seq, _)| *seq > acked && *seq <= covered) {
+                prop_assert!(found.contains(event), "seq {} was synced and is gone", event.0);
+            }
+            let mut rest = list.iter();
+            for event in &found {
+                prop_assert!(rest.any(|known| known == event), "seq {} was never written so, or not there", event.0);
+            }
+        }
+    }
+
     #[test]
     fn no_header_makes_recovery_panic(words in prop::collection::vec(any::<u64>(), 1..80), segment in prop::collection::vec(any::<u64>(), 0..64)) {
         let mut bytes = simulated(2).snapshot();
