@@ -52,7 +52,8 @@ class Emitter:
 
         The event is accepted at the call: a forgotten or cancelled await loses nothing, and changing ``event``
         afterwards changes nothing. Only where the spill is full and ``when_full="wait"`` it is accepted by the await.
-        While the link is live, or down and memory has room, awaiting does not suspend.
+        At ``"memory"`` and ``"process"`` awaiting does not suspend, live or not, as long as memory has room; only the
+        first events, before the spill is open, are awaited until they are in the outbox's file.
 
         Args:
             event: Any mapping with string keys that orjson can serialise: datetime, UUID, dataclass, enum and numpy
@@ -68,16 +69,20 @@ class Emitter:
             EventTooLarge: More than ``max_event_bytes`` of JSON. Nothing is stored.
             SpillFull: The spill is at its bound and ``when_full="raise"``; or, from the await, the event was dropped
                 before its delivery.
+            SpillCorrupt: From the await: the disk did not keep what the level promises, or ``spill_path`` cannot be
+                used (then also SpillLocked). The event is accepted all the same, in memory.
             BroadcasterClosed: After ``stop()``.
-            ConfigError: There is no such level.
+            ConfigError: There is no such level; or it needs a file, and the broadcaster is at ``"memory"``.
 
         """
 
     def emit_nowait(self, event: Mapping[str, Any], *, durability: Durability | None = None) -> bool:
         """Accept an event from any thread, with no event loop.
 
-        Blocks the calling thread at ``"delivered"`` until the peer has confirmed the event, while memory is at
-        ``outbox_bytes``, and where the spill is full and ``when_full="wait"``. Ctrl-C ends the wait, not the delivery.
+        Blocks the calling thread at ``"power"`` for an ``fdatasync``, which all waiting threads share; at
+        ``"delivered"`` until the peer has confirmed the event; while memory is at ``outbox_bytes``; and where the
+        spill is full and ``when_full="wait"``. Ctrl-C ends the wait, not the delivery. A sync covers all events before,
+        so a batch is made durable by its last event.
 
         Args:
             event: As for `safe_emit`.

@@ -285,7 +285,9 @@ class SafeBroadcaster(_core.Emitter):
         A second call waits for the same end. If the await is cancelled, stopping goes on.
 
         Raises:
-            SpillCorrupt: The disk refused events that could not be sent either; they are lost.
+            SpillCorrupt: The disk refused events that could not be sent either. At ``durability="memory"`` they are
+                lost; else the outbox's file keeps them for the next process, and this is raised only if the spill
+                could not even be opened.
 
         """
         mailbox = Mailbox.current()

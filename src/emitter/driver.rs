@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 
+use crate::emitter::config::Durability;
 use crate::emitter::item::{Identity, Item};
 use crate::emitter::link::{self, Link, LinkEvent, PeerEvent};
 use crate::emitter::machine::{Action, FlushOutcome, Machine, Time, Welcome};
@@ -513,7 +514,9 @@ impl Driver {
         for reply in flushed {
             reply(Err(stopped()));
         }
-        let failure = self.machine.take_failure();
+        // What the spill refused is still in the ring, where there is one, and the next process finds it.
+        let in_memory = self.shared.config.durability == Durability::Memory;
+        let failure = self.machine.take_failure().filter(|_| in_memory);
         for reply in waiting {
             reply(failure.as_ref().map_or(Ok(()), |error| Err(Error::new(error.kind(), error.report()))));
         }
