@@ -248,6 +248,7 @@ impl Driver {
             let Self { shared, machine, link, connecting, .. } = &mut self;
             let moved = poll_fn(|cx| {
                 let Some(link) = link else { return Poll::Pending };
+                let now = shared.now(); // not when it fell asleep
                 match link.poll(cx, &mut || machine.poll_outgoing(now)) {
                     Poll::Ready(event) => Poll::Ready(Some(event)),
                     // Asking for something to send may have shown that something has to be done first.
@@ -408,6 +409,7 @@ impl Driver {
                 if self.machine.is_gap(seq) {
                     reply(Err(given_up()));
                 } else {
+                    self.machine.want(seq);
                     self.waiters.delivered.entry(seq).or_default().push(reply);
                 }
             }
@@ -423,6 +425,7 @@ impl Driver {
             Command::Drain(reply) => {
                 self.fetch();
                 let last = self.machine.taken();
+                self.machine.want(last);
                 self.waiters.drained.entry(last).or_default().push(reply);
             }
             Command::Peek { after, max_bytes, reply } => {
