@@ -182,14 +182,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn poll_ack(&mut self, cx: &mut Context<'_>) {
         let Machine::Emitter(machine) = &self.machine else { return };
         let Some(due) = machine.deadline() else { return };
-        let now = self.seat.shared.now();
-        if now >= due {
+        let left = due.saturating_sub(self.seat.shared.now());
+        if left.is_zero() {
             return self.commit();
         }
-        let wake = || Instant::now() + (due - now);
-        let (set_for, timer) = self.ack_timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake()))));
+        let wake = Instant::now() + left;
+        let (set_for, timer) = self.ack_timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
         if std::mem::replace(set_for, due) != due {
-            timer.as_mut().reset(wake());
+            timer.as_mut().reset(wake);
         }
         if timer.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref(); // a moment early

@@ -39,9 +39,8 @@ pub(crate) struct Wire {
     /// The furthest seq that the credit ever allowed.
     edge: u64,
     acked: u64,
-    /// Events that came since the last ack, and whether it was asked for.
+    /// Events that came since the last answer; as many as can be if it must not wait.
     unacked: u64,
-    hurried: bool,
     answer_at: Option<Duration>,
     answers_due: Vec<Answer>,
     latency: u64,
@@ -63,7 +62,6 @@ impl Wire {
             edge: acked.saturating_add(credit),
             acked,
             unacked: 0,
-            hurried: false,
             answer_at: None,
             answers_due: Vec::new(),
             latency,
@@ -201,17 +199,17 @@ impl Receiver {
             self.take(wire, frame);
             if wire.answer_at.is_none() && !wire.answers_due.is_empty() {
                 let patience = Duration::from_micros(rng.u64(0..=self.patience));
-                let lone = self.confirm == Confirm::Acks && wire.unacked < ACK_EVENTS && !wire.hurried;
+                let lone = self.confirm == Confirm::Acks && wire.unacked < ACK_EVENTS;
                 let delay = if lone { ACK_DELAY } else { Duration::ZERO };
                 wire.answer_at = Some((now + patience + delay).max(self.mute_until));
-            } else if let (Some(at), true) = (&mut wire.answer_at, wire.hurried || wire.unacked >= ACK_EVENTS) {
+            } else if let (Some(at), true) = (&mut wire.answer_at, wire.unacked >= ACK_EVENTS) {
                 let patience = Duration::from_micros(rng.u64(0..=self.patience));
                 *at = (*at).min((now + patience).max(self.mute_until));
             }
         }
         if wire.answer_at.is_some_and(|at| at <= now) {
             wire.answer_at = None;
-            (wire.unacked, wire.hurried) = (0, false);
+            wire.unacked = 0;
             worked = true;
             let mut answers = std::mem::take(&mut wire.answers_due);
             if rng.bool() {
@@ -250,11 +248,13 @@ impl Receiver {
             Outgoing::Ping(number) => {
                 assert_ne!(self.confirm, Confirm::Sends, "an object of the host language is pinged");
                 wire.answers_due.push(Answer::Pong(number));
-                wire.hurried = true; // pongs do not wait for company
+                wire.unacked = u64::MAX; // pongs do not wait for company
             }
             Outgoing::AckNow => {
                 assert_eq!(self.confirm, Confirm::Acks, "only our hub knows that word");
-                wire.hurried = !wire.answers_due.is_empty();
+                if !wire.answers_due.is_empty() {
+                    wire.unacked = u64::MAX;
+                }
             }
             Outgoing::Item(item) => {
                 self.item(wire, &item, u64::MAX);
@@ -287,7 +287,7 @@ impl Receiver {
             None => assert!(first <= self.mark + 1, "a link begins with seq {first} behind {}", self.mark),
         }
         wire.last = Some(last);
-        wire.unacked += last - first + 1;
+        wire.unacked = wire.unacked.saturating_add(last - first + 1);
         if self.confirm == Confirm::Acks {
             let end = if item.events() > 0 { last } else { first };
             assert!(end <= wire.edge, "seq {end} comes, {} are allowed", wire.edge);
