@@ -728,7 +728,10 @@ impl World {
         self.receiver.patience = self.receiver.patience.min(10_000);
         self.disk.failing = 0.0;
         let pace = self.config.flush_rate.map_or(0.0, |rate| self.emissions.len() as f64 / rate);
-        let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0);
+        // A small credit costs a round trip each time that it is used up.
+        let trip = Duration::from_micros(2 * self.latency + self.receiver.patience) + 10 * MILLI;
+        let trips = self.emissions.len() as u64 / self.receiver.credit + 1;
+        let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0) + trip * trips as u32;
         while !self.is_drained() {
             assert!(self.now < limit, "it does not drain: {:?}", self.process.machine.as_ref().map(Machine::snapshot));
             self.advance(limit);
