@@ -349,6 +349,7 @@ impl Driver {
 
     fn opened(&mut self, opened: Result<(Link, Welcome)>) {
         self.connecting = None;
+        self.fetch(); // what was accepted without a link belongs to the flush
         let now = self.shared.now();
         match opened {
             Ok((link, welcome)) => match self.machine.on_link_up(now, welcome) {

@@ -70,6 +70,14 @@ impl Machine {
         });
     }
 
+    /// What was taken last belongs to the flush, too.
+    pub(super) fn extend_flush(&mut self, now: Time) {
+        match &mut self.flush {
+            Some(flush) => flush.target = self.ledger.taken(),
+            None => self.begin_flush(now),
+        }
+    }
+
     /// Events that the flush has yet to bring.
     pub(super) fn flush_remaining(&self, flush: &Flush) -> u64 {
         self.ledger.events_between(self.ledger.acked(), flush.target.min(self.ledger.spilled_upto()))

@@ -28,6 +28,9 @@ impl Machine {
             self.nothing_was_due(now);
         }
         self.ledger.take(fresh, since, live);
+        if live && spilled > 0 {
+            self.extend_flush(now); // accepted while the link came up
+        }
         self.reserve();
         self.after(now);
     }

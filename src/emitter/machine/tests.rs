@@ -431,6 +431,22 @@ fn a_long_flush_is_told_of_now_and_then() {
 }
 
 #[test]
+fn what_was_accepted_while_the_link_came_up_belongs_to_the_flush() {
+    let now = at(0.1);
+    for stored in [0, 4] {
+        let mut bench = Bench::live(config(), stored, Confirm::Acks);
+        let item = events(stored + 1, stored + 3, 10);
+        bench.machine.on_accepted(now, Fresh { item, spilled: 3, since: Instant::now() }, now);
+        bench.act(now);
+        assert_eq!(bench.machine.snapshot().flush_remaining, stored + 3);
+        bench.sent(now);
+        bench.machine.on_ack(now, stored + 3).expect("sent");
+        bench.act(now);
+        assert_eq!(bench.names(), ["broadcaster_ready", "broadcaster_spill", "broadcaster_flush_complete"]);
+    }
+}
+
+#[test]
 fn a_flush_that_stands_still_is_told_to() {
     let mut bench = flushing(10);
     bench.sent(Time::ZERO);

@@ -450,6 +450,7 @@ impl World {
     fn opened(&mut self) -> bool {
         let Some((_, next)) = self.process.connecting.filter(|(at, _)| *at <= self.now) else { return false };
         self.process.connecting = None;
+        self.fetch();
         let now = self.now;
         let Some(next) = next else {
             self.machine().on_connect_failed(now, &Error::new(ErrorKind::ConnectRefused, "refused"));
