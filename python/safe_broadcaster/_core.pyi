@@ -112,8 +112,10 @@ class Emitter:
             ``oldest_unacked_age``: seconds. ``dropped``: given up by policy or age. ``refused``: `SpillFull` raised.
             ``rejected``: events that can never be sent. ``breaker``: ``closed``, ``open`` or ``half_open``.
             ``degraded``: the disk refuses writes. ``reconnects``, ``last_error``. ``fsync_p99``: seconds, or None.
-            ``emit_success_rate_1m``: 0 to 1. ``flush_latency_last``: seconds, or None. ``emitter``, ``epoch``: the
-            identity, None until the spill is open.
+            ``emit_success_rate_1m``: 0 to 1. ``flush_latency_last``: seconds, or None. ``flush_remaining``,
+            ``flush_rate_current``: events that the flush under way has yet to bring, events per second that it brought
+            lately; 0 without one. ``flush_window_bytes``: most bytes that may be unconfirmed at once. ``emitter``,
+            ``epoch``: the identity, None until the spill is open.
 
         """
 

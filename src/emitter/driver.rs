@@ -249,6 +249,7 @@ impl Driver {
             let Self { shared, machine, link, connecting, .. } = &mut self;
             let moved = poll_fn(|cx| {
                 let Some(link) = link else { return Poll::Pending };
+                let now = shared.now(); // not when it fell asleep
                 match link.poll(cx, &mut || machine.poll_outgoing(now)) {
                     Poll::Ready(event) => Poll::Ready(Some(event)),
                     // Asking for something to send may have shown that something has to be done first.
@@ -349,6 +350,7 @@ impl Driver {
 
     fn opened(&mut self, opened: Result<(Link, Welcome)>) {
         self.connecting = None;
+        self.fetch(); // what was accepted without a link belongs to the flush
         let now = self.shared.now();
         match opened {
             Ok((link, welcome)) => match self.machine.on_link_up(now, welcome) {
@@ -409,6 +411,7 @@ impl Driver {
                 if self.machine.is_gap(seq) {
                     reply(Err(given_up()));
                 } else {
+                    self.machine.want(seq);
                     self.waiters.delivered.entry(seq).or_default().push(reply);
                 }
             }
@@ -424,6 +427,7 @@ impl Driver {
             Command::Drain(reply) => {
                 self.fetch();
                 let last = self.machine.taken();
+                self.machine.want(last);
                 self.waiters.drained.entry(last).or_default().push(reply);
             }
             Command::Peek { after, max_bytes, reply } => {

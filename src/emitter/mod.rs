@@ -13,6 +13,7 @@ pub mod outbox;
 pub mod report;
 pub mod ring;
 pub mod spill;
+pub mod window;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;

@@ -87,6 +87,8 @@ struct Session<S> {
     seat: Seat,
     /// What of this session is on its way to a durable log.
     flow: Arc<Flow>,
+    /// Wakes the task for an ack that waits, and for when. Made for the first one and set anew for each.
+    ack_timer: Option<(Duration, Pin<Box<Sleep>>)>,
     outgoing: VecDeque<Item>,
     output: Output,
     ending: Ending,
@@ -149,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             machine,
             seat,
             flow: Arc::default(),
+            ack_timer: None,
             outgoing: VecDeque::new(),
             output: Output::Flushed,
             ending: Ending::Open,
@@ -170,7 +173,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let done = self.ending == Ending::Sent && self.output == Output::Flushed;
             return if done { Poll::Ready(Event::Ended) } else { Poll::Pending };
         }
-        self.poll_read(cx)
+        let polled = self.poll_read(cx);
+        self.poll_ack(cx);
+        polled
+    }
+
+    /// Gives an ack that has waited long enough, or has the task woken when it has.
+    fn poll_ack(&mut self, cx: &mut Context<'_>) {
+        let Machine::Emitter(machine) = &self.machine else { return };
+        let Some(due) = machine.deadline() else { return };
+        let left = due.saturating_sub(self.seat.shared.now());
+        if left.is_zero() {
+            return self.commit();
+        }
+        let wake = Instant::now() + left;
+        let (set_for, timer) = self.ack_timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
+        if std::mem::replace(set_for, due) != due {
+            timer.as_mut().reset(wake);
+        }
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref(); // a moment early
+        }
     }
 
     fn is_ending(&mut self) -> bool {
@@ -276,6 +299,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 machine.greeted(greeted);
             }
         }
+        if let Machine::Emitter(machine) = &mut self.machine {
+            machine.acknowledged(self.flow.acknowledged());
+        }
         Poll::Ready(())
     }
 
@@ -305,12 +331,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     fn commit(&mut self) {
         if let Machine::Emitter(machine) = &mut self.machine
-            && machine.wants_commit()
+            && machine.wants_commit(self.seat.shared.now())
         {
             let Some(history) = &self.seat.shared.history else {
                 return self.seat.shared.with(|state, now| machine.commit(state, now));
             };
-            if !history.submit(machine.turn(), &self.flow) {
+            if !history.submit(machine.turn(self.seat.shared.now()), &self.flow) {
                 self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
             }
         }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::entry::{Entry, Filter};
 use super::outbox::{Item, Outbox};
 use crate::wire::close::CloseCode;
+use crate::wire::frame::HubFrame;
 
 /// A session; never reused for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,8 @@ struct Session {
     filter: Arc<Filter>,
     /// The last seq that was queued for this session, or where its live events begin.
     prev: u64,
+    /// What an emitter may be told to be ours, once more has come or it is time.
+    ack_withheld: Option<u64>,
     /// The task that empties the outbox; taken when it is woken, so it is woken once for many frames.
     waker: Option<(Interest, Waker)>,
     /// Woken, and has not taken anything yet.
@@ -133,6 +136,7 @@ impl Registry {
             outbox: Outbox::new(self.queue_bytes),
             filter: Arc::default(),
             prev: 0,
+            ack_withheld: None,
             waker: None,
             unserved: false,
         });
@@ -221,9 +225,24 @@ impl Registry {
         self.get(id).is_some_and(|session| session.outbox.is_replaying())
     }
 
-    /// Ends a session after what is queued for it.
+    /// Notes that everything up to `upto` may be acknowledged.
+    pub fn withhold_ack(&mut self, id: SessionId, upto: u64) {
+        if let Some(session) = self.get_mut(id) {
+            session.ack_withheld = Some(upto);
+        }
+    }
+
+    /// Acknowledges what may be.
+    pub fn acknowledge(&mut self, id: SessionId) {
+        if let Some(upto) = self.get_mut(id).and_then(|session| session.ack_withheld.take()) {
+            self.push(id, HubFrame::Ack { upto }.encode().into());
+        }
+    }
+
+    /// Ends a session after what is queued for it and the ack that it has earned.
     pub fn order_close(&mut self, id: SessionId, code: CloseCode) {
         self.leave(id);
+        self.acknowledge(id);
         self.with_outbox(id, |outbox| outbox.close(code));
     }
 

@@ -82,13 +82,18 @@ impl Shared {
     /// the oldest entry that was there at the start, or since the start.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, Duration) -> R) -> R {
         let mut state = self.state.lock();
-        let result = act(&mut state, self.origin + self.started.elapsed());
+        let result = act(&mut state, self.now());
         let woken = state.registry.take_woken();
         drop(state);
         for waker in woken {
             waker.wake();
         }
         result
+    }
+
+    /// Time as the state counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.origin + self.started.elapsed()
     }
 
     /// Time since the start.

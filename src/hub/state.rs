@@ -164,6 +164,7 @@ impl State {
                 Role::Emitter => to_emitters.clone(),
                 Role::Subscriber => to_subscribers.clone(),
             };
+            self.registry.acknowledge(id);
             self.registry.push(id, bye);
             self.registry.order_close(id, CloseCode::Shutdown);
         }

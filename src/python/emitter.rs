@@ -320,6 +320,9 @@ impl Emitter {
         out.set_item("fsync_p99", stats.fsync_p99.map(|took| took.as_secs_f64()))?;
         out.set_item("emit_success_rate_1m", snapshot.success_rate)?;
         out.set_item("flush_latency_last", snapshot.flush_latency)?;
+        out.set_item("flush_remaining", snapshot.flush_remaining)?;
+        out.set_item("flush_rate_current", snapshot.flush_rate)?;
+        out.set_item("flush_window_bytes", snapshot.window)?;
         out.set_item("emitter", stats.identity.as_ref().map(|who| who.emitter.as_str()))?;
         out.set_item("epoch", stats.identity.as_ref().map(|who| who.epoch.as_str()))?;
         Ok(out)

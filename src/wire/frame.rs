@@ -27,6 +27,8 @@ pub enum EmitterFrame {
         /// Why: `spill_full`, `expired`, `outbox_full`, `crash`.
         reason: String,
     },
+    /// Somebody waits for what came so far: its ack is wanted as soon as it is durable, without waiting for company.
+    AckNow,
     /// Forward compatibility; never sent.
     #[serde(other, skip_serializing)]
     Unknown,

@@ -9,12 +9,13 @@ import gc
 import inspect
 import sys
 import threading
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safe_broadcaster import BroadcasterClosed, SafeBroadcaster
+from safe_broadcaster import BroadcasterClosed, EventBroadcaster, SafeBroadcaster
 from support import NOWHERE, QUICK, AsyncClient, PlainServer, event, eventually, numbers
 
 if TYPE_CHECKING:
@@ -198,6 +199,20 @@ async def test_it_cannot_be_made_or_copied_out_of_nothing(live: SafeBroadcaster)
 async def test_delivered_ends_when_the_peer_has_confirmed(live: SafeBroadcaster) -> None:
     assert await live.safe_emit(event(1), durability="delivered") is True
     assert live.get_stats()["acked_seq"] == 1
+
+
+async def test_delivered_to_a_hub_does_not_wait_for_the_company_of_other_acks(make: Make) -> None:
+    async with EventBroadcaster(port=0) as hub:
+        for client in (hub.url, hub.client):
+            broadcaster = make(client)
+            await broadcaster.start(5)
+            took: list[float] = []
+            for n in range(50):
+                began = time.perf_counter()
+                assert await broadcaster.safe_emit(event(n), durability="delivered") is True
+                took.append(time.perf_counter() - began)
+            assert min(took) < 0.004, "an ack that nobody asks for comes after 5 ms"
+            await broadcaster.stop()
 
 
 async def test_delivered_by_default_by_setting(make: Make, server: PlainServer) -> None:

@@ -463,7 +463,8 @@ async def test_stats_have_the_seed_keys_and_cost_no_disk(make: Make, server: Pla
     seed = {"emit_count", "spill_count", "flush_count", "current_spill_depth", "ready", "ws_available"}
     more = {
         "acked_seq", "last_seq", "in_flight", "dropped", "oldest_unacked_age", "spill_bytes", "breaker", "degraded",
-        "reconnects", "last_error", "fsync_p99", "emit_success_rate_1m", "flush_latency_last",
+        "reconnects", "last_error", "fsync_p99", "emit_success_rate_1m", "flush_latency_last", "flush_remaining",
+        "flush_rate_current", "flush_window_bytes",
     }  # fmt: skip
     assert seed | more <= broadcaster.get_stats().keys()
     await broadcaster.safe_emit(event(0))

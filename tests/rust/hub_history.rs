@@ -9,7 +9,7 @@ use bytes::Bytes;
 use safe_broadcaster::ErrorKind;
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::block::BlockBuilder;
-use safe_broadcaster::wire::frame::HubFrame;
+use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
 use serde_json::{Value, json};
 use support::{Client, PATIENCE, block};
 use tokio_tungstenite::tungstenite::Message;
@@ -87,6 +87,27 @@ async fn a_restart_keeps_epoch_offsets_and_marks() {
     }
     assert_eq!(subscriber.json().await, json!({"type":"event","seq":6,"prev":5,"data":{"type":"t","n":6}}));
     assert_eq!(hub.stats().counters.duplicates, 3);
+}
+
+#[tokio::test]
+async fn lone_events_are_acknowledged_when_they_are_stored_asked_for_or_not() {
+    let place = place();
+    let hub = start(&place.log, |_| {});
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "1", 1).await;
+    let greeted = hub.stats().log_commits;
+    for seq in 1..=20 {
+        emitter.emit(seq..=seq).await;
+        if seq % 2 == 0 {
+            emitter.say(&EmitterFrame::AckNow.encode()).await;
+        }
+        emitter.acked(seq).await;
+        assert_eq!(
+            hub.stats().log_commits,
+            greeted + seq,
+            "no ack before its event is stored, and none costs a transaction"
+        );
+    }
 }
 
 #[tokio::test]

@@ -64,6 +64,52 @@ async fn duplicates_after_a_reconnect_are_acknowledged_and_not_delivered() {
 }
 
 #[tokio::test]
+async fn an_emitter_that_asks_is_acknowledged_and_one_that_does_not_is_too() {
+    let hub = hub(|_| {});
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "1", 1).await;
+    // Lone events one after the other: each waits for its ack, which no other event hurries.
+    for seq in 1..=20 {
+        emitter.emit(seq..=seq).await;
+        if seq % 2 == 0 {
+            emitter.say(&EmitterFrame::AckNow.encode()).await;
+        }
+        emitter.acked(seq).await;
+    }
+}
+
+#[tokio::test]
+async fn an_ack_that_waits_is_given_before_the_goodbye() {
+    let hub = hub(|_| {});
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "1", 1).await;
+    emitter.emit(1..=1).await;
+    subscriber.json().await;
+    let listen = async {
+        emitter.acked(1).await;
+        assert!(matches!(emitter.hub_frame().await, HubFrame::Bye { code: 3001, .. }));
+        drop((emitter, subscriber));
+    };
+    tokio::join!(hub.stop(), listen);
+}
+
+#[tokio::test]
+async fn more_than_the_credit_is_a_violation() {
+    let hub = hub(|_| {});
+    let mut emitter = Client::emitter(hub.port()).await;
+    emitter.hello("engine", "1", 1).await;
+    emitter.emit(1..=131_073).await;
+    match emitter.hub_frame().await {
+        HubFrame::Error { code, message } => {
+            assert!(code == "bad_frame" && message.contains("beyond the credit"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(emitter.close_code().await, 3501);
+}
+
+#[tokio::test]
 async fn patterns_choose_and_prev_chains_what_was_chosen() {
     let hub = hub(|_| {});
     let (mut alerts, _) = Client::subscriber(hub.port(), &["alert.*"], None).await;

@@ -69,7 +69,7 @@ impl PeerLink {
                     // So that the driver looks at its deadlines again: there is something to be confirmed now.
                     Poll::Ready(LinkEvent::Progress)
                 }
-                Some(Outgoing::Ping(_)) | None => Poll::Pending,
+                Some(Outgoing::Ping(_) | Outgoing::AckNow) | None => Poll::Pending,
             };
         };
         Poll::Ready(match event {

@@ -80,6 +80,7 @@ impl Socket {
                 Some(Outgoing::Ping(number)) => {
                     return Ok(Some(Message::Ping(Bytes::copy_from_slice(&number.to_be_bytes()))));
                 }
+                Some(Outgoing::AckNow) => return Ok(Some(Message::text(EmitterFrame::AckNow.encode()))),
                 Some(Outgoing::Item(Item::Events(block))) if self.confirm == Confirm::Acks => {
                     return Ok(Some(Message::Binary(block.into_bytes())));
                 }

@@ -8,10 +8,26 @@ use super::{Action, Flush, FlushOutcome, Machine, Phase, Time};
 use crate::emitter::item::Item;
 use crate::emitter::report::Report;
 
+/// The rate of a flush is measured over at least this long: some confirmations even on a slow link.
+const MEASURED_OVER: Duration = Duration::from_millis(500);
+
+impl Flush {
+    /// Takes the rate anew if it is time.
+    pub(super) fn measure(&mut self, now: Time) {
+        let (since, before) = self.measured;
+        let over = now.saturating_sub(since);
+        if over >= MEASURED_OVER {
+            self.rate = (self.flushed - before) as f64 / over.as_secs_f64();
+            self.measured = (now, self.flushed);
+        }
+    }
+}
+
 impl Machine {
     /// Flush now: do not wait for the backoff. The end is told by [`Action::Flushed`].
     pub fn flush_now(&mut self, now: Time) {
         self.flush_wanted = true;
+        self.want(self.ledger.taken());
         if let Phase::Waiting { until } = &mut self.phase {
             *until = now;
             self.connect_if_due(now);
@@ -35,12 +51,52 @@ impl Machine {
             self.end_flush(0);
         } else if self.flush.is_none() && self.flush_wanted && self.is_live() {
             if self.ledger.spilled_upto() > self.ledger.acked() {
-                let target = self.ledger.taken();
-                self.flush = Some(Flush { target, since: now, flushed: 0, failed: 0 });
+                self.begin_flush(now);
             } else {
                 self.end_flush(0);
             }
         }
+    }
+
+    pub(super) fn begin_flush(&mut self, now: Time) {
+        self.flush = Some(Flush {
+            target: self.ledger.taken(),
+            since: now,
+            flushed: 0,
+            failed: 0,
+            rate: 0.0,
+            measured: (now, 0),
+            next_report: now + self.config.report_interval,
+        });
+    }
+
+    /// What was taken last belongs to the flush, too.
+    pub(super) fn extend_flush(&mut self, now: Time) {
+        match &mut self.flush {
+            Some(flush) => flush.target = self.ledger.taken(),
+            None => self.begin_flush(now),
+        }
+    }
+
+    /// Events that the flush has yet to bring.
+    pub(super) fn flush_remaining(&self, flush: &Flush) -> u64 {
+        self.ledger.events_between(self.ledger.acked(), flush.target.min(self.ledger.spilled_upto()))
+    }
+
+    /// Tells of a flush that takes long.
+    pub(super) fn report_flush(&mut self, now: Time) {
+        let live = self.is_live();
+        let Some(flush) = self.flush.as_mut().filter(|flush| live && now >= flush.next_report) else { return };
+        flush.next_report = now + self.config.report_interval;
+        flush.measure(now);
+        let flush = flush.clone();
+        let details = json!({
+            "flushed": flush.flushed,
+            "remaining": self.flush_remaining(&flush),
+            "rate": flush.rate.round(),
+            "seconds": now.saturating_sub(flush.since).as_secs_f64(),
+        });
+        self.report(Report::good("broadcaster_flush_progress", details));
     }
 
     pub(super) fn end_flush(&mut self, failed: u64) {

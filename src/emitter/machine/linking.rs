@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Action, Confirm, Flush, Live, Machine, Phase, Time, Welcome};
+use super::{Action, Confirm, Live, Machine, Phase, Time, Welcome};
 use crate::emitter::report::Report;
 use crate::error::{Error, ErrorKind};
 
@@ -44,6 +44,7 @@ impl Machine {
             barred: self.ledger.acked(),
             unbarred_bytes: 0,
             idle_ping: false,
+            asked: 0,
         });
         self.spills.calm();
         let first = !std::mem::replace(&mut self.ready, true);
@@ -51,8 +52,7 @@ impl Machine {
         self.report(Report::good("broadcaster_ready", details));
         self.acknowledge(now, welcome.have);
         if self.ledger.spilled_upto() > self.ledger.acked() {
-            let target = self.ledger.taken();
-            self.flush = Some(Flush { target, since: now, flushed: 0, failed: 0 });
+            self.begin_flush(now);
         }
         self.tokens = (1.0, now);
         self.settle_flush(now);
@@ -84,6 +84,9 @@ impl Machine {
         if !live.proven {
             // Connecting succeeded but nothing was ever confirmed: to the breaker that is a failure, and the pause grows.
             self.breaker.lost(now);
+        }
+        if live.welcome.confirm == Confirm::Pings && self.ledger.in_flight_bytes() > 0 {
+            self.window.lost();
         }
         self.last_error = Some(error.report().into());
         let failed = self.ledger.events_between(self.ledger.acked(), self.ledger.sent());

@@ -28,6 +28,7 @@ use crate::emitter::ledger::Ledger;
 use crate::emitter::report::{Coalesced, Objectives, Report, SloMonitor};
 use crate::emitter::spill::Op;
 use crate::emitter::spill::store::Recovered;
+use crate::emitter::window::Window;
 use crate::error::Error;
 
 pub use crate::emitter::ledger::Time;
@@ -87,12 +88,22 @@ pub struct Live {
     progress: Time,
     /// Last confirmation, or when there was nothing to confirm.
     confirmed: Time,
-    /// Ping under way, and the seq that it stands for.
-    barrier: Option<u64>,
+    /// Ping under way.
+    barrier: Option<Barrier>,
     /// Highest seq that a Ping stood for.
     barred: u64,
     unbarred_bytes: usize,
     idle_ping: bool,
+    /// The hub was asked for its ack up to here.
+    asked: u64,
+}
+
+/// A Ping under way.
+#[derive(Clone, Copy, Debug)]
+struct Barrier {
+    /// The seq that it stands for.
+    number: u64,
+    since: Time,
 }
 
 /// A flush: everything that was spilled when the link came up.
@@ -102,6 +113,11 @@ struct Flush {
     since: Time,
     flushed: u64,
     failed: u64,
+    /// Events a second, lately.
+    rate: f64,
+    /// When that was measured last, and how many were flushed then.
+    measured: (Time, u64),
+    next_report: Time,
 }
 
 /// Result of a flush, as users see it.
@@ -139,6 +155,8 @@ pub enum Outgoing {
     Item(Item),
     /// A Ping that carries this number; its echo comes back through [`Machine::on_pong`].
     Ping(u64),
+    /// Our hub is asked for the ack of what it has.
+    AckNow,
 }
 
 /// Numbers for `get_stats`.
@@ -182,6 +200,12 @@ pub struct Snapshot {
     pub success_rate: f64,
     /// Seconds of the last flush.
     pub flush_latency: Option<f64>,
+    /// Events that the flush under way has yet to bring.
+    pub flush_remaining: u64,
+    /// Events a second that it brought lately; 0 without one.
+    pub flush_rate: f64,
+    /// Bytes that may be unconfirmed on the link.
+    pub window: usize,
 }
 
 /// See the [module](self).
@@ -202,6 +226,9 @@ pub struct Machine {
     flush_wanted: bool,
     flush_latency: Option<Duration>,
     tokens: (f64, Time),
+    window: Window,
+    /// Somebody waits for the confirmation of everything up to here.
+    wanted: u64,
     ready: bool,
     links: u64,
     stopping: Option<Time>,
@@ -249,6 +276,8 @@ impl Machine {
             flush_wanted: false,
             flush_latency: None,
             tokens: (0.0, Time::ZERO),
+            window: Window::new(config.outbox_bytes),
+            wanted: 0,
             ready: false,
             links: 0,
             stopping: None,
@@ -369,13 +398,16 @@ impl Machine {
             oldest: ledger.oldest(),
             success_rate: self.slo.success_rate(),
             flush_latency: self.flush_latency.map(|took| took.as_secs_f64()),
+            flush_remaining: self.flush.as_ref().map_or(0, |flush| self.flush_remaining(flush)),
+            flush_rate: self.flush.as_ref().map_or(0.0, |flush| flush.rate),
+            window: self.window_bytes(),
         }
     }
 
     /// When [`on_time`](Self::on_time) wants to be called next; `None`: not before something happens.
     #[must_use]
     pub fn deadline(&self, now: Time) -> Option<Time> {
-        let mut times = [None; 10];
+        let mut times = [None; 11];
         times[0] = match &self.phase {
             Phase::Waiting { until } => Some(*until),
             _ => None,
@@ -391,6 +423,7 @@ impl Machine {
             times[8] = self.flush_pause(now).map(|pause| now + pause);
             let stalled = self.ledger.held() >= self.config.outbox_bytes && self.may_append();
             times[9] = stalled.then_some(live.confirmed + STALL);
+            times[10] = self.flush.as_ref().map(|flush| flush.next_report);
         }
         times.into_iter().flatten().min().map(|time| time.max(now))
     }
@@ -444,6 +477,7 @@ impl Machine {
             let details = json!({"count": count, "from": gap.from, "to": gap.to, "reason": gap.reason.as_str()});
             self.report(Report::bad("broadcaster_loss", gap.reason.as_str(), count, details));
         }
+        self.report_flush(now);
         self.check_stop(now);
         self.plan_append(now);
         self.plan_trim();

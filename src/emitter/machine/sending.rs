@@ -1,7 +1,7 @@
 //! Sending: what goes over the link next, within its window, and what a confirmation sets free.
 
 use super::reporting::topic_of;
-use super::{Confirm, Machine, Outgoing, Phase, Time};
+use super::{Barrier, Confirm, Machine, Outgoing, Phase, Time};
 use crate::emitter::item::Item;
 use crate::emitter::outbox::Fresh;
 use crate::error::{Error, ErrorKind};
@@ -28,6 +28,9 @@ impl Machine {
             self.nothing_was_due(now);
         }
         self.ledger.take(fresh, since, live);
+        if live && spilled > 0 {
+            self.extend_flush(now); // accepted while the link came up
+        }
         self.reserve();
         self.after(now);
     }
@@ -46,18 +49,25 @@ impl Machine {
         Ok(())
     }
 
+    /// Somebody waits for the confirmation of everything up to `seq`: it is asked for as soon as that is sent.
+    pub fn want(&mut self, seq: u64) {
+        self.wanted = self.wanted.max(seq);
+    }
+
     /// The echo of a Ping.
     pub fn on_pong(&mut self, now: Time, number: u64) {
         let Phase::Live(live) = &mut self.phase else { return };
         live.progress = now;
         live.idle_ping = false;
         // A peer may answer only the newest of several Pings (RFC 6455 §5.5.3), so the number is cumulative.
-        if live.barrier.is_some_and(|barrier| number >= barrier) {
-            live.barrier = None;
-        }
+        let answered = live.barrier.take_if(|barrier| number >= barrier.number);
         if live.welcome.confirm == Confirm::Pings {
-            let upto = number.min(live.barred);
+            let (upto, before) = (number.min(live.barred), self.ledger.in_flight_bytes());
             self.acknowledge(now, upto);
+            let confirmed = before - self.ledger.in_flight_bytes();
+            if let Some(barrier) = answered.filter(|_| confirmed > 0) {
+                self.window.confirmed(confirmed, now.saturating_sub(barrier.since), upto, self.ledger.sent());
+            }
         }
         if self.ledger.sent() == self.ledger.acked() {
             self.prove(); // nothing to confirm, and the peer lives
@@ -77,11 +87,11 @@ impl Machine {
         let Phase::Live(live) = &self.phase else { return None };
         let confirm = live.welcome.confirm;
         if live.idle_ping && live.barrier.is_none() {
-            return Some(self.ping(self.ledger.sent()));
+            return Some(self.ping(now));
         }
         let due = confirm == Confirm::Pings && live.barrier.is_none() && self.ledger.sent() > live.barred;
         if due && live.unbarred_bytes >= BARRIER_BYTES {
-            return Some(self.ping(self.ledger.sent()));
+            return Some(self.ping(now));
         }
         if let Some(item) = self.next_item(now) {
             if self.ledger.sent() == self.ledger.acked() {
@@ -93,12 +103,27 @@ impl Machine {
             }
             return Some(Outgoing::Item(item));
         }
-        due.then(|| self.ping(self.ledger.sent()))
+        if due {
+            return Some(self.ping(now));
+        }
+        self.ask()
     }
 
-    fn ping(&mut self, number: u64) -> Outgoing {
+    /// The wish for an ack, behind all that may be sent now; once for that.
+    fn ask(&mut self) -> Option<Outgoing> {
+        let Phase::Live(live) = &mut self.phase else { return None };
+        let (sent, known) = (self.ledger.sent(), live.asked.max(self.ledger.acked()));
+        let ask = live.welcome.confirm == Confirm::Acks && self.wanted > known && sent > known;
+        ask.then(|| {
+            live.asked = sent;
+            Outgoing::AckNow
+        })
+    }
+
+    fn ping(&mut self, now: Time) -> Outgoing {
+        let number = self.ledger.sent();
         if let Phase::Live(live) = &mut self.phase {
-            live.barrier = Some(number);
+            live.barrier = Some(Barrier { number, since: now });
             live.barred = number;
             live.unbarred_bytes = 0;
         }
@@ -107,18 +132,33 @@ impl Machine {
 
     fn next_item(&mut self, now: Time) -> Option<Item> {
         let Phase::Live(live) = &self.phase else { return None };
-        let (sent, acked) = (self.ledger.sent(), self.ledger.acked());
-        let window_full = self.ledger.in_flight_bytes() >= self.config.outbox_bytes;
-        if window_full || sent - acked >= live.welcome.credit {
+        let credit = live.welcome.credit.saturating_sub(self.ledger.sent() - self.ledger.acked());
+        let in_flight = self.ledger.in_flight_bytes();
+        let has_room = match live.welcome.confirm {
+            Confirm::Pings => self.window.has_room(in_flight),
+            Confirm::Acks | Confirm::Sends => in_flight < self.config.outbox_bytes,
+        };
+        if !has_room || credit == 0 {
             return None;
         }
         let item = self.ledger.next_item();
         self.plan_read();
-        let Ok(Some(item)) = item else { return None };
+        let item = match item {
+            Ok(Some(Item::Events(block))) => Item::Events(block.head(credit)?),
+            Ok(Some(gap)) => gap,
+            _ => return None,
+        };
         if item.last() > self.reserved {
             return None; // not promised on disk yet: a crash could use the seq again
         }
         self.pace(item, now)
+    }
+
+    pub(super) fn window_bytes(&self) -> usize {
+        match &self.phase {
+            Phase::Live(live) if live.welcome.confirm != Confirm::Pings => self.config.outbox_bytes,
+            _ => self.window.bytes(),
+        }
     }
 
     pub(super) fn acknowledge(&mut self, now: Time, upto: u64) {
@@ -135,6 +175,7 @@ impl Machine {
         self.release(free);
         if let Some(flush) = &mut self.flush {
             flush.flushed += flushed;
+            flush.measure(now);
         }
         self.settle_flush(now);
     }

@@ -7,6 +7,7 @@ impl Machine {
     /// Accept nothing new; send until `deadline`, then store the rest and close.
     pub fn stop(&mut self, now: Time, deadline: Time) {
         self.stopping = Some(self.stopping.map_or(deadline, |earlier| earlier.min(deadline)));
+        self.want(u64::MAX);
         self.after(now);
     }
 

@@ -119,6 +119,7 @@ impl Bench {
             match self.machine.poll_outgoing(now) {
                 Some(Outgoing::Item(item)) => sent.push(format!("{}-{}", item.first(), item.last())),
                 Some(Outgoing::Ping(number)) => sent.push(format!("ping {number}")),
+                Some(Outgoing::AckNow) => sent.push("ack_now".to_owned()),
                 None if self.machine.has_actions() => self.act(now),
                 None => return sent,
             }
@@ -249,6 +250,215 @@ fn a_long_pause_before_an_event_is_not_held_against_the_link() {
     assert_eq!(bench.sent(at(205.0)).last().map(String::as_str), Some("2-2"));
     bench.time(at(206.0));
     assert!(bench.machine.is_live());
+}
+
+#[test]
+fn an_ack_is_asked_for_where_somebody_waits_and_only_there() {
+    let mut bench = Bench::live(config(), 0, Confirm::Acks);
+    bench.accept(SECOND, events(1, 2, 10));
+    assert_eq!(bench.sent(SECOND), ["1-2"], "nobody waits");
+    bench.machine.want(2);
+    assert_eq!(bench.sent(SECOND), ["ack_now"], "it was sent before");
+    assert!(bench.sent(SECOND).is_empty(), "once");
+    bench.machine.want(5);
+    assert!(bench.sent(SECOND).is_empty(), "there is nothing new to ask for");
+    bench.accept(SECOND, events(3, 4, 10));
+    bench.accept(SECOND, events(5, 6, 10));
+    assert_eq!(bench.sent(SECOND), ["3-4", "5-6", "ack_now"], "behind all that goes out");
+    bench.machine.on_ack(SECOND, 6).expect("sent");
+    bench.accept(SECOND, events(7, 7, 10));
+    assert_eq!(bench.sent(SECOND), ["7-7"]);
+    bench.machine.want(3);
+    assert!(bench.sent(SECOND).is_empty(), "that is confirmed");
+    bench.machine.stop(SECOND, 60 * SECOND);
+    assert_eq!(bench.sent(SECOND), ["ack_now"], "a stop waits for everything");
+}
+
+#[test]
+fn an_ack_is_asked_for_again_on_the_next_link() {
+    let mut bench = Bench::live(config(), 0, Confirm::Acks);
+    bench.accept(SECOND, events(1, 2, 10));
+    bench.machine.want(2);
+    assert_eq!(bench.sent(SECOND), ["1-2", "ack_now"]);
+    bench.machine.on_link_down(SECOND, &error());
+    bench.act(SECOND);
+    bench.up(2 * SECOND, Confirm::Acks);
+    assert_eq!(bench.sent(2 * SECOND), ["1-2", "ack_now"]);
+    bench.machine.flush_now(2 * SECOND);
+    assert!(bench.sent(2 * SECOND).is_empty(), "it was asked for already");
+    for confirm in [Confirm::Pings, Confirm::Sends] {
+        let mut bench = Bench::live(config(), 0, confirm);
+        bench.accept(SECOND, events(1, 2, 10));
+        bench.machine.want(2);
+        assert!(!bench.sent(SECOND).contains(&"ack_now".to_owned()), "only our hub knows that word");
+    }
+}
+
+#[test]
+fn no_more_goes_out_than_the_credit_allows() {
+    let mut bench = Bench::new(config(), 0);
+    bench.machine.start(Time::ZERO);
+    bench.machine.on_link_up(Time::ZERO, Welcome { confirm: Confirm::Acks, have: 0, credit: 5 }).expect("welcome");
+    bench.act(Time::ZERO);
+    bench.accept(SECOND, events(1, 3, 10));
+    bench.accept(SECOND, events(4, 20, 10));
+    assert_eq!(bench.sent(SECOND), ["1-3", "4-5"]);
+    bench.machine.on_ack(SECOND, 3).expect("sent");
+    assert_eq!(bench.sent(SECOND), ["6-8"], "blocks are cut anywhere");
+    bench.machine.on_credit(2);
+    assert!(bench.sent(SECOND).is_empty());
+    bench.machine.on_ack(SECOND, 6).expect("sent");
+    assert!(bench.sent(SECOND).is_empty(), "7 and 8 use the smaller credit up");
+    bench.machine.on_ack(SECOND, 8).expect("sent");
+    assert_eq!(bench.sent(SECOND), ["9-10"]);
+    bench.machine.on_credit(100);
+    assert_eq!(bench.sent(SECOND), ["11-20"]);
+    bench.machine.on_ack(SECOND, 20).expect("sent");
+    bench.machine.on_credit(1);
+    bench.accept(SECOND, Item::Gap(Gap { from: 21, to: 99, reason: crate::emitter::item::GapReason::OutboxFull }));
+    bench.accept(SECOND, events(100, 100, 10));
+    assert_eq!(bench.sent(SECOND), ["21-99"], "a gap is one frame, and what follows it waits");
+    bench.machine.on_ack(SECOND, 99).expect("sent");
+    assert_eq!(bench.sent(SECOND), ["100-100"]);
+}
+
+/// Bytes of events in one of these blocks.
+const BLOCK: usize = 64 << 10;
+
+/// Spilled blocks of 64 KiB, one event each, and a link that confirms by Pong.
+fn flushing(blocks: u64) -> Bench {
+    let config = EmitterConfig { outbox_bytes: 16 << 20, ..config() };
+    let mut bench = Bench::new(config, blocks);
+    bench.stored = (1..=blocks).map(|seq| events(seq, seq, BLOCK)).collect();
+    bench.machine.start(Time::ZERO);
+    bench.act(Time::ZERO);
+    bench.up(Time::ZERO, Confirm::Pings);
+    bench
+}
+
+/// The Ping under way is answered after `took`, and what may go out then does.
+fn answer(bench: &mut Bench, at: &mut Time, took: Duration) {
+    *at += took;
+    bench.machine.on_pong(*at, bench.machine.ledger.sent());
+    bench.act(*at);
+    bench.sent(*at);
+}
+
+#[test]
+fn a_flush_to_a_server_without_credit_begins_small_and_doubles() {
+    let mut bench = flushing(2000);
+    assert_eq!(bench.sent(Time::ZERO).len(), 4 + 1, "256 KiB and their Ping");
+    let (mut at, mut rounds) = (Time::ZERO, 0);
+    while bench.machine.snapshot().window < 16 << 20 {
+        let window = bench.machine.snapshot().window;
+        answer(&mut bench, &mut at, Duration::from_millis(1));
+        let Snapshot { acked_seq, in_flight_bytes, window: grown, .. } = bench.machine.snapshot();
+        let confirmed = bench.stored[..acked_seq as usize].iter().map(Item::bytes).sum::<usize>();
+        assert_eq!(grown, ((256 << 10) + confirmed).min(16 << 20), "it grows by what is confirmed");
+        let in_flight = in_flight_bytes as usize;
+        assert!(grown > window && (grown..grown + 2 * BLOCK).contains(&in_flight), "{in_flight} of {grown} bytes");
+        rounds += 1;
+    }
+    assert!(rounds <= 15, "the full window after {rounds} round trips");
+}
+
+#[test]
+fn a_link_lost_in_a_flush_halves_what_the_next_one_begins_with() {
+    let mut bench = flushing(2000);
+    bench.sent(Time::ZERO);
+    let mut at = Time::ZERO;
+    for _ in 0..5 {
+        answer(&mut bench, &mut at, Duration::from_millis(1));
+    }
+    let before = bench.machine.snapshot().window;
+    assert!(before > 1 << 20);
+    bench.machine.on_link_down(SECOND, &error());
+    bench.act(SECOND);
+    bench.up(2 * SECOND, Confirm::Pings);
+    bench.sent(2 * SECOND);
+    let Snapshot { in_flight_bytes, window, .. } = bench.machine.snapshot();
+    assert_eq!(window, before / 2);
+    assert!((window..window + 2 * BLOCK).contains(&(in_flight_bytes as usize)), "{in_flight_bytes} bytes");
+}
+
+#[test]
+fn a_link_lost_with_nothing_under_way_says_nothing_of_the_server() {
+    let mut bench = Bench::live(config(), 0, Confirm::Pings);
+    bench.machine.on_link_down(SECOND, &error());
+    bench.act(SECOND);
+    bench.up(2 * SECOND, Confirm::Pings);
+    assert_eq!(bench.machine.snapshot().window, 256 << 10);
+}
+
+#[test]
+fn a_server_that_suddenly_confirms_slowly_is_given_half() {
+    let mut bench = flushing(2000);
+    let mut at = Time::ZERO;
+    bench.sent(at);
+    for _ in 0..5 {
+        answer(&mut bench, &mut at, Duration::from_millis(5));
+    }
+    let before = bench.machine.snapshot().window;
+    answer(&mut bench, &mut at, SECOND);
+    assert_eq!(bench.machine.snapshot().window, before / 2);
+}
+
+#[test]
+fn a_long_flush_is_told_of_now_and_then() {
+    let mut bench = Bench::live(EmitterConfig { flush_rate: Some(100.0), ..config() }, 300, Confirm::Acks);
+    let mut at = Time::ZERO;
+    loop {
+        bench.sent(at);
+        let sent = bench.machine.ledger.sent();
+        bench.machine.on_ack(at, sent).expect("sent");
+        bench.act(at);
+        if bench.machine.snapshot().flush_remaining == 0 {
+            break;
+        }
+        at = bench.machine.deadline(at).expect("it is paced");
+        bench.time(at);
+        assert!(at < 10 * SECOND, "it never ends");
+    }
+    let progress: Vec<_> = bench.reports.iter().filter(|r| r.event_type == "broadcaster_flush_progress").collect();
+    assert_eq!(progress.len(), 2, "once a second: {:?}", bench.names());
+    let number = |key: &str| progress[0].details[key].as_f64().expect("a number");
+    assert!(progress[0].success && number("seconds") >= 1.0, "{:?}", progress[0]);
+    assert!((number("flushed") + number("remaining") - 300.0).abs() < 0.5, "{:?}", progress[0]);
+    assert!((90.0..=110.0).contains(&number("rate")), "{:?}", progress[0]);
+    assert_eq!(bench.names().last(), Some(&"broadcaster_flush_complete"));
+    let snapshot = bench.machine.snapshot();
+    assert!(snapshot.flush_remaining == 0 && snapshot.flush_rate == 0.0, "{snapshot:?}");
+}
+
+#[test]
+fn what_was_accepted_while_the_link_came_up_belongs_to_the_flush() {
+    let now = at(0.1);
+    for stored in [0, 4] {
+        let mut bench = Bench::live(config(), stored, Confirm::Acks);
+        let item = events(stored + 1, stored + 3, 10);
+        bench.machine.on_accepted(now, Fresh { item, spilled: 3, since: Instant::now() }, now);
+        bench.act(now);
+        assert_eq!(bench.machine.snapshot().flush_remaining, stored + 3);
+        bench.sent(now);
+        bench.machine.on_ack(now, stored + 3).expect("sent");
+        bench.act(now);
+        assert_eq!(bench.names(), ["broadcaster_ready", "broadcaster_spill", "broadcaster_flush_complete"]);
+    }
+}
+
+#[test]
+fn a_flush_that_stands_still_is_told_to() {
+    let mut bench = flushing(10);
+    bench.sent(Time::ZERO);
+    bench.time(SECOND);
+    bench.time(2 * SECOND);
+    let rates: Vec<_> = bench.reports.iter().filter_map(|report| report.details.get("rate")).collect();
+    assert_eq!(rates, [&json!(0.0), &json!(0.0)]);
+    bench.machine.on_link_down(3 * SECOND, &error());
+    bench.act(3 * SECOND);
+    bench.time(4 * SECOND);
+    let told = bench.names().iter().filter(|name| **name == "broadcaster_flush_progress").count();
+    assert_eq!(told, 2, "without a link there is no progress to tell of");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! How much of a session is on its way to the disk, so that it stops reading before that is too much.
+//! How much of a session is on its way to the disk, so that it stops reading before that is too much; and what has come
+//! back from there.
 
 use std::task::{Context, Poll, Waker};
 
@@ -18,6 +19,7 @@ pub(in crate::hub) struct Flow(Mutex<Waiting>);
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: usize,
+    acknowledged: u64,
     greeting: Option<Greeting>,
     reader: Option<Waker>,
 }
@@ -50,6 +52,16 @@ impl Flow {
         if let Some(reader) = reader {
             reader.wake();
         }
+    }
+
+    /// An ack is queued. To be called before the peer can hear of it.
+    pub(in crate::hub) fn acknowledge(&self, upto: u64) {
+        self.0.lock().acknowledged = upto;
+    }
+
+    /// The last ack; 0 before the first.
+    pub(in crate::hub) fn acknowledged(&self) -> u64 {
+        self.0.lock().acknowledged
     }
 
     /// Ready when the session may read on; brings the answer to its greeting once.

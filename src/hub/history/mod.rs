@@ -353,6 +353,9 @@ impl Outcome {
                     }
                     Verdict::Stored => None,
                 };
+                if let Some(upto) = turn.acknowledges() {
+                    flow.acknowledge(upto);
+                }
                 turn.settle(have, state, now);
                 Tell::Flow { flow, bytes, greeted: greets.then_some(have) }
             }

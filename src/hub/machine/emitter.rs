@@ -3,6 +3,10 @@
 //!
 //! Such a [`Turn`] is a value of its own: without a durable log it is settled on the spot, with one it goes through the
 //! log's thread first.
+//!
+//! The ack of a few events waits a little for more: on a small machine one frame, one write and one wake-up of the
+//! emitter for each lone event would compete with bringing that event to its subscribers. An ack that waited too long
+//! is a turn without records, so that it cannot overtake what is still on its way to the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +24,17 @@ use crate::wire::frame::{EmitterFrame, HubFrame};
 /// How many events an emitter may have unacknowledged. The hub takes events as fast as it reads them and TCP holds
 /// back the rest, so this only bounds what an emitter must be ready to send again.
 pub const CREDIT: u64 = 1 << 17;
+
+/// How long an ack may wait for company. At 1000 lone events a second five share one: four of five acks are saved, and
+/// no longer delay could save much more. What it costs is that a lost link brings a few more events twice, which are
+/// dropped here. Who waits for a delivery does not pay for it, see [`EmitterFrame::AckNow`].
+const ACK_DELAY: Duration = Duration::from_millis(5);
+/// So many events are acknowledged at once: one ack for these costs nothing that counts.
+const ACK_EVENTS: u64 = 64;
+/// So many bytes are acknowledged at once: half of the smallest `outbox_bytes`, so that no window ever starves.
+const ACK_BYTES: usize = 32 << 10;
+
+const _: () = assert!(ACK_EVENTS <= CREDIT / 2, "an ack that waits must not starve the window");
 
 /// Longest name or epoch of an emitter and longest reason of a gap, in bytes: they are kept for long.
 const MAX_NAME: usize = 256;
@@ -47,6 +62,17 @@ enum Phase {
     Over,
 }
 
+/// When what a turn brought is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ack {
+    /// It brought nothing to acknowledge.
+    Nothing,
+    /// With a later turn.
+    Later,
+    /// With everything before it.
+    Now,
+}
+
 /// What an emitter's frames since the last turn brought.
 #[derive(Debug)]
 pub struct Turn {
@@ -61,7 +87,7 @@ pub struct Turn {
     /// What is to be appended.
     pub records: Vec<Record>,
     duplicates: u64,
-    ack_due: bool,
+    ack: Ack,
     violation: Option<String>,
 }
 
@@ -78,7 +104,13 @@ impl Turn {
     #[cfg(test)]
     pub(crate) fn for_test(id: SessionId, name: &str, marks: (u64, u64), records: Vec<Record>) -> Self {
         let name = name.into();
-        Self { id, name, greeting: None, marks, records, duplicates: 0, ack_due: true, violation: None }
+        Self { id, name, greeting: None, marks, records, duplicates: 0, ack: Ack::Now, violation: None }
+    }
+
+    /// Up to where it acknowledges, if it does.
+    #[must_use]
+    pub fn acknowledges(&self) -> Option<u64> {
+        (self.ack == Ack::Now).then_some(self.marks.1)
     }
 
     /// What the records cost in memory.
@@ -96,8 +128,11 @@ impl Turn {
             state.append(record, now);
         }
         state.counters.duplicates += self.duplicates;
-        if self.ack_due {
-            state.registry.push(self.id, HubFrame::Ack { upto: self.marks.1 }.encode().into());
+        if self.ack != Ack::Nothing {
+            state.registry.withhold_ack(self.id, self.marks.1);
+        }
+        if self.ack == Ack::Now {
+            state.registry.acknowledge(self.id);
         }
         if let Some(message) = self.violation {
             state.counters.bad_frames += 1;
@@ -107,6 +142,15 @@ impl Turn {
         }
         self.records
     }
+}
+
+/// What came and is not acknowledged, because more may come.
+#[derive(Debug)]
+struct Withheld {
+    /// Events, those of gaps and duplicates among them.
+    events: u64,
+    bytes: usize,
+    due: Duration,
 }
 
 /// See the module.
@@ -120,8 +164,14 @@ pub struct EmitterMachine {
     from: u64,
     batch: Vec<Record>,
     duplicates: u64,
-    /// Something came that wants an ack, be it only a duplicate.
-    ack_due: bool,
+    /// Events and bytes that came since the last turn and want an ack, be they only duplicates.
+    came: Option<(u64, usize)>,
+    withheld: Option<Withheld>,
+    /// The emitter asked for its ack.
+    hurried: bool,
+    /// The furthest seq that this connection was ever allowed: the last ack plus the credit. It never goes back, so a
+    /// frame that was sent under an older, larger credit is no violation.
+    edge: u64,
     violation: Option<String>,
 }
 
@@ -137,7 +187,10 @@ impl EmitterMachine {
             from: 0,
             batch: Vec::new(),
             duplicates: 0,
-            ack_due: false,
+            came: None,
+            withheld: None,
+            hurried: false,
+            edge: 0,
             violation: None,
         }
     }
@@ -150,6 +203,7 @@ impl EmitterMachine {
         let taken = match EmitterFrame::decode(text) {
             Ok(EmitterFrame::Hello { emitter, epoch, next }) => self.on_hello(emitter, epoch, next),
             Ok(EmitterFrame::Gap { from, to, reason }) => self.on_gap(from, to, &reason),
+            Ok(EmitterFrame::AckNow) => self.on_ack_now(),
             Ok(EmitterFrame::Unknown) => Ok(Step::More),
             Err(error) => Err(format!("no frame of sb.emit.v1: {error}")),
         };
@@ -165,10 +219,17 @@ impl EmitterMachine {
         self.or_violation(taken)
     }
 
-    /// Whether anything came since the last commit.
+    /// Whether anything came since the last commit, or an ack has waited long enough.
     #[must_use]
-    pub fn wants_commit(&self) -> bool {
-        self.ack_due || self.violation.is_some() || matches!(self.phase, Phase::Greeting { .. })
+    pub fn wants_commit(&self, now: Duration) -> bool {
+        let due = self.withheld.as_ref().is_some_and(|withheld| self.hurried || now >= withheld.due);
+        due || self.came.is_some() || self.violation.is_some() || matches!(self.phase, Phase::Greeting { .. })
+    }
+
+    /// When an ack that waits must be given at the latest; `None` while none does.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.withheld.as_ref().map(|withheld| withheld.due)
     }
 
     /// Appends what the frames since the last commit brought, and answers.
@@ -177,10 +238,11 @@ impl EmitterMachine {
             // It could not be acknowledged any more, so it will come again on another connection.
             self.phase = Phase::Over;
             self.batch = Vec::new();
-            self.violation = None;
+            (self.came, self.withheld, self.violation) = (None, None, None);
             return;
         }
-        let turn = self.turn();
+        let turn = self.turn(now);
+        let acknowledged = turn.acknowledges();
         let greeting = turn.greeting.as_ref();
         let have = greeting.map(|hello| state.hello(self.id, &self.name, &hello.epoch, hello.next));
         if have.is_some() {
@@ -189,11 +251,19 @@ impl EmitterMachine {
             state.emitters.advance(self.id, &self.name, turn.marks.1);
         }
         self.batch = turn.settle(have, state, now);
+        if let Some(upto) = acknowledged {
+            self.acknowledged(upto);
+        }
+    }
+
+    /// An ack was given: so much more may come.
+    pub fn acknowledged(&mut self, upto: u64) {
+        self.edge = self.edge.max(upto.saturating_add(CREDIT));
     }
 
     /// Takes what the frames since the last turn brought. If that is a greeting, no frame may be given to the machine
     /// until [`EmitterMachine::greeted`].
-    pub fn turn(&mut self) -> Turn {
+    pub fn turn(&mut self, now: Duration) -> Turn {
         let (greeting, upto) = match self.phase {
             Phase::Greeting { next } => (Some(Greeting { epoch: self.epoch.clone(), next }), 0),
             Phase::Live { mark } => (None, mark),
@@ -213,8 +283,25 @@ impl EmitterMachine {
             marks: (std::mem::replace(&mut self.from, upto), upto),
             records: std::mem::take(&mut self.batch),
             duplicates: std::mem::take(&mut self.duplicates),
-            ack_due: std::mem::take(&mut self.ack_due),
+            ack: self.take_ack(now, violation.is_some()),
             violation,
+        }
+    }
+
+    /// Decides whether what came so far is acknowledged with this turn.
+    fn take_ack(&mut self, now: Duration, last: bool) -> Ack {
+        let came = self.came.take();
+        if let Some((events, bytes)) = came {
+            let withheld = self.withheld.get_or_insert(Withheld { events: 0, bytes: 0, due: now + ACK_DELAY });
+            withheld.events = withheld.events.saturating_add(events);
+            withheld.bytes += bytes;
+        }
+        let hurried = std::mem::take(&mut self.hurried) || last;
+        let many = |w: &mut Withheld| w.events >= ACK_EVENTS || w.bytes >= ACK_BYTES;
+        match self.withheld.take_if(|withheld| hurried || many(withheld) || now >= withheld.due) {
+            Some(_) => Ack::Now,
+            None if came.is_some() => Ack::Later,
+            None => Ack::Nothing,
         }
     }
 
@@ -224,6 +311,7 @@ impl EmitterMachine {
             Some(mark) => {
                 self.from = mark;
                 self.phase = Phase::Live { mark };
+                self.acknowledged(mark);
             }
             None => self.phase = Phase::Over,
         }
@@ -257,6 +345,14 @@ impl EmitterMachine {
         Ok(Step::Commit)
     }
 
+    fn on_ack_now(&mut self) -> Result<Step, String> {
+        if !matches!(self.phase, Phase::Live { .. }) {
+            return Err("hello comes first".to_owned());
+        }
+        self.hurried = self.came.is_some() || self.withheld.is_some();
+        Ok(Step::More)
+    }
+
     fn on_gap(&mut self, from: u64, to: u64, reason: &str) -> Result<Step, String> {
         let mark = self.mark()?;
         if from == 0 || from > to {
@@ -268,7 +364,8 @@ impl EmitterMachine {
         if from > mark + 1 {
             return Err(format!("gap from {from} follows {mark}: {} to {} are missing", mark + 1, from - 1));
         }
-        self.ack_due = true;
+        self.check_edge(from)?;
+        self.note((to - from).saturating_add(1), 0);
         if to > mark {
             self.batch.push(Record::gap(&self.name, &self.epoch, from.max(mark + 1), to, reason));
             self.phase = Phase::Live { mark: to };
@@ -282,7 +379,8 @@ impl EmitterMachine {
             let (from, to) = (mark + 1, block.first() - 1);
             return Err(format!("block begins with seq {}: {from} to {to} are missing", block.first()));
         }
-        self.ack_due = true;
+        self.check_edge(block.last())?;
+        self.note(block.count(), block.bytes().len());
         // What remains of an overlapping block is a copy: a few new events must not keep the memory of many old ones.
         let news = block.after(mark);
         self.duplicates += block.count() - news.as_ref().map_or(0, Block::count);
@@ -292,6 +390,21 @@ impl EmitterMachine {
             self.phase = Phase::Live { mark: seq };
         }
         Ok(Step::More)
+    }
+
+    fn note(&mut self, events: u64, bytes: usize) {
+        let came = self.came.get_or_insert_default();
+        *came = (came.0.saturating_add(events), came.1 + bytes);
+    }
+
+    fn check_edge(&self, seq: u64) -> Result<(), String> {
+        if seq <= self.edge {
+            return Ok(());
+        }
+        Err(format!(
+            "seq {seq} is beyond the credit: at most {CREDIT} events may be unacknowledged, up to {}",
+            self.edge
+        ))
     }
 
     fn mark(&self) -> Result<u64, String> {

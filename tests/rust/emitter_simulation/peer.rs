@@ -7,6 +7,10 @@ use fastrand::Rng;
 use safe_broadcaster::emitter::item::Item;
 use safe_broadcaster::emitter::machine::{Confirm, Outgoing, Welcome};
 
+// As in hub/machine/emitter.rs.
+const ACK_DELAY: Duration = Duration::from_millis(5);
+const ACK_EVENTS: u64 = 64;
+
 /// What comes back over a link.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Answer {
@@ -29,13 +33,22 @@ pub(crate) struct Wire {
     pub(crate) busy: bool,
     /// Last seq that came over this link.
     last: Option<u64>,
+    /// Last seq that was written to it, and the last for which an ack was asked.
+    pub(crate) written: u64,
+    pub(crate) asked: u64,
+    /// The furthest seq that the credit ever allowed.
+    edge: u64,
+    acked: u64,
+    /// Events that came since the last answer; as many as can be if it must not wait.
+    unacked: u64,
     answer_at: Option<Duration>,
     answers_due: Vec<Answer>,
     latency: u64,
 }
 
 impl Wire {
-    pub(crate) fn new(latency: u64, room: usize) -> Self {
+    /// `acked`: what the greeting told of.
+    pub(crate) fn new(latency: u64, room: usize, acked: u64, credit: u64) -> Self {
         Self {
             to_peer: VecDeque::new(),
             to_emitter: VecDeque::new(),
@@ -44,6 +57,11 @@ impl Wire {
             abandoned: false,
             busy: false,
             last: None,
+            written: 0,
+            asked: 0,
+            edge: acked.saturating_add(credit),
+            acked,
+            unacked: 0,
             answer_at: None,
             answers_due: Vec::new(),
             latency,
@@ -55,6 +73,11 @@ impl Wire {
     }
 
     pub(crate) fn write(&mut self, now: Duration, frame: Outgoing, rng: &mut Rng) {
+        match &frame {
+            Outgoing::Item(item) => self.written = item.last(),
+            Outgoing::AckNow => self.asked = self.written,
+            Outgoing::Ping(_) => {}
+        }
         if self.dead {
             self.room = self.room.saturating_sub(1);
             return;
@@ -68,6 +91,9 @@ impl Wire {
     }
 
     fn answer(&mut self, now: Duration, answer: Answer, rng: &mut Rng) {
+        if let Answer::Ack(upto) = answer {
+            self.acked = self.acked.max(upto);
+        }
         if self.abandoned {
             return;
         }
@@ -173,11 +199,17 @@ impl Receiver {
             self.take(wire, frame);
             if wire.answer_at.is_none() && !wire.answers_due.is_empty() {
                 let patience = Duration::from_micros(rng.u64(0..=self.patience));
-                wire.answer_at = Some((now + patience).max(self.mute_until));
+                let lone = self.confirm == Confirm::Acks && wire.unacked < ACK_EVENTS;
+                let delay = if lone { ACK_DELAY } else { Duration::ZERO };
+                wire.answer_at = Some((now + patience + delay).max(self.mute_until));
+            } else if let (Some(at), true) = (&mut wire.answer_at, wire.unacked >= ACK_EVENTS) {
+                let patience = Duration::from_micros(rng.u64(0..=self.patience));
+                *at = (*at).min((now + patience).max(self.mute_until));
             }
         }
         if wire.answer_at.is_some_and(|at| at <= now) {
             wire.answer_at = None;
+            wire.unacked = 0;
             worked = true;
             let mut answers = std::mem::take(&mut wire.answers_due);
             if rng.bool() {
@@ -198,6 +230,7 @@ impl Receiver {
                 };
                 wire.answer(now, answer, rng);
             }
+            wire.edge = wire.edge.max(wire.acked.saturating_add(self.credit));
         }
         worked
     }
@@ -205,6 +238,7 @@ impl Receiver {
     pub(crate) fn grant(&mut self, credit: u64, wire: &mut Wire, now: Duration, rng: &mut Rng) {
         self.credit = credit;
         if self.confirm == Confirm::Acks && !wire.dead {
+            wire.edge = wire.edge.max(wire.acked.saturating_add(credit));
             wire.answer(now, Answer::Credit(credit), rng);
         }
     }
@@ -214,6 +248,13 @@ impl Receiver {
             Outgoing::Ping(number) => {
                 assert_ne!(self.confirm, Confirm::Sends, "an object of the host language is pinged");
                 wire.answers_due.push(Answer::Pong(number));
+                wire.unacked = u64::MAX; // pongs do not wait for company
+            }
+            Outgoing::AckNow => {
+                assert_eq!(self.confirm, Confirm::Acks, "only our hub knows that word");
+                if !wire.answers_due.is_empty() {
+                    wire.unacked = u64::MAX;
+                }
             }
             Outgoing::Item(item) => {
                 self.item(wire, &item, u64::MAX);
@@ -246,6 +287,11 @@ impl Receiver {
             None => assert!(first <= self.mark + 1, "a link begins with seq {first} behind {}", self.mark),
         }
         wire.last = Some(last);
+        wire.unacked = wire.unacked.saturating_add(last - first + 1);
+        if self.confirm == Confirm::Acks {
+            let end = if item.events() > 0 { last } else { first };
+            assert!(end <= wire.edge, "seq {end} comes, {} are allowed", wire.edge);
+        }
         match item {
             Item::Gap(gap) if self.confirm == Confirm::Acks && gap.to <= self.mark => {}
             Item::Gap(gap) => {

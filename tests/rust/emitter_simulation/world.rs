@@ -38,12 +38,13 @@ struct Emission {
 
 enum Command {
     Flush,
+    /// Somebody waits for the delivery of this seq.
+    Await(u64),
     Stop(Duration),
 }
 
 /// What the driver sleeps on.
 struct Sleep {
-    since: Duration,
     pause: Option<Duration>,
     timer: Option<Duration>,
     asleep: bool,
@@ -62,6 +63,8 @@ struct Process {
     connecting: Option<(Duration, Option<u64>)>,
     /// Emissions whose seq is not final yet.
     provisional: Vec<usize>,
+    /// Everything up to here is waited for.
+    awaited: u64,
     ended: bool,
 }
 
@@ -166,6 +169,7 @@ impl Process {
             linger: None,
             connecting: None,
             provisional: Vec::new(),
+            awaited: 0,
             ended: false,
         }
     }
@@ -308,20 +312,20 @@ impl World {
         let deadline = machine.deadline(self.now);
         let pause = pause.map(|pause| self.now + pause);
         let timer = [pause, deadline].into_iter().flatten().min();
-        *sleep = Some(Sleep { since: self.now, pause, timer, asleep });
+        *sleep = Some(Sleep { pause, timer, asleep });
         acted || fetched > 0
     }
 
     /// The `select!`: whatever is ready, in its order of preference. `false`: nothing is.
     fn wake(&mut self, acted: bool) -> bool {
-        let Some(Sleep { since, pause, timer, asleep }) = self.process.sleep.take() else { return true };
+        let Some(Sleep { pause, timer, asleep }) = self.process.sleep.take() else { return true };
         if let Some(command) = self.process.commands.pop_front() {
             self.command(&command);
         } else if let Some(done) = self.process.dones.pop_front() {
             self.note(|| format!("done {}", brief(&done)));
             let now = self.now;
             self.machine().on_spill(now, done);
-        } else if self.link(since) || self.opened() {
+        } else if self.link() || self.opened() {
         } else if pause.is_none() && self.process.outbox.bell.notified().now_or_never().is_some() {
             self.time();
         } else if timer.is_some_and(|at| at <= self.now) {
@@ -331,7 +335,7 @@ impl World {
                 self.tally.idle_wakes += 1;
             }
         } else if asleep {
-            self.process.sleep = Some(Sleep { since, pause, timer, asleep });
+            self.process.sleep = Some(Sleep { pause, timer, asleep });
             return false;
         }
         true
@@ -415,6 +419,10 @@ impl World {
         let now = self.now;
         match command {
             Command::Flush => self.machine().flush_now(now),
+            Command::Await(seq) => {
+                self.machine().want(*seq);
+                self.process.awaited = self.process.awaited.max(*seq);
+            }
             Command::Stop(drain) => self.machine().stop(now, now + *drain),
         }
     }
@@ -442,6 +450,7 @@ impl World {
     fn opened(&mut self) -> bool {
         let Some((_, next)) = self.process.connecting.filter(|(at, _)| *at <= self.now) else { return false };
         self.process.connecting = None;
+        self.fetch();
         let now = self.now;
         let Some(next) = next else {
             self.machine().on_connect_failed(now, &Error::new(ErrorKind::ConnectRefused, "refused"));
@@ -449,11 +458,12 @@ impl World {
         };
         self.ghost = None; // a receiver ends the older connection of the same emitter
         let welcome: Welcome = self.receiver.hello(next);
+        let acked = welcome.have.max(next - 1);
         self.note(|| format!("up: {welcome:?}"));
         match self.machine().on_link_up(now, welcome) {
             Ok(()) => {
                 let room = self.rng.usize(1..200);
-                self.wire = Some(Wire::new(self.latency, room));
+                self.wire = Some(Wire::new(self.latency, room, acked, welcome.credit));
             }
             Err(error) => panic!("the link is refused: {}", error.report()),
         }
@@ -461,7 +471,7 @@ impl World {
     }
 
     /// `Link::poll`: news first, then as many frames as the peer takes.
-    fn link(&mut self, since: Duration) -> bool {
+    fn link(&mut self) -> bool {
         let now = self.now;
         let Some(wire) = &mut self.wire else { return false };
         let Some(machine) = &mut self.process.machine else { return false };
@@ -492,16 +502,22 @@ impl World {
         }
         let mut sent = Vec::new();
         while sent.len() < MESSAGES_PER_TURN && !wire.is_blocked() && !wire.busy {
-            let Some(frame) = machine.poll_outgoing(since) else { break };
+            let Some(frame) = machine.poll_outgoing(now) else { break };
             if let Outgoing::Item(item) = &frame {
                 self.tally.written += item.events();
             }
             sent.push(match &frame {
                 Outgoing::Item(item) => (item.first(), item.last(), item.events()),
                 Outgoing::Ping(number) => (*number, 0, 0),
+                Outgoing::AckNow => (0, 0, 0),
             });
             wire.busy = sends;
             wire.write(now, frame, &mut self.rng);
+        }
+        let (acked, awaited) = (machine.acked(), self.process.awaited);
+        let unasked = wire.written > acked.max(wire.asked) && awaited > acked.max(wire.asked);
+        if self.receiver.confirm == Confirm::Acks && sent.len() < MESSAGES_PER_TURN && !wire.is_blocked() {
+            assert!(!unasked, "{awaited} is awaited, {} sent, and {} asked for", wire.written, wire.asked);
         }
         let turned = !sent.is_empty() || machine.has_actions();
         if !sent.is_empty() {
@@ -622,10 +638,15 @@ impl World {
             }
             76..80 => self.crash(),
             80..84 => self.restart(),
-            84..87 => {
+            84..86 => {
                 self.tally.hurried += 1;
                 self.process.commands.push_back(Command::Flush);
             }
+            86..87 if self.process.machine.is_some() => {
+                let last = self.process.outbox.counts().last_seq;
+                self.process.commands.push_back(Command::Await(last));
+            }
+            86..87 => {} // it waits until the seqs are final
             87..91 => {
                 self.disk.failing = self.rng.f64();
                 let outage = self.micros(6_000_000);
@@ -708,7 +729,10 @@ impl World {
         self.receiver.patience = self.receiver.patience.min(10_000);
         self.disk.failing = 0.0;
         let pace = self.config.flush_rate.map_or(0.0, |rate| self.emissions.len() as f64 / rate);
-        let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0);
+        // A small credit costs a round trip each time that it is used up.
+        let trip = Duration::from_micros(2 * self.latency + self.receiver.patience) + 10 * MILLI;
+        let trips = self.emissions.len() as u64 / self.receiver.credit + 1;
+        let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0) + trip * trips as u32;
         while !self.is_drained() {
             assert!(self.now < limit, "it does not drain: {:?}", self.process.machine.as_ref().map(Machine::snapshot));
             self.advance(limit);

@@ -32,8 +32,20 @@ impl Hub {
         link
     }
 
+    /// For an emitter that does not wait for its ack.
     fn commit(&mut self, link: &mut Link) -> Vec<String> {
-        link.machine.commit(&mut self.0, Duration::ZERO);
+        if matches!(link.machine.phase, Phase::Live { .. }) {
+            link.ask();
+        }
+        self.commit_at(link, Duration::ZERO)
+    }
+
+    fn commit_at(&mut self, link: &mut Link, now: Duration) -> Vec<String> {
+        link.machine.commit(&mut self.0, now);
+        self.heard(link)
+    }
+
+    fn heard(&mut self, link: &Link) -> Vec<String> {
         let mut items = VecDeque::new();
         self.0.registry.take(link.id, usize::MAX, &mut items);
         let read = |item| match item {
@@ -65,6 +77,10 @@ impl Link {
             block.push(format!(r#"{{"n":{seq}}}"#).as_bytes());
         }
         self.machine.on_block(block.seal().expect("not empty").into_bytes())
+    }
+
+    fn ask(&mut self) -> Step {
+        self.machine.on_text(&EmitterFrame::AckNow.encode())
     }
 
     fn gap(&mut self, from: u64, to: u64) -> Step {
@@ -177,9 +193,10 @@ fn what_came_before_a_violation_counts() {
 #[test]
 fn bad_input_is_named_and_ends_the_session() {
     type Say = fn(&mut Link) -> Step;
-    let cases: [(bool, Say, &str); 11] = [
+    let cases: [(bool, Say, &str); 13] = [
         (false, |link| link.events(1..=1), "hello comes first"),
         (false, |link| link.gap(1, 1), "hello comes first"),
+        (false, Link::ask, "hello comes first"),
         (false, |link| link.hello("", 1), "hello.epoch"),
         (false, |link| link.hello("1", 0), "hello.next"),
         (false, |link| link.machine.on_text("{"), "sb.emit.v1"),
@@ -187,6 +204,7 @@ fn bad_input_is_named_and_ends_the_session() {
         (true, |link| link.events(2..=2), "1 to 1 are missing"),
         (true, |link| link.gap(2, 2), "1 to 1 are missing"),
         (true, |link| link.gap(1, 0), "empty"),
+        (true, |link| link.events(1..=CREDIT + 1), "beyond the credit"),
         (true, |link| link.machine.on_block(Bytes::from_static(b"\x01")), "truncated"),
         (true, |link| link.machine.on_block(Bytes::from_static(&[7; 40])), "unknown kind 7"),
     ];
@@ -209,6 +227,116 @@ fn the_last_seq_of_all_is_taken_and_nothing_after_it() {
     assert_eq!(hub.commit(&mut link), [ack(u64::MAX)]);
     assert_eq!(link.events(1..=1), Step::Commit);
     assert!(hub.commit(&mut link)[0].contains("no seq is left"));
+}
+
+#[test]
+fn lone_events_share_an_ack_that_comes_in_time() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    assert_eq!(link.machine.deadline(), None, "an idle session has no timer");
+    let millis = Duration::from_millis;
+    for seq in 1..=4 {
+        link.events(seq..=seq);
+        assert!(hub.commit_at(&mut link, millis(seq)).is_empty());
+        assert_eq!(link.machine.deadline(), Some(millis(1) + ACK_DELAY), "it counts from the first");
+    }
+    assert!(!link.machine.wants_commit(millis(5)) && link.machine.wants_commit(millis(6)));
+    assert_eq!(hub.commit_at(&mut link, millis(6)), [ack(4)]);
+    assert_eq!(link.machine.deadline(), None);
+    assert_eq!(hub.log(), numbers(1..=4), "only the ack waits");
+}
+
+#[test]
+fn an_ack_waits_for_a_bounded_number_of_events_and_bytes() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.events(1..=ACK_EVENTS);
+    assert_eq!(hub.commit_at(&mut link, Duration::ZERO), [ack(ACK_EVENTS)], "a large turn");
+    let (mut seq, mut heard) = (ACK_EVENTS, Vec::new());
+    while heard.is_empty() {
+        seq += 1;
+        link.events(seq..=seq);
+        heard = hub.commit_at(&mut link, Duration::ZERO);
+    }
+    assert_eq!((heard, seq), (vec![ack(seq)], 2 * ACK_EVENTS), "many small ones");
+    link.gap(seq + 1, seq + ACK_EVENTS);
+    assert_eq!(hub.commit_at(&mut link, Duration::ZERO), [ack(seq + ACK_EVENTS)], "the seqs of a gap count");
+
+    let mut block = BlockBuilder::new(seq + ACK_EVENTS + 1, BytesMut::new());
+    block.push(format!(r#"{{"text":"{}"}}"#, "x".repeat(ACK_BYTES)).as_bytes());
+    link.machine.on_block(block.seal().expect("not empty").into_bytes());
+    assert_eq!(hub.commit_at(&mut link, Duration::ZERO), [ack(seq + ACK_EVENTS + 1)], "a large event");
+}
+
+#[test]
+fn who_asks_for_an_ack_gets_it_at_once() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.events(1..=1);
+    link.ask();
+    assert_eq!(hub.commit_at(&mut link, Duration::ZERO), [ack(1)], "with the event");
+    link.events(2..=2);
+    assert!(hub.commit_at(&mut link, Duration::ZERO).is_empty());
+    link.ask();
+    assert_eq!(hub.commit_at(&mut link, Duration::ZERO), [ack(2)], "after it");
+    link.ask();
+    assert!(!link.machine.wants_commit(Duration::ZERO), "there is nothing to acknowledge");
+    link.events(3..=3);
+    assert!(hub.commit_at(&mut link, Duration::ZERO).is_empty(), "and nothing was asked for what comes later");
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_in_time_too() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.events(1..=1);
+    hub.commit(&mut link);
+    link.events(1..=1);
+    assert!(hub.commit_at(&mut link, Duration::ZERO).is_empty());
+    assert_eq!(hub.commit_at(&mut link, ACK_DELAY), [ack(1)]);
+}
+
+#[test]
+fn an_ack_that_waits_comes_before_an_orderly_close() {
+    let mut hub = Hub::new();
+    let mut links: Vec<Link> = Vec::new();
+    for _ in 0..2 {
+        let mut link = hub.greet("1", links.len() as u64 + 1);
+        link.events(links.len() as u64 + 1..=links.len() as u64 + 1);
+        assert!(hub.commit_at(&mut link, Duration::ZERO).is_empty());
+        links.push(link);
+    }
+    assert_eq!(hub.heard(&links[0]), [ack(1), "Close(Superseded)".to_owned()]);
+    hub.0.shutdown(crate::wire::frame::Reconnect { after: 0.2, jitter: 8.0 });
+    let heard = hub.heard(&links[1]);
+    assert_eq!((heard.len(), &heard[0]), (3, &ack(2)));
+    assert!(heard[1].contains("bye") && heard[2] == "Close(Shutdown)", "{heard:?}");
+    assert!(hub.commit_at(&mut links[1], ACK_DELAY).is_empty());
+    assert_eq!(links[1].machine.deadline(), None, "a session that ends has no timer");
+}
+
+#[test]
+fn the_credit_moves_with_each_ack_and_never_back() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    assert_eq!(link.events(1..=CREDIT), Step::More);
+    assert_eq!(hub.commit(&mut link), [ack(CREDIT)]);
+    assert_eq!(link.events(CREDIT + 1..=2 * CREDIT), Step::More, "all of it again");
+    assert_eq!(link.events(2 * CREDIT + 1..=2 * CREDIT + 1), Step::Commit);
+    let heard = hub.commit(&mut link);
+    assert_eq!((heard.len(), &heard[0]), (3, &ack(2 * CREDIT)), "what came before the violation counts");
+    assert!(heard[1].contains("beyond the credit"), "{heard:?}");
+}
+
+#[test]
+fn a_gap_may_reach_beyond_the_credit_and_what_follows_waits_for_its_ack() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    assert_eq!(link.gap(1, 2 * CREDIT), Step::More);
+    assert_eq!(hub.commit_at(&mut link, Duration::ZERO), [ack(2 * CREDIT)]);
+    assert_eq!(link.gap(2 * CREDIT + 1, 9 * CREDIT), Step::More);
+    assert_eq!(link.events(9 * CREDIT + 1..=9 * CREDIT + 1), Step::Commit);
+    assert!(hub.commit(&mut link)[1].contains("beyond the credit"));
 }
 
 /// How a block fares.
