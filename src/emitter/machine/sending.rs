@@ -109,12 +109,17 @@ impl Machine {
         let Phase::Live(live) = &self.phase else { return None };
         let (sent, acked) = (self.ledger.sent(), self.ledger.acked());
         let window_full = self.ledger.in_flight_bytes() >= self.config.outbox_bytes;
-        if window_full || sent - acked >= live.welcome.credit {
+        if window_full || sent - acked >= live.welcome.credit || self.refusing.holds(now) {
+            return None;
+        }
+        let careful = self.refusing.is_careful();
+        if careful && sent > acked {
             return None;
         }
         let item = self.ledger.next_item();
         self.plan_read();
         let Ok(Some(item)) = item else { return None };
+        let item = if careful { item.head(1) } else { item };
         if item.last() > self.reserved {
             return None; // not promised on disk yet: a crash could use the seq again
         }
@@ -123,6 +128,7 @@ impl Machine {
 
     pub(super) fn acknowledge(&mut self, now: Time, upto: u64) {
         let before = self.ledger.acked();
+        let events = self.ledger.events_between(before, upto.max(before));
         let (free, flushed) = self.ledger.ack(upto);
         if self.ledger.acked() == before {
             return;
@@ -132,6 +138,7 @@ impl Machine {
             live.confirmed = now;
         }
         self.prove();
+        self.refusing.confirmed(upto, events > 0);
         self.release(free);
         if let Some(flush) = &mut self.flush {
             flush.flushed += flushed;

@@ -62,7 +62,16 @@ pub struct Turn {
     pub records: Vec<Record>,
     duplicates: u64,
     ack_due: bool,
+    refusal: Option<Refusal>,
     violation: Option<String>,
+}
+
+/// An event that can never be taken. Everything before it is; what follows it is not looked at until the emitter has
+/// gone back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal {
+    seq: u64,
+    reason: String,
 }
 
 /// What a `hello` said.
@@ -78,7 +87,7 @@ impl Turn {
     #[cfg(test)]
     pub(crate) fn for_test(id: SessionId, name: &str, marks: (u64, u64), records: Vec<Record>) -> Self {
         let name = name.into();
-        Self { id, name, greeting: None, marks, records, duplicates: 0, ack_due: true, violation: None }
+        Self { id, name, greeting: None, marks, records, duplicates: 0, ack_due: true, refusal: None, violation: None }
     }
 
     /// What the records cost in memory.
@@ -98,6 +107,10 @@ impl Turn {
         state.counters.duplicates += self.duplicates;
         if self.ack_due {
             state.registry.push(self.id, HubFrame::Ack { upto: self.marks.1 }.encode().into());
+        }
+        if let Some(Refusal { seq, reason }) = self.refusal {
+            state.counters.refused += 1;
+            state.registry.push(self.id, HubFrame::Nack { seq, reason }.encode().into());
         }
         if let Some(message) = self.violation {
             state.counters.bad_frames += 1;
@@ -122,6 +135,9 @@ pub struct EmitterMachine {
     duplicates: u64,
     /// Something came that wants an ack, be it only a duplicate.
     ack_due: bool,
+    refusal: Option<Refusal>,
+    /// An event was refused, and the emitter has not gone back to it yet: what it had sent behind it still comes.
+    rewinding: bool,
     violation: Option<String>,
 }
 
@@ -138,6 +154,8 @@ impl EmitterMachine {
             batch: Vec::new(),
             duplicates: 0,
             ack_due: false,
+            refusal: None,
+            rewinding: false,
             violation: None,
         }
     }
@@ -168,7 +186,10 @@ impl EmitterMachine {
     /// Whether anything came since the last commit.
     #[must_use]
     pub fn wants_commit(&self) -> bool {
-        self.ack_due || self.violation.is_some() || matches!(self.phase, Phase::Greeting { .. })
+        self.ack_due
+            || self.refusal.is_some()
+            || self.violation.is_some()
+            || matches!(self.phase, Phase::Greeting { .. })
     }
 
     /// Appends what the frames since the last commit brought, and answers.
@@ -177,6 +198,7 @@ impl EmitterMachine {
             // It could not be acknowledged any more, so it will come again on another connection.
             self.phase = Phase::Over;
             self.batch = Vec::new();
+            self.refusal = None;
             self.violation = None;
             return;
         }
@@ -214,6 +236,7 @@ impl EmitterMachine {
             records: std::mem::take(&mut self.batch),
             duplicates: std::mem::take(&mut self.duplicates),
             ack_due: std::mem::take(&mut self.ack_due),
+            refusal: self.refusal.take(),
             violation,
         }
     }
@@ -258,16 +281,13 @@ impl EmitterMachine {
     }
 
     fn on_gap(&mut self, from: u64, to: u64, reason: &str) -> Result<Step, String> {
-        let mark = self.mark()?;
         if from == 0 || from > to {
             return Err(format!("gap from {from} to {to} is empty"));
         }
         if reason.len() > MAX_NAME {
             return Err(format!("gap.reason is at most {MAX_NAME} bytes long, not {}", reason.len()));
         }
-        if from > mark + 1 {
-            return Err(format!("gap from {from} follows {mark}: {} to {} are missing", mark + 1, from - 1));
-        }
+        let Some(mark) = self.reach("gap", from)? else { return Ok(Step::More) };
         self.ack_due = true;
         if to > mark {
             self.batch.push(Record::gap(&self.name, &self.epoch, from.max(mark + 1), to, reason));
@@ -277,21 +297,36 @@ impl EmitterMachine {
     }
 
     fn take(&mut self, block: &Block) -> Result<Step, String> {
-        let mark = self.mark()?;
-        if block.first() > mark + 1 {
-            let (from, to) = (mark + 1, block.first() - 1);
-            return Err(format!("block begins with seq {}: {from} to {to} are missing", block.first()));
-        }
+        let Some(mark) = self.reach("block", block.first())? else { return Ok(Step::More) };
         self.ack_due = true;
         // What remains of an overlapping block is a copy: a few new events must not keep the memory of many old ones.
         let news = block.after(mark);
         self.duplicates += block.count() - news.as_ref().map_or(0, Block::count);
         for (seq, json) in news.iter().flat_map(Block::events) {
-            let record = Record::event(json).map_err(|error| format!("event with seq {seq}: {error}"))?;
-            self.batch.push(record);
+            match Record::event(json) {
+                Ok(record) => self.batch.push(record),
+                Err(error) => {
+                    self.refusal = Some(Refusal { seq, reason: error.to_string() });
+                    self.rewinding = true;
+                    return Ok(Step::Commit);
+                }
+            }
             self.phase = Phase::Live { mark: seq };
         }
         Ok(Step::More)
+    }
+
+    /// The mark that a frame starting at `first` builds on; nothing if the frame is not to be looked at.
+    fn reach(&mut self, what: &str, first: u64) -> Result<Option<u64>, String> {
+        let mark = self.mark()?;
+        if first <= mark + 1 {
+            self.rewinding = false;
+            return Ok(Some(mark));
+        }
+        if self.rewinding {
+            return Ok(None);
+        }
+        Err(format!("{what} begins with seq {first}: {} to {} are missing", mark + 1, first - 1))
     }
 
     fn mark(&self) -> Result<u64, String> {
