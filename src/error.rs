@@ -14,6 +14,9 @@ pub enum ErrorKind {
     EventNotSerializable,
     /// The event is larger than `max_event_bytes`. Split it, or raise the limit.
     EventTooLarge,
+    /// The peer refused the event `poison_tries` times, and it is parked in the spill. Correct what makes such events;
+    /// look at it with `safe-broadcaster spill export --parked`.
+    EventRefused,
     /// The spill is at its bound and the policy refuses or dropped the event. Restore the link, or raise the bound.
     SpillFull,
     /// Another owner has the spill file. Give each broadcaster its own `spill_path`.
@@ -34,6 +37,8 @@ pub enum ErrorKind {
     ConnectRefused,
     /// The peer sent a frame that breaks the protocol. The link is closed and tried again.
     Protocol,
+    /// The peer closed the link over what it was sent: an event is too large for it, or none that it takes. Tried again.
+    FrameRefused,
     /// The address to listen on cannot be used.
     Bind,
     /// The broadcaster or hub is stopped. Make a new one.
@@ -76,6 +81,7 @@ impl Error {
             self.kind,
             ErrorKind::ConnectTimeout
                 | ErrorKind::ConnectRefused
+                | ErrorKind::FrameRefused
                 | ErrorKind::Protocol
                 | ErrorKind::SpillFull
                 | ErrorKind::SpillIo
@@ -86,7 +92,7 @@ impl Error {
     /// Whether the event itself is the cause, so that it can never be sent.
     #[must_use]
     pub fn is_poison(&self) -> bool {
-        matches!(self.kind, ErrorKind::EventNotSerializable | ErrorKind::EventTooLarge)
+        matches!(self.kind, ErrorKind::EventNotSerializable | ErrorKind::EventTooLarge | ErrorKind::EventRefused)
     }
 
     /// The message with all its causes, for logs and for people.

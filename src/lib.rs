@@ -7,6 +7,7 @@ pub mod emitter;
 pub mod error;
 pub mod hub;
 pub mod local;
+mod owned;
 pub mod runtime;
 mod sqlite;
 pub mod wire;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::owned::{self, Owned};
 
 /// The WAL is folded back into the file at this many pages of 16 KiB: 16 MiB.
 const CHECKPOINT_PAGES: i64 = 1024;
@@ -37,7 +38,7 @@ pub(crate) struct Purpose {
 /// The right to use a file, held until it is dropped: another owner is refused as long as this one lives, and a dead
 /// one frees it.
 #[derive(Debug)]
-pub(crate) struct Lock(File);
+pub(crate) struct Lock(File, Option<Owned>);
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -53,8 +54,9 @@ impl Drop for Lock {
 /// Of the kinds of the purpose: another owner has it (the pid is named), or something is wrong with the path.
 pub(crate) fn open(path: &Path, purpose: &Purpose) -> Result<(Connection, Lock)> {
     purpose.check_place(path)?;
-    let lock = purpose.lock(path)?;
+    let mut lock = purpose.lock(path)?;
     let db = purpose.connect(path).map_err(|error| purpose.unusable(path, error))?;
+    lock.1 = Owned::note(path);
     Ok((db, lock))
 }
 
@@ -97,20 +99,20 @@ impl Purpose {
             );
             Error::new(self.unusable, text).with_source(error)
         })?;
-        match file.try_lock() {
+        match patiently(&file) {
             Ok(()) => {
                 // The pid is for people and for the error below; the lock itself is the kernel's.
                 let noted =
                     file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
                 noted.map_err(|error| self.unusable(path, error))?;
-                Ok(Lock(file))
+                Ok(Lock(file, None))
             }
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
                 if file.read_to_string(&mut owner).is_err() || owner.is_empty() {
                     "unknown".clone_into(&mut owner);
                 }
-                let here = if owner == std::process::id().to_string() { " (this process)" } else { "" };
+                let here = if owned::is_owned(path) { " (this process)" } else { "" };
                 let text =
                     format!("{} {} is owned by process {owner}{here}; {}", self.setting, path.display(), self.alone);
                 Err(Error::new(self.locked, text))
@@ -145,6 +147,17 @@ impl Purpose {
         db.set_prepared_statement_cache_capacity(32);
         Ok(db)
     }
+}
+
+/// Whoever asks for the owner holds the lock for an instant, which must not look like an owner.
+fn patiently(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..5 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            other => return other,
+        }
+    }
+    file.try_lock()
 }
 
 /// A number that SQLite tells of the file.

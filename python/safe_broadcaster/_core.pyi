@@ -9,7 +9,20 @@ from typing_extensions import Self, disjoint_base
 from safe_broadcaster.config import Durability, EmitterConfig
 from safe_broadcaster.hub import HubConfig
 
-__all__ = ["Emitter", "Hub", "HubClient", "Mailbox", "__version__", "_after_fork_in_child", "_debug_build", "serialize"]
+__all__ = [
+    "Emitter",
+    "Hub",
+    "HubClient",
+    "Mailbox",
+    "__version__",
+    "_after_fork_in_child",
+    "_debug_build",
+    "serialize",
+    "spill_events",
+    "spill_requeue",
+    "spill_show",
+    "spill_verify",
+]
 
 __version__: str
 _debug_build: bool
@@ -19,6 +32,28 @@ def serialize(event: Mapping[str, Any], /) -> bytes:
 
     Raises:
         EventNotSerializable: It is not a mapping, or holds something that JSON cannot carry.
+    """
+
+def spill_show(path: str | PathLike[str]) -> bytes:
+    """Tell what a spill holds, as a JSON object; its owner may be running in another process.
+
+    This and the following raise `SpillCorrupt` if there is no spill at ``path`` or it cannot be read, and `SpillLocked`
+    if a broadcaster of this very process owns it.
+    """
+
+def spill_verify(path: str | PathLike[str]) -> list[str]:
+    """Check a spill in full; returns what is wrong, at most 100 findings."""
+
+def spill_events(path: str | PathLike[str], parked: bool, after: int, max_bytes: int) -> list[tuple[int, bytes]]:
+    """Read events behind ``after``, oldest first, about ``max_bytes`` of them, as ``(key, JSON)``.
+
+    The key of the last one is the next ``after``. Empty at the end.
+    """
+
+def spill_requeue(path: str | PathLike[str], seqs: list[int] | None) -> int:
+    """Mark parked events to be sent again as new ones, those with these seqs or all; returns how many.
+
+    Raises `ConfigError` for a seq under which nothing is parked; then nothing is marked.
     """
 
 def _after_fork_in_child() -> None:
@@ -67,6 +102,7 @@ class Emitter:
         Raises:
             EventNotSerializable: Not a mapping, or something in it is not JSON. Nothing is stored.
             EventTooLarge: More than ``max_event_bytes`` of JSON. Nothing is stored.
+            EventRefused: From the await at ``"delivered"``: the peer refused the event, and it is parked.
             SpillFull: The spill is at its bound and ``when_full="raise"``; or, from the await, the event was dropped
                 before its delivery.
             SpillCorrupt: From the await: the disk did not keep what the level promises, or ``spill_path`` cannot be
@@ -94,6 +130,7 @@ class Emitter:
         Raises:
             EventNotSerializable: As for `safe_emit`.
             EventTooLarge: As for `safe_emit`.
+            EventRefused: As for `safe_emit`.
             SpillFull: As for `safe_emit`; also where waiting for room on the thread of an event loop that serves a
                 duck-typed ``ws_client`` would wait for itself.
             BroadcasterClosed: After ``stop()``.
@@ -109,7 +146,8 @@ class Emitter:
             spill. ``current_spill_depth``: spilled events not confirmed. ``ready``, ``ws_available``: the link was up
             ever, is up now. ``last_seq``, ``acked_seq``: newest seq given, and confirmed without holes. ``in_flight``,
             ``in_flight_bytes``: sent and not confirmed. ``outbox_bytes``, ``spill_bytes``: bytes in memory, on disk.
-            ``oldest_unacked_age``: seconds. ``dropped``: given up by policy or age. ``refused``: `SpillFull` raised.
+            ``oldest_unacked_age``: seconds. ``dropped``: given up by policy or age. ``parked``: refused by the
+            peer, and kept aside in the spill. ``refused``: `SpillFull` raised.
             ``rejected``: events that can never be sent. ``breaker``: ``closed``, ``open`` or ``half_open``.
             ``degraded``: the disk refuses writes. ``reconnects``, ``last_error``. ``fsync_p99``: seconds, or None.
             ``emit_success_rate_1m``: 0 to 1. ``flush_latency_last``: seconds, or None. ``flush_remaining``,

@@ -1,4 +1,4 @@
-"""The command line: ``safe-broadcaster demo | serve | emit | tail | doctor``.
+"""The command line: ``safe-broadcaster demo | serve | emit | tail | spill | doctor``.
 
 Exit codes: 0 done · 1 it failed, and one line on the standard error says why · 2 the command line is wrong ·
 130 interrupted.
@@ -24,6 +24,7 @@ import orjson
 import safe_broadcaster
 from safe_broadcaster.emitter import SafeBroadcaster
 from safe_broadcaster.exceptions import BroadcastError, ConnectTimeout
+from safe_broadcaster.spill_command import add_spill, spill
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -349,6 +350,7 @@ _COMMANDS: tuple[
     ("serve", _add_serve, _serve, "a hub with its dashboard: runs until Ctrl-C or SIGTERM"),
     ("emit", _add_emit, _emit, "send events to a hub: from an argument or from the standard input, one JSON a line"),
     ("tail", _add_tail, _tail, "print a hub's events as they come: one JSON a line, across reconnects"),
+    ("spill", add_spill, spill, "look into a spill, check it, take events out of it, have parked ones sent again"),
     ("doctor", _add_doctor, _doctor, "check this installation: versions, a spill in this folder, a hub"),
 )
 

@@ -46,6 +46,13 @@ class EmitterConfig:
     """Stored events older than this are given up, with a gap in their place. None: never."""
     when_full: WhenFull = "drop_oldest"
     """Policy at those bounds. A dashboard wants the present, so the oldest go first; a gap record tells of them."""
+    poison_tries: int = 3
+    """How often the peer may refuse an event before it is parked and the rest goes on: a hub that is being replaced has
+    another chance, and what is behind waits for some seconds only."""
+    parked_max_events: int = 1000
+    """Most parked events; the oldest make room. People look at them, and read no more than that."""
+    parked_max_bytes: int = 64 << 20
+    """Most bytes of parked events: 64 MiB, small beside the spill. The newest stays even if it is larger."""
     backoff_initial: float = 1.0
     """First pause before connecting again; doubles with each failure."""
     backoff_max: float = 30.0

@@ -5,6 +5,7 @@
     BroadcastError
     ├── EventNotSerializable (TypeError)      the event can never be sent: correct it
     ├── EventTooLarge (ValueError)            over max_event_bytes: split it or raise the limit
+    ├── EventRefused (ValueError)             the peer does not take the event: it is parked in the spill
     ├── SpillFull (BufferError)               the spill is at its bound and when_full says so
     ├── SpillLocked (RuntimeError)            another owner has the spill, or the hub's log: one path for each
     ├── SpillCorrupt (OSError)                the file at spill_path or log_path is none of ours, or the disk refuses
@@ -26,6 +27,7 @@ __all__ = [
     "ConnectRefused",
     "ConnectTimeout",
     "EventNotSerializable",
+    "EventRefused",
     "EventTooLarge",
     "ForkedProcess",
     "SpillCorrupt",
@@ -44,6 +46,10 @@ class EventNotSerializable(BroadcastError, TypeError):
 
 class EventTooLarge(BroadcastError, ValueError):
     """The event is larger than ``max_event_bytes``. Nothing was stored."""
+
+
+class EventRefused(BroadcastError, ValueError):
+    """The peer refused the event, again and again. It is parked in the spill, and the events behind it go on."""
 
 
 class SpillFull(BroadcastError, BufferError):

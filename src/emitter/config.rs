@@ -51,6 +51,12 @@ pub struct EmitterConfig {
     pub spill_max_age: Option<Duration>,
     /// Policy at those bounds.
     pub when_full: WhenFull,
+    /// How often the peer may refuse an event before it is parked.
+    pub poison_tries: u32,
+    /// Most parked events.
+    pub parked_max_events: u64,
+    /// Most bytes of parked events.
+    pub parked_max_bytes: u64,
     /// First pause before connecting again.
     pub backoff_initial: Duration,
     /// Longest pause.
@@ -109,6 +115,9 @@ impl EmitterConfig {
         require(self.outbox_bytes >= 64 << 10, "outbox_bytes", self.outbox_bytes, "at least 65536")?;
         require(self.spill_max_events >= 1, "spill_max_events", self.spill_max_events, "at least 1")?;
         require(self.spill_max_bytes >= 4096, "spill_max_bytes", self.spill_max_bytes, "at least 4096")?;
+        require(self.poison_tries >= 1, "poison_tries", self.poison_tries, "at least 1")?;
+        require(self.parked_max_events >= 1, "parked_max_events", self.parked_max_events, "at least 1")?;
+        require(self.parked_max_bytes >= 4096, "parked_max_bytes", self.parked_max_bytes, "at least 4096")?;
         let growth = self.backoff_multiplier;
         require((1.0..=100.0).contains(&growth), "backoff_multiplier", growth, "1 to 100")?;
         require((0.0..=1.0).contains(&self.jitter), "jitter", self.jitter, "0 to 1")?;

@@ -15,8 +15,10 @@ use crate::emitter::config::Durability;
 use crate::emitter::item::{Identity, Item};
 use crate::emitter::link::{self, Link, LinkEvent, PeerEvent};
 use crate::emitter::machine::{Action, FlushOutcome, Machine, Time, Welcome};
+use crate::emitter::outbox::Pushed;
 use crate::emitter::report::Report;
 use crate::emitter::ring::sync::Syncer;
+use crate::emitter::spill::parked::Wanted;
 use crate::emitter::spill::{self, Done, Op};
 use crate::emitter::{Health, Reply, RingDisk, Shared};
 use crate::error::{Error, ErrorKind, Result};
@@ -327,6 +329,21 @@ impl Driver {
                     self.shared.outbox.note_acked(self.machine.acked());
                     drop(items);
                 }
+                Action::Refused { seq, reason } => {
+                    for reply in self.waiters.delivered.remove(&seq).into_iter().flatten() {
+                        reply(Err(refused(seq, &reason)));
+                    }
+                }
+                Action::Requeue(wanted) => {
+                    for Wanted { id, json } in wanted {
+                        // Accepted as any other event; if it is not, the spill offers it again.
+                        let seq = match self.shared.outbox.push(&json, Some(true)) {
+                            Ok(Pushed::Accepted { seq, .. }) => Some(seq),
+                            _ => None,
+                        };
+                        self.machine.on_requeued(id, seq);
+                    }
+                }
             }
         }
     }
@@ -365,6 +382,7 @@ impl Driver {
         let now = self.shared.now();
         let outcome = match event {
             LinkEvent::Ack(upto) => self.machine.on_ack(now, upto),
+            LinkEvent::Nack { seq, reason } => self.machine.on_nack(now, seq, &reason),
             LinkEvent::Credit(credit) => {
                 self.machine.on_credit(credit);
                 Ok(())
@@ -408,7 +426,9 @@ impl Driver {
             Command::AwaitReady(reply) => self.waiters.ready.push(reply),
             Command::AwaitAck { seq, provisional, reply } => {
                 let seq = if provisional { seq + self.base } else { seq };
-                if self.machine.is_gap(seq) {
+                if let Some(reason) = self.machine.refusal_of(seq) {
+                    reply(Err(refused(seq, &reason)));
+                } else if self.machine.is_gap(seq) {
                     reply(Err(given_up()));
                 } else {
                     self.machine.want(seq);
@@ -550,6 +570,11 @@ enum Woken {
 fn not_kept() -> Error {
     let text = "the outbox was full of an earlier process's events: this one is accepted, but would not survive a killed process";
     Error::new(ErrorKind::SpillFull, text)
+}
+
+fn refused(seq: u64, reason: &str) -> Error {
+    let text = format!("the peer refused the event (seq {seq}): {reason}; it is parked in the spill");
+    Error::new(ErrorKind::EventRefused, text)
 }
 
 fn given_up() -> Error {

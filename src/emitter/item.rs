@@ -23,6 +23,8 @@ pub enum GapReason {
     OutboxFull,
     /// The process ended without `stop()`; these seqs may or may not have been used.
     Crash,
+    /// The peer refused the event, again and again; it is parked.
+    Refused,
 }
 
 impl GapReason {
@@ -34,13 +36,15 @@ impl GapReason {
             Self::Expired => "expired",
             Self::OutboxFull => "outbox_full",
             Self::Crash => "crash",
+            Self::Refused => "refused",
         }
     }
 
     /// Reads the word back; `None` for one of a newer version.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash].into_iter().find(|r| r.as_str() == word)
+        let all = [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash, Self::Refused];
+        all.into_iter().find(|reason| reason.as_str() == word)
     }
 }
 
@@ -116,6 +120,33 @@ impl Item {
             Self::Events(_) => None,
             Self::Gap(gap) => Some(*gap),
         }
+    }
+
+    /// At most the first `n` seqs; a gap stays whole.
+    #[must_use]
+    pub fn head(self, n: u64) -> Self {
+        match &self {
+            Self::Events(block) => block.head(n).map_or(self, Self::Events),
+            Self::Gap(_) => self,
+        }
+    }
+
+    /// What it is if some of its events have become gaps, which are in order.
+    #[must_use]
+    pub fn without<'a>(self, gaps: impl IntoIterator<Item = &'a Gap>) -> Vec<Self> {
+        let (mut pieces, mut rest) = (Vec::new(), Some(self));
+        for gap in gaps {
+            let within = |item: &Self| item.events() > 0 && item.first() <= gap.to && gap.from <= item.last();
+            let Some(item) = rest.take_if(|item| within(item)) else { continue };
+            let (first, from, to) = (item.first(), gap.from.max(item.first()), gap.to.min(item.last()));
+            rest = item.after(to);
+            if from > first {
+                pieces.push(item.head(from - first));
+            }
+            pieces.push(Self::Gap(Gap { from, to, ..*gap }));
+        }
+        pieces.extend(rest);
+        pieces
     }
 
     /// What comes after `seq`, if anything.

@@ -11,7 +11,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::emitter::item::{Gap, Item};
+use bytes::Bytes;
+
+use crate::emitter::item::{Gap, GapReason, Item};
 use crate::emitter::outbox::Fresh;
 use crate::emitter::spill::store::Recovered;
 
@@ -59,6 +61,8 @@ pub struct Ledger {
     pub flushed: u64,
     /// Events given up by the spill.
     pub dropped: u64,
+    /// Spilled events that the peer refused and that are parked.
+    pub refused: u64,
     /// Events found in the spill at the start.
     pub recovered: u64,
 }
@@ -166,7 +170,7 @@ impl Ledger {
     /// depth of the spill without waiting for the driver.
     #[must_use]
     pub fn balance(&self) -> i64 {
-        (self.recovered + self.demoted) as i64 - (self.flushed + self.dropped) as i64
+        (self.recovered + self.demoted) as i64 - (self.flushed + self.dropped + self.refused) as i64
     }
 
     /// Since when the oldest unconfirmed event waits.
@@ -207,6 +211,40 @@ impl Ledger {
         self.spilled_upto = self.spilled_upto.max(self.taken);
     }
 
+    /// The peer has refused the event behind `acked`: nothing is under way, since it ignores what follows.
+    pub fn rewind(&mut self) {
+        self.sent = self.acked;
+        self.flights.clear();
+        self.in_flight = 0;
+        self.forget_ahead();
+    }
+
+    fn refused_gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.gaps.iter().filter(|gap| gap.reason == GapReason::Refused)
+    }
+
+    /// The event `seq`, if it is in memory.
+    #[must_use]
+    pub fn event(&self, seq: u64) -> Option<Bytes> {
+        let at = self.queue.partition_point(|entry| entry.item.last() < seq);
+        let Item::Events(block) = &self.queue.get(at)?.item else { return None };
+        block.events().find(|(found, _)| *found == seq).map(|(_, json)| json)
+    }
+
+    /// The event `seq`, which is not under way, is parked. A gap stands in its place in the spill if it was there; in
+    /// memory the block stays whole, since its bytes may be all that survives this process, and the gap is cut out of it
+    /// on its way out.
+    pub fn note_parked(&mut self, seq: u64) {
+        if seq <= self.acked {
+            return;
+        }
+        if seq <= self.spilled_upto {
+            self.refused += 1;
+        }
+        self.add_gap(Gap { from: seq, to: seq, reason: GapReason::Refused });
+        self.forget_ahead();
+    }
+
     /// The next item for the link, starting behind `sent`.
     ///
     /// # Errors
@@ -222,7 +260,8 @@ impl Ledger {
             };
         }
         let at = self.queue.partition_point(|entry| entry.item.last() <= self.sent);
-        Ok(self.queue.get(at).and_then(|entry| entry.item.after(self.sent)))
+        let next = self.queue.get(at).and_then(|entry| entry.item.after(self.sent));
+        Ok(next.and_then(|item| item.without(self.refused_gaps()).into_iter().next()))
     }
 
     /// Notes that an item is on its way.
@@ -292,7 +331,8 @@ impl Ledger {
             more
         });
         // The front may be confirmed in part.
-        wanted.filter_map(|entry| entry.item.after(self.acked.max(self.spill_last))).collect()
+        let wanted = wanted.filter_map(|entry| entry.item.after(self.acked.max(self.spill_last)));
+        wanted.flat_map(|item| item.without(self.refused_gaps())).collect()
     }
 
     /// Everything in memory up to `upto` is in the spill now, except what it gave up. Returns the free buffers.
@@ -350,7 +390,6 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::emitter::item::GapReason;
     use crate::wire::block::BlockBuilder;
 
     const NOW: Time = Time::from_secs(1);
@@ -366,6 +405,7 @@ mod tests {
             gaps,
             bytes: 0,
             oldest: None,
+            parked: 0,
             held: vec![],
             ring: None,
         }

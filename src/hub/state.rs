@@ -35,6 +35,8 @@ pub struct Counters {
     pub gaps: u64,
     /// Events that came again and were acknowledged again.
     pub duplicates: u64,
+    /// Events refused, each time they came: they are no JSON objects.
+    pub refused: u64,
     /// Event frames queued for subscribers, replays not counted.
     pub delivered: u64,
     /// Entries queued as replay.

@@ -310,7 +310,8 @@ impl Emitter {
         out.set_item("outbox_bytes", counts.waiting_bytes + snapshot.held)?;
         out.set_item("spill_bytes", snapshot.spill_bytes)?;
         out.set_item("oldest_unacked_age", stats.oldest_unacked_age)?;
-        out.set_item("dropped", counts.dropped + snapshot.dropped)?;
+        out.set_item("dropped", counts.dropped + snapshot.dropped + snapshot.parked_dropped)?;
+        out.set_item("parked", snapshot.parked)?;
         out.set_item("refused", counts.refused)?;
         out.set_item("rejected", inner.rejected.load(Ordering::Relaxed))?;
         out.set_item("breaker", snapshot.breaker)?;

@@ -13,6 +13,7 @@ mod exceptions {
     import_exception!(safe_broadcaster.exceptions, ConnectRefused);
     import_exception!(safe_broadcaster.exceptions, ConnectTimeout);
     import_exception!(safe_broadcaster.exceptions, EventNotSerializable);
+    import_exception!(safe_broadcaster.exceptions, EventRefused);
     import_exception!(safe_broadcaster.exceptions, EventTooLarge);
     import_exception!(safe_broadcaster.exceptions, ForkedProcess);
     import_exception!(safe_broadcaster.exceptions, SpillCorrupt);
@@ -28,13 +29,14 @@ impl From<Error> for PyErr {
             ErrorKind::Config => py::ConfigError::new_err(text),
             ErrorKind::EventNotSerializable => py::EventNotSerializable::new_err(text),
             ErrorKind::EventTooLarge => py::EventTooLarge::new_err(text),
+            ErrorKind::EventRefused => py::EventRefused::new_err(text),
             ErrorKind::SpillFull => py::SpillFull::new_err(text),
             ErrorKind::SpillLocked | ErrorKind::LogLocked => py::SpillLocked::new_err(text),
             ErrorKind::SpillCorrupt | ErrorKind::SpillIo | ErrorKind::LogCorrupt | ErrorKind::LogIo => {
                 py::SpillCorrupt::new_err(text)
             }
             ErrorKind::ConnectTimeout => py::ConnectTimeout::new_err(text),
-            ErrorKind::ConnectRefused | ErrorKind::Bind => py::ConnectRefused::new_err(text),
+            ErrorKind::ConnectRefused | ErrorKind::FrameRefused | ErrorKind::Bind => py::ConnectRefused::new_err(text),
             ErrorKind::Protocol => py::BroadcastError::new_err(text),
             ErrorKind::Closed => py::BroadcasterClosed::new_err(text),
             ErrorKind::Forked => py::ForkedProcess::new_err(text),

@@ -9,6 +9,7 @@ mod mailbox;
 mod ready;
 mod serialize;
 mod settings;
+mod spill;
 
 use pyo3::prelude::*;
 
@@ -27,6 +28,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<hub::Hub>()?;
     module.add_class::<hub::HubClient>()?;
     module.add_function(wrap_pyfunction!(serialize::serialize_event, module)?)?;
+    module.add_function(wrap_pyfunction!(spill::spill_show, module)?)?;
+    module.add_function(wrap_pyfunction!(spill::spill_verify, module)?)?;
+    module.add_function(wrap_pyfunction!(spill::spill_events, module)?)?;
+    module.add_function(wrap_pyfunction!(spill::spill_requeue, module)?)?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }

@@ -24,7 +24,7 @@ pub enum EmitterFrame {
         from: u64,
         /// Last missing seq.
         to: u64,
-        /// Why: `spill_full`, `expired`, `outbox_full`, `crash`.
+        /// Why: `spill_full`, `expired`, `outbox_full`, `crash`, `refused`.
         reason: String,
     },
     /// Somebody waits for what came so far: its ack is wanted as soon as it is durable, without waiting for company.
@@ -49,6 +49,14 @@ pub enum HubFrame {
     Ack {
         /// Highest seq covered.
         upto: u64,
+    },
+    /// The event `seq` can never be taken; everything before it is, and acknowledged by this. What follows it is not
+    /// looked at until the emitter has gone back to `seq` or before.
+    Nack {
+        /// The event.
+        seq: u64,
+        /// For people: why.
+        reason: String,
     },
     /// Replaces the number of events that may be unacknowledged at once.
     Credit {

@@ -47,9 +47,15 @@ def hub() -> Iterator[str]:
 def helps(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
-    parser = build_parser()
-    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return "\n\n".join(each.format_help().rstrip() for each in (parser, *found.choices.values())) + "\n"
+    return "\n\n".join(each.format_help().rstrip() for each in parsers(build_parser())) + "\n"
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from parsers(each)
 
 
 def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from safe_broadcaster import exceptions
 BUILTINS = {
     "EventNotSerializable": TypeError,
     "EventTooLarge": ValueError,
+    "EventRefused": ValueError,
     "SpillFull": BufferError,
     "SpillLocked": RuntimeError,
     "SpillCorrupt": OSError,

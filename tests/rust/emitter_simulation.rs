@@ -62,4 +62,7 @@ fn random_schedules_keep_every_promise() {
     if let Some(seed) = failed {
         replay(seed);
     }
+    let parked = (world::PARKED.load(Ordering::Relaxed), world::REQUEUED.load(Ordering::Relaxed));
+    let enough = parked.0 > schedules && parked.1 > schedules / 50;
+    assert!(enough || schedules < SCHEDULES, "hardly anything was parked and sent again: {parked:?}");
 }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::emitter::machine::Outgoing;
 use crate::error::{Error, ErrorKind};
 use crate::local::Dialer;
+use crate::wire::close::CloseCode;
 
 pub use connect::{Endpoint, check_tls, connect};
 pub use peer::{Peer, PeerEvent, PeerLink};
@@ -51,6 +52,13 @@ pub enum Link {
 pub enum LinkEvent {
     /// Everything up to this seq is confirmed.
     Ack(u64),
+    /// The hub refuses this event, has everything before it, and ignores what follows until we go back.
+    Nack {
+        /// The event.
+        seq: u64,
+        /// Why.
+        reason: String,
+    },
     /// The hub's grant changed.
     Credit(u64),
     /// A Ping came back with its number.
@@ -87,6 +95,12 @@ impl Link {
             drop(tokio::time::timeout(CLOSING, closing).await);
         }
     }
+}
+
+/// Whether a peer that closes with this code speaks of what it was sent: RFC 6455's codes for data of a kind, an
+/// encoding or a size that it does not take, and our hub's. Not 1008, which servers use for a token that has expired.
+fn is_about_content(code: u16) -> bool {
+    matches!(code, 1003 | 1007 | 1009) || code == CloseCode::BadFrame.code() || code == CloseCode::TooLarge.code()
 }
 
 fn lost(why: &str) -> Error {

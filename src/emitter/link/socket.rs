@@ -8,7 +8,7 @@ use futures_util::{Sink, Stream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::{Io, LinkEvent, lost};
+use super::{Io, LinkEvent, is_about_content, lost};
 use crate::emitter::item::Identity;
 use crate::emitter::item::{Gap, Item};
 use crate::emitter::machine::{Confirm, Outgoing};
@@ -121,14 +121,17 @@ impl Socket {
                 Err(_) => LinkEvent::Progress, // unsolicited: allowed, and means nothing
             }),
             Message::Close(frame) => {
-                let why = frame.map_or_else(String::new, |frame| format!(" with {}: {}", frame.code, frame.reason));
-                Err(lost(&format!("the peer closed the link{why}")))
+                let Some(frame) = frame else { return Err(lost("the peer closed the link")) };
+                let about_content = is_about_content(frame.code.into());
+                let kind = if about_content { ErrorKind::FrameRefused } else { ErrorKind::ConnectRefused };
+                Err(Error::new(kind, format!("the peer closed the link with {}: {}", frame.code, frame.reason)))
             }
             Message::Text(text) if self.confirm == Confirm::Acks => match HubFrame::decode(&text) {
                 Ok(HubFrame::Ack { upto }) => Ok(LinkEvent::Ack(upto)),
+                Ok(HubFrame::Nack { seq, reason }) => Ok(LinkEvent::Nack { seq, reason }),
                 Ok(HubFrame::Credit { n }) => Ok(LinkEvent::Credit(n.max(1))),
                 Ok(HubFrame::Error { code, message }) => {
-                    Err(lost(&format!("the hub refused a frame: {code}: {message}")))
+                    Err(Error::new(ErrorKind::FrameRefused, format!("the hub refused a frame: {code}: {message}")))
                 }
                 Ok(_) => Ok(LinkEvent::Progress),
                 Err(error) => {

@@ -90,6 +90,9 @@ impl Machine {
         }
         self.last_error = Some(error.report().into());
         let failed = self.ledger.events_between(self.ledger.acked(), self.ledger.sent());
+        if error.kind() == ErrorKind::FrameRefused {
+            self.suspect(now, &error.report());
+        }
         let before = self.ledger.demoted;
         self.ledger.link_lost();
         self.spills.add(self.ledger.demoted - before);

@@ -8,6 +8,7 @@
 
 mod flushing;
 mod linking;
+mod refusing;
 mod reporting;
 mod sending;
 mod spilling;
@@ -23,13 +24,16 @@ use serde_json::json;
 use crate::emitter::backoff::Backoff;
 use crate::emitter::breaker::Breaker;
 use crate::emitter::config::EmitterConfig;
-use crate::emitter::item::{Gap, Item};
+use crate::emitter::item::{Gap, GapReason, Item};
 use crate::emitter::ledger::Ledger;
 use crate::emitter::report::{Coalesced, Objectives, Report, SloMonitor};
 use crate::emitter::spill::Op;
+use crate::emitter::spill::parked::Wanted;
 use crate::emitter::spill::store::Recovered;
 use crate::emitter::window::Window;
 use crate::error::Error;
+
+use refusing::Refusing;
 
 pub use crate::emitter::ledger::Time;
 
@@ -146,6 +150,15 @@ pub enum Action {
     Flushed(FlushOutcome),
     /// Drop these: they are confirmed, or in the spill.
     Release(Vec<Item>),
+    /// The event is parked: whoever waits for its delivery is told.
+    Refused {
+        /// The event.
+        seq: u64,
+        /// The peer's words.
+        reason: Arc<str>,
+    },
+    /// Put these into the outbox as new events, and tell the machine what became of each.
+    Requeue(Vec<Wanted>),
 }
 
 /// What goes over the link.
@@ -180,6 +193,10 @@ pub struct Snapshot {
     pub flushed: u64,
     /// Events given up by the spill.
     pub dropped: u64,
+    /// Events parked now.
+    pub parked: u64,
+    /// Parked events that had to make room for newer ones.
+    pub parked_dropped: u64,
     /// Bytes in the spill's file.
     pub spill_bytes: u64,
     /// Bytes held in memory.
@@ -242,6 +259,7 @@ pub struct Machine {
     reserving: bool,
     reserved: u64,
     reserve_step: u64,
+    refusing: Refusing,
     spill_bytes: u64,
     /// Something has just failed on the disk: nothing is tried there before this.
     spill_pause: Option<Time>,
@@ -290,6 +308,7 @@ impl Machine {
             reserving: false,
             reserved: recovered.next_seq - 1,
             reserve_step: RESERVE_FIRST,
+            refusing: Refusing::new(&config, recovered.parked),
             spill_bytes: recovered.bytes,
             spill_pause: None,
             degraded: false,
@@ -301,7 +320,8 @@ impl Machine {
             config,
         };
         let held = recovered.held.iter().filter_map(Item::gap);
-        for gap in recovered.gaps.iter().copied().filter(|gap| gap.to > recovered.base).chain(held) {
+        let gaps = recovered.gaps.iter().copied().filter(|gap| gap.to > recovered.base).chain(held);
+        for gap in gaps.filter(|gap| gap.reason != GapReason::Refused) {
             machine.lost(gap);
         }
         machine
@@ -388,6 +408,8 @@ impl Machine {
             demoted: ledger.demoted,
             flushed: ledger.flushed,
             dropped: ledger.dropped,
+            parked: self.refusing.parked(),
+            parked_dropped: self.refusing.dropped(),
             spill_bytes: self.spill_bytes,
             held: ledger.held(),
             settled: ledger.settled(),
@@ -407,7 +429,7 @@ impl Machine {
     /// When [`on_time`](Self::on_time) wants to be called next; `None`: not before something happens.
     #[must_use]
     pub fn deadline(&self, now: Time) -> Option<Time> {
-        let mut times = [None; 11];
+        let mut times = [None; 12];
         times[0] = match &self.phase {
             Phase::Waiting { until } => Some(*until),
             _ => None,
@@ -424,6 +446,7 @@ impl Machine {
             let stalled = self.ledger.held() >= self.config.outbox_bytes && self.may_append();
             times[9] = stalled.then_some(live.confirmed + STALL);
             times[10] = self.flush.as_ref().map(|flush| flush.next_report);
+            times[11] = self.refusing.pause(now);
         }
         times.into_iter().flatten().min().map(|time| time.max(now))
     }
@@ -479,8 +502,11 @@ impl Machine {
         }
         self.report_flush(now);
         self.check_stop(now);
+        self.plan_park();
         self.plan_append(now);
         self.plan_trim();
+        self.plan_requeue();
+        self.plan_unpark();
         self.plan_close();
     }
 }

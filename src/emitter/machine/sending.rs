@@ -132,19 +132,22 @@ impl Machine {
 
     fn next_item(&mut self, now: Time) -> Option<Item> {
         let Phase::Live(live) = &self.phase else { return None };
-        let credit = live.welcome.credit.saturating_sub(self.ledger.sent() - self.ledger.acked());
+        let (sent, acked) = (self.ledger.sent(), self.ledger.acked());
+        let credit = live.welcome.credit.saturating_sub(sent - acked);
         let in_flight = self.ledger.in_flight_bytes();
         let has_room = match live.welcome.confirm {
             Confirm::Pings => self.window.has_room(in_flight),
             Confirm::Acks | Confirm::Sends => in_flight < self.config.outbox_bytes,
         };
-        if !has_room || credit == 0 {
+        let careful = self.refusing.is_careful();
+        if !has_room || credit == 0 || self.refusing.holds(now) || (careful && sent > acked) {
             return None;
         }
         let item = self.ledger.next_item();
         self.plan_read();
+        let most = if careful { 1 } else { credit };
         let item = match item {
-            Ok(Some(Item::Events(block))) => Item::Events(block.head(credit)?),
+            Ok(Some(Item::Events(block))) => Item::Events(block.head(most)?),
             Ok(Some(gap)) => gap,
             _ => return None,
         };
@@ -163,6 +166,7 @@ impl Machine {
 
     pub(super) fn acknowledge(&mut self, now: Time, upto: u64) {
         let before = self.ledger.acked();
+        let events = self.ledger.events_between(before, upto.max(before));
         let (free, flushed) = self.ledger.ack(upto);
         if self.ledger.acked() == before {
             return;
@@ -172,6 +176,7 @@ impl Machine {
             live.confirmed = now;
         }
         self.prove();
+        self.refusing.confirmed(upto, events > 0);
         self.release(free);
         if let Some(flush) = &mut self.flush {
             flush.flushed += flushed;

@@ -67,6 +67,12 @@ impl Machine {
                 }
                 self.reserve();
             }
+            Done::Parked { seq, result, bytes } => {
+                self.spill_bytes = bytes;
+                self.on_parked(now, seq, result);
+            }
+            Done::Unparked { ids, result, parked } => self.on_unparked(now, &ids, result, parked),
+            Done::Wanted(wanted) => self.refusing.on_wanted(wanted),
             Done::Opened(_) => {} // it made this machine
             Done::Closed(result) => {
                 if let Err(error) = result {
@@ -79,12 +85,12 @@ impl Machine {
     }
 
     /// Every failure on the disk pauses all work there: a disk that fails at once would otherwise be asked again at once.
-    fn pause_spill(&mut self, now: Time, error: &Error) {
+    pub(super) fn pause_spill(&mut self, now: Time, error: &Error) {
         self.last_error = Some(error.report().into());
         self.spill_pause = Some(now + SPILL_RETRY);
     }
 
-    fn spill_refused(&mut self, now: Time, error: &Error) {
+    pub(super) fn spill_refused(&mut self, now: Time, error: &Error) {
         self.pause_spill(now, error);
         if !std::mem::replace(&mut self.degraded, true) {
             let details = json!({"degraded": true, "error": error.report()});
@@ -92,14 +98,14 @@ impl Machine {
         }
     }
 
-    fn spill_written(&mut self) {
+    pub(super) fn spill_written(&mut self) {
         if std::mem::take(&mut self.degraded) {
             self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
         }
     }
 
     pub(super) fn may_append(&self) -> bool {
-        !self.appending && !self.closing && self.spill_pause.is_none()
+        !self.appending && !self.closing && !self.refusing.is_parking() && self.spill_pause.is_none()
     }
 
     pub(super) fn plan_append(&mut self, now: Time) {

@@ -1,8 +1,10 @@
 use std::time::Instant;
 
 use super::*;
+use crate::emitter::item::GapReason;
 use crate::emitter::outbox::Fresh;
 use crate::emitter::spill::Done;
+use crate::emitter::spill::parked::Parking;
 use crate::emitter::tests::config;
 use crate::error::ErrorKind;
 use crate::wire::block::BlockBuilder;
@@ -25,6 +27,7 @@ fn recovered(last: u64) -> Recovered {
         gaps: vec![],
         bytes: 0,
         oldest: None,
+        parked: 0,
         held: vec![],
         ring: None,
     }
@@ -48,13 +51,25 @@ struct Bench {
     flushed: Vec<FlushOutcome>,
     connects: u32,
     disconnects: u32,
+    parked: Vec<u64>,
+    /// Whether the disk refuses to park.
+    refuses: bool,
 }
 
 impl Bench {
     fn new(config: EmitterConfig, stored: u64) -> Self {
         let machine = Machine::new(config, &recovered(stored), 7);
         let stored = if stored > 0 { vec![events(1, stored, 10)] } else { Vec::new() };
-        Self { machine, stored, reports: Vec::new(), flushed: Vec::new(), connects: 0, disconnects: 0 }
+        Self {
+            machine,
+            stored,
+            reports: Vec::new(),
+            flushed: Vec::new(),
+            connects: 0,
+            disconnects: 0,
+            parked: Vec::new(),
+            refuses: false,
+        }
     }
 
     fn live(config: EmitterConfig, stored: u64, confirm: Confirm) -> Self {
@@ -88,7 +103,7 @@ impl Bench {
                 Action::Disconnect => self.disconnects += 1,
                 Action::Report(report) => self.reports.push(report),
                 Action::Flushed(outcome) => self.flushed.push(outcome),
-                Action::Release(_) => {}
+                Action::Release(_) | Action::Refused { .. } | Action::Requeue(_) => {}
                 Action::Spill(op) => {
                     let done = self.store(op);
                     self.machine.on_spill(now, done);
@@ -108,6 +123,26 @@ impl Bench {
             Op::Trim { .. } => Done::Trimmed { result: Ok(()), bytes: 0 },
             Op::Reserve { upto, .. } => Done::Reserved { upto, result: Ok(()) },
             Op::Close { .. } => Done::Closed(Ok(())),
+            Op::Park { seq, .. } if self.refuses => {
+                let error = Error::new(ErrorKind::SpillIo, "full");
+                Done::Parked { seq, result: Err(error), bytes: 0 }
+            }
+            Op::Park { seq, .. } => {
+                self.parked.push(seq);
+                let gap = Item::Gap(Gap { from: seq, to: seq, reason: GapReason::Refused });
+                let divide = |item: Item| match item {
+                    item if item.first() > seq || item.last() < seq => vec![item],
+                    item => {
+                        let (first, after) = (item.first(), item.after(seq));
+                        let before = (seq > first).then(|| item.head(seq - first));
+                        before.into_iter().chain([gap.clone()]).chain(after).collect()
+                    }
+                };
+                self.stored = self.stored.drain(..).flat_map(divide).collect();
+                let parking = Parking { parked: self.parked.len() as u64, dropped: Vec::new() };
+                Done::Parked { seq, result: Ok(parking), bytes: 0 }
+            }
+            Op::Unpark { ids } => Done::Unparked { ids, result: Ok(()), parked: 0 },
             Op::Peek { .. } => unreachable!("nobody peeks here"),
         }
     }
@@ -516,4 +551,130 @@ fn a_disk_that_refuses_is_asked_once_a_second() {
         machine.on_time(now, 0, 0, 0);
         assert_eq!(refuse(&mut machine, now), 2);
     }
+}
+
+fn refusing(tries: u32) -> EmitterConfig {
+    EmitterConfig { poison_tries: tries, jitter: 0.0, breaker_threshold: 100, ..config() }
+}
+
+impl Bench {
+    fn nack(&mut self, now: Time, seq: u64) {
+        self.machine.on_nack(now, seq, "no object").expect("under way");
+        self.act(now);
+    }
+}
+
+#[test]
+fn an_event_that_the_hub_refuses_is_tried_again_after_a_pause_and_then_parked_and_the_rest_goes_on() {
+    let mut bench = Bench::live(refusing(3), 0, Confirm::Acks);
+    bench.accept(Time::ZERO, events(1, 5, 10));
+    assert_eq!(bench.sent(Time::ZERO), ["1-5"]);
+    bench.nack(Time::ZERO, 3);
+    assert_eq!(bench.machine.acked(), 2, "everything before it is taken");
+    assert!(bench.sent(at(0.9)).is_empty());
+    assert_eq!(bench.machine.deadline(Time::ZERO), Some(SECOND), "the backoff's first pause");
+    assert_eq!(bench.sent(SECOND), ["3-5"]);
+    bench.nack(SECOND, 3);
+    assert!(bench.sent(at(2.9)).is_empty());
+    assert_eq!(bench.sent(at(3.0)), ["3-5"]);
+    bench.nack(at(3.0), 3);
+    assert_eq!(bench.parked, [3]);
+    assert_eq!(bench.sent(at(3.0)), ["3-3", "4-5"]);
+    assert_eq!(bench.names().last(), Some(&"broadcaster_event_parked"));
+    assert_eq!(bench.machine.refusal_of(3).as_deref(), Some("no object"));
+    bench.machine.on_ack(at(3.1), 5).expect("sent");
+    assert_eq!((bench.machine.snapshot().balance, bench.machine.snapshot().parked), (0, 1));
+}
+
+#[test]
+fn an_event_that_is_taken_when_it_comes_again_is_not_parked() {
+    let mut bench = Bench::live(refusing(2), 0, Confirm::Acks);
+    bench.accept(Time::ZERO, events(1, 2, 10));
+    for second in 0..5 {
+        let now = at(f64::from(second));
+        bench.sent(now);
+        if second == 0 {
+            bench.nack(now, 1);
+        }
+    }
+    bench.machine.on_ack(at(5.0), 1).expect("sent");
+    bench.nack(at(5.0), 2);
+    assert!(bench.parked.is_empty(), "the tries of one event are not those of another");
+}
+
+#[test]
+fn a_hub_that_refuses_everything_is_asked_ever_less_often() {
+    let mut bench = Bench::live(refusing(1), 0, Confirm::Acks);
+    bench.accept(Time::ZERO, events(1, 9, 10));
+    let mut now = Time::ZERO;
+    let mut pauses = Vec::new();
+    for seq in 1..=6 {
+        bench.sent(now);
+        bench.nack(now, seq);
+        let before = now;
+        while bench.sent(now).is_empty() {
+            now += SECOND;
+        }
+        pauses.push(now.saturating_sub(before).as_secs());
+    }
+    assert_eq!(pauses, [0, 2, 4, 8, 16, 30]);
+}
+
+#[test]
+fn a_refusal_of_what_is_not_under_way_breaks_the_protocol() {
+    let mut bench = Bench::live(refusing(3), 0, Confirm::Acks);
+    bench.accept(Time::ZERO, events(1, 2, 10));
+    assert_eq!(bench.machine.on_nack(Time::ZERO, 1, "").expect_err("not sent yet").kind(), ErrorKind::Protocol);
+    bench.sent(Time::ZERO);
+    bench.machine.on_ack(Time::ZERO, 1).expect("sent");
+    assert_eq!(bench.machine.on_nack(Time::ZERO, 1, "").expect_err("taken").kind(), ErrorKind::Protocol);
+}
+
+#[test]
+fn an_event_over_which_the_peer_closes_each_link_is_found_one_by_one_and_parked() {
+    let mut bench = Bench::live(refusing(2), 0, Confirm::Pings);
+    bench.accept(Time::ZERO, events(1, 5, 10));
+    let refusal = Error::new(ErrorKind::FrameRefused, "1009");
+    for now in [Time::ZERO, 10 * SECOND] {
+        assert_eq!(bench.sent(now), ["1-5", "ping 5"]);
+        bench.machine.on_link_down(now, &refusal);
+        bench.act(now);
+        bench.up(now + SECOND, Confirm::Pings);
+    }
+    let now = 20 * SECOND;
+    assert_eq!(bench.sent(now), ["1-1", "ping 1"]);
+    bench.machine.on_pong(now, 1);
+    assert_eq!(bench.sent(now), ["2-2", "ping 2"]);
+    bench.machine.on_link_down(now, &refusal);
+    bench.act(now);
+    assert_eq!(bench.parked, [2]);
+    bench.up(now + SECOND, Confirm::Pings);
+    assert_eq!(bench.sent(now + SECOND), ["2-2", "3-5", "ping 5"], "a gap, and no more care");
+}
+
+#[test]
+fn links_lost_for_other_reasons_are_not_held_against_an_event() {
+    let mut bench = Bench::live(refusing(1), 0, Confirm::Pings);
+    bench.accept(Time::ZERO, events(1, 5, 10));
+    for second in 0..5 {
+        assert_eq!(bench.sent(at(f64::from(second))), ["1-5", "ping 5"]);
+        bench.machine.on_link_down(at(f64::from(second)), &error());
+        bench.act(at(f64::from(second)));
+        bench.up(at(f64::from(second)), Confirm::Pings);
+    }
+    assert!(bench.parked.is_empty());
+}
+
+#[test]
+fn nothing_is_told_of_a_refused_event_before_it_is_parked() {
+    let mut bench = Bench::live(refusing(1), 0, Confirm::Acks);
+    bench.accept(Time::ZERO, events(1, 2, 10));
+    bench.sent(Time::ZERO);
+    bench.refuses = true;
+    bench.nack(Time::ZERO, 1);
+    assert!(bench.sent(at(0.5)).is_empty() && bench.machine.snapshot().degraded);
+    bench.refuses = false;
+    bench.time(SECOND);
+    assert_eq!(bench.parked, [1]);
+    assert_eq!(bench.sent(SECOND), ["1-1", "2-2"]);
 }

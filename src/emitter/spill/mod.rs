@@ -3,16 +3,23 @@
 //! [`store`] is the file; this module is the one thread that owns it. Work goes in as [`Op`]s, answers come back as
 //! [`Done`]s, both in order. The caller keeps at most a handful of operations under way, so the queues stay short.
 
+pub mod inspect;
+pub mod parked;
 pub mod reunion;
 pub mod store;
 
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use crate::emitter::config::{Durability, EmitterConfig};
 use crate::emitter::item::{Gap, Item};
 use crate::emitter::outbox::Outbox;
 use crate::error::{Error, ErrorKind, Result};
+use parked::{Parking, Wanted};
 use store::{Limits, Recovered, SpillStore};
 
 /// Work for the spill's thread.
@@ -45,6 +52,20 @@ pub enum Op {
         upto: u64,
         /// Everything up to here is acknowledged.
         acked: u64,
+    },
+    /// Take an event out of the stream that the peer refuses.
+    Park {
+        /// Its seq.
+        seq: u64,
+        /// The event, if it is in memory.
+        json: Option<Bytes>,
+        /// The peer's words.
+        reason: Arc<str>,
+    },
+    /// Forget parked events that are in the stream again.
+    Unpark {
+        /// Their keys.
+        ids: Vec<i64>,
     },
     /// Show stored items after `after` to a reader in another thread.
     Peek {
@@ -96,6 +117,26 @@ pub enum Done {
         /// Whether it is.
         result: Result<()>,
     },
+    /// The event is parked and a gap stands in its place, or nothing has changed.
+    Parked {
+        /// The event.
+        seq: u64,
+        /// What it took.
+        result: Result<Parking>,
+        /// Bytes stored now.
+        bytes: u64,
+    },
+    /// Parked events are forgotten, or not.
+    Unparked {
+        /// Their keys.
+        ids: Vec<i64>,
+        /// Whether they are.
+        result: Result<()>,
+        /// Events parked now.
+        parked: u64,
+    },
+    /// Parked events that somebody wants to be sent again; told again and again until they are forgotten.
+    Wanted(Vec<Wanted>),
     /// The file is closed and unlocked.
     Closed(Result<()>),
 }
@@ -124,15 +165,34 @@ pub fn spawn(config: &EmitterConfig, seed: u64, done: impl Fn(Done) + Send + 'st
 /// Free pages given back at a time, between operations: 4 MiB, a few milliseconds.
 const SHRINK_PAGES: u32 = 256;
 
+/// How often parked events are looked at: another process may have marked some to be sent again.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of parked events handed out at a time.
+const WANTED_BYTES: usize = 1 << 20;
+
 fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
     let mut shrinking = false;
+    let mut looked: Option<Instant> = None;
     loop {
+        if store.parked() > 0 && looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            looked = Some(Instant::now());
+            // A disk that cannot be read now is asked again; its trouble is told by the operations of the stream.
+            let wanted = store.wanted(WANTED_BYTES).unwrap_or_default();
+            if !wanted.is_empty() {
+                done(Done::Wanted(wanted));
+            }
+        }
         let op = if shrinking {
             match ops.try_recv() {
                 Err(mpsc::TryRecvError::Empty) => {
                     shrinking = store.shrink(SHRINK_PAGES).unwrap_or(false);
                     continue;
                 }
+                other => other.ok(),
+            }
+        } else if store.parked() > 0 {
+            match ops.recv_timeout(LOOK) {
+                Err(mpsc::RecvTimeoutError::Timeout) => continue,
                 other => other.ok(),
             }
         } else {
@@ -154,6 +214,14 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
                 done(Done::Trimmed { result, bytes: store.bytes() });
             }
             Op::Reserve { upto, acked } => done(Done::Reserved { upto, result: store.reserve(upto, acked) }),
+            Op::Park { seq, json, reason } => {
+                let result = store.park(seq, json.as_deref(), &reason);
+                done(Done::Parked { seq, result, bytes: store.bytes() });
+            }
+            Op::Unpark { ids } => {
+                let result = store.unpark(&ids);
+                done(Done::Unparked { ids, result, parked: store.parked() });
+            }
             Op::Peek { after, max_bytes, reply } => {
                 // The reader may have given up meanwhile.
                 drop(reply.send(store.read(after, max_bytes)));

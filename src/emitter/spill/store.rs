@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::emitter::config::{EmitterConfig, WhenFull};
 use crate::emitter::item::{Gap, GapReason, Identity, Item};
 use crate::emitter::ring::{self, Left, Ring};
+use crate::emitter::spill::parked::{self, Bounds, Parking, Wanted};
 use crate::emitter::spill::reunion::{Reunion, Stored, reunite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sqlite::{self, Lock, Purpose, get, put, unix_millis};
@@ -19,9 +20,9 @@ use crate::wire::block::Block;
 use crate::wire::position::epoch_from;
 
 /// Marks the file as ours in SQLite's header ("SBsp").
-const APPLICATION_ID: i64 = 0x5342_7370;
+pub(super) const APPLICATION_ID: i64 = 0x5342_7370;
 /// Version of the tables below. They are frozen: a change needs a new number and a migration.
-const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 1;
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE item (
@@ -29,6 +30,15 @@ const SCHEMA: &str = "
         stored_at INTEGER NOT NULL,                         -- Unix time, milliseconds
         reason TEXT,                                        -- of a gap; NULL for events
         data BLOB                                           -- a block; NULL for a gap
+    );
+    CREATE TABLE parked (
+        id INTEGER PRIMARY KEY,                             -- in the order of parking
+        epoch TEXT NOT NULL, seq INTEGER NOT NULL,          -- the place that the event had in the stream
+        reason TEXT NOT NULL,                               -- the peer's words
+        parked_at INTEGER NOT NULL,                         -- Unix time, milliseconds
+        wanted INTEGER NOT NULL DEFAULT 0,                  -- 1: to be sent again, as a new event
+        json BLOB NOT NULL,
+        UNIQUE (epoch, seq)
     );";
 const PURPOSE: Purpose = Purpose {
     setting: "spill_path",
@@ -48,6 +58,7 @@ pub struct Limits {
     bytes: u64,
     age: Option<Duration>,
     drop_oldest: bool,
+    parked: Bounds,
 }
 
 impl From<&EmitterConfig> for Limits {
@@ -57,6 +68,7 @@ impl From<&EmitterConfig> for Limits {
             bytes: config.spill_max_bytes,
             age: config.spill_max_age,
             drop_oldest: config.when_full == WhenFull::DropOldest,
+            parked: Bounds { events: config.parked_max_events, bytes: config.parked_max_bytes },
         }
     }
 }
@@ -80,6 +92,8 @@ pub struct Recovered {
     pub bytes: u64,
     /// Age of the oldest stored item.
     pub oldest: Option<Duration>,
+    /// Events parked beside the stream.
+    pub parked: u64,
     /// What follows the stored items up to `next_seq` and lies in the ring, gaps between included.
     pub held: Vec<Item>,
     /// The ring for what comes; `None`: the outbox needs none.
@@ -112,6 +126,8 @@ pub struct SpillStore {
     path: PathBuf,
     limits: Limits,
     usage: Usage,
+    /// Events parked.
+    parked: u64,
     ring: Option<Ring>,
     _lock: Lock,
 }
@@ -133,11 +149,12 @@ impl SpillStore {
     ) -> Result<(Self, Recovered)> {
         let (db, lock) = sqlite::open(path, &PURPOSE)?;
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut store = Self { db, path: path.to_owned(), limits, usage: Usage::default(), ring: None, _lock: lock };
-        let place = ring_path(path);
+        let (path, usage) = (path.to_owned(), Usage::default());
+        let mut store = Self { db, path, limits, usage, parked: 0, ring: None, _lock: lock };
+        let place = ring_path(&store.path);
         let left = ring::recover(&place)?;
         let adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
-        let (mut recovered, adopted) = adopted.map_err(|error| PURPOSE.unusable(path, error))?;
+        let (mut recovered, adopted) = adopted.map_err(|error| PURPOSE.unusable(&store.path, error))?;
         store.ring = match (left, segments) {
             (Some(left), _) if adopted => {
                 left.ring.resume(recovered.next_seq - 1, recovered.base);
@@ -186,7 +203,7 @@ impl SpillStore {
         let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(rng.u64(..)));
         // Another name means other high-water marks at the hub: seqs under it start a history of their own.
         let kept = if former.as_deref() == Some(&name) {
-            stored_epoch.or_else(|| ours.and(known).map(|known| known.epoch))
+            stored_epoch.clone().or_else(|| ours.and(known).map(|known| known.epoch))
         } else {
             None
         };
@@ -201,12 +218,17 @@ impl SpillStore {
             next_seq: get(&tx, "next_seq")?,
         };
         let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, ours.is_some());
+        // What is in the ring stays there as it was, also an event that was parked since.
+        let refused = match (&stored_epoch, &ours) {
+            (Some(epoch), Some(_)) => parked::gaps_behind(&tx, epoch, last)?,
+            _ => Vec::new(),
+        };
         let adopts = left.is_some_and(|left| {
             let roomy = segments.is_some_and(|segments| left.is_usable(segments) && left.ring.used() * 2 <= segments);
             roomy && ours.is_some() && kept.is_some()
         });
         if !adopts {
-            for item in held.drain(..) {
+            for item in held.drain(..).flat_map(|item| item.without(&refused)) {
                 insert(&tx, &item, now)?;
             }
             last = next_seq - 1;
@@ -220,7 +242,8 @@ impl SpillStore {
         put(&tx, "reserved", next_seq - 1)?; // what a cleanly ended process had left of its promise was never used
         tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
         tx.commit()?;
-        let gaps = self.gaps()?;
+        let mut gaps = self.gaps()?;
+        gaps.extend(refused.into_iter().filter(|_| adopts));
         let (events, bytes, oldest): (u64, u64, Option<i64>) = self.db.query_row(
             "SELECT coalesce(sum(last - first + 1), 0), coalesce(sum(length(data)), 0), min(stored_at)
              FROM item WHERE data IS NOT NULL",
@@ -228,8 +251,10 @@ impl SpillStore {
             |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )?;
         self.usage = Usage { events, bytes };
+        self.parked = parked::usage(&self.db)?.0;
         let oldest = oldest.map(|at| Duration::from_millis((now - at).max(0) as u64));
-        Ok((Recovered { emitter: name, epoch, next_seq, base, last, gaps, bytes, oldest, held, ring: None }, adopts))
+        let (emitter, parked) = (name, self.parked);
+        Ok((Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring: None }, adopts))
     }
 
     fn gaps(&self) -> rusqlite::Result<Vec<Gap>> {
@@ -292,6 +317,65 @@ impl SpillStore {
         Ok(items)
     }
 
+    /// Takes the event `seq` out of the stream and parks it; a gap stands in its place from now on. `held` is the event
+    /// if it is in memory, where it may not have been stored. Survives power loss: the peer is told of the gap next.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: nothing has changed.
+    pub fn park(&mut self, seq: u64, held: Option<&[u8]>, reason: &str) -> Result<Parking> {
+        let parking = self.write_at(true, |tx, limits, usage| {
+            let now = unix_millis();
+            let stored = parked::row_of(tx, seq)?.map(|(at, data)| parse(data.into()).map(|block| (at, block)));
+            let stored = stored.transpose()?;
+            let of_row = stored.as_ref().and_then(|(_, block)| block.events().find(|(at, _)| *at == seq));
+            let json = held.map(Bytes::copy_from_slice).or(of_row.map(|(_, json)| json));
+            let dropped = match json {
+                Some(json) => parked::park(tx, limits.parked, (seq, &json), reason, now)?,
+                None => Vec::new(), // given up meanwhile by a bound
+            };
+            if let Some((at, block)) = stored {
+                tx.prepare_cached("DELETE FROM item WHERE first = ?1")?.execute([block.first()])?;
+                usage.remove(block.count(), block.bytes().len() as u64);
+                let before = if seq > block.first() { block.head(seq - block.first()) } else { None };
+                let gap = Item::Gap(Gap { from: seq, to: seq, reason: GapReason::Refused });
+                for item in before.map(Item::Events).into_iter().chain([gap]).chain(block.after(seq).map(Item::Events))
+                {
+                    usage.add(&item);
+                    insert(tx, &item, at)?;
+                }
+            }
+            Ok(Parking { parked: parked::usage(tx)?.0, dropped })
+        })?;
+        self.parked = parking.parked;
+        Ok(parking)
+    }
+
+    /// Forgets parked events that are in the stream again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: they are still parked.
+    pub fn unpark(&mut self, ids: &[i64]) -> Result<()> {
+        self.parked = self.write_at(false, |tx, _, _| {
+            parked::unpark(tx, ids)?;
+            Ok(parked::usage(tx)?.0)
+        })?;
+        Ok(())
+    }
+
+    /// Events parked.
+    #[must_use]
+    pub fn parked(&self) -> u64 {
+        self.parked
+    }
+
+    /// Parked events that somebody wants to be sent again, about `max_bytes` of them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`].
+    pub fn wanted(&self, max_bytes: usize) -> Result<Vec<Wanted>> {
+        parked::wanted(&self.db, max_bytes).map_err(|error| failed(&self.path, "read", error))
+    }
+
     /// Forgets everything up to and including `seq`: the peer has it.
     ///
     /// # Errors
@@ -351,7 +435,9 @@ impl SpillStore {
         let level = |level: &str| self.db.pragma_update(None, "synchronous", level);
         let mut usage = self.usage;
         let run = || -> rusqlite::Result<T> {
-            let tx = self.db.unchecked_transaction()?; // `&mut self` is the check
+            // `&mut self` is the check. Immediate: whoever marks parked events from another process is waited for, while
+            // a transaction that has begun to read would fail.
+            let tx = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
             let value = work(&tx, &self.limits, &mut usage)?;
             tx.commit()?;
             Ok(value)

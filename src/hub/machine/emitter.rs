@@ -88,7 +88,16 @@ pub struct Turn {
     pub records: Vec<Record>,
     duplicates: u64,
     ack: Ack,
+    refusal: Option<Refusal>,
     violation: Option<String>,
+}
+
+/// An event that can never be taken. Everything before it is; what follows it is not looked at until the emitter has
+/// gone back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal {
+    seq: u64,
+    reason: String,
 }
 
 /// What a `hello` said.
@@ -104,7 +113,7 @@ impl Turn {
     #[cfg(test)]
     pub(crate) fn for_test(id: SessionId, name: &str, marks: (u64, u64), records: Vec<Record>) -> Self {
         let name = name.into();
-        Self { id, name, greeting: None, marks, records, duplicates: 0, ack: Ack::Now, violation: None }
+        Self { id, name, greeting: None, marks, records, duplicates: 0, ack: Ack::Now, refusal: None, violation: None }
     }
 
     /// Up to where it acknowledges, if it does.
@@ -133,6 +142,10 @@ impl Turn {
         }
         if self.ack == Ack::Now {
             state.registry.acknowledge(self.id);
+        }
+        if let Some(Refusal { seq, reason }) = self.refusal {
+            state.counters.refused += 1;
+            state.registry.push(self.id, HubFrame::Nack { seq, reason }.encode().into());
         }
         if let Some(message) = self.violation {
             state.counters.bad_frames += 1;
@@ -172,6 +185,9 @@ pub struct EmitterMachine {
     /// The furthest seq that this connection was ever allowed: the last ack plus the credit. It never goes back, so a
     /// frame that was sent under an older, larger credit is no violation.
     edge: u64,
+    refusal: Option<Refusal>,
+    /// An event was refused, and the emitter has not gone back to it yet: what it had sent behind it still comes.
+    rewinding: bool,
     violation: Option<String>,
 }
 
@@ -191,6 +207,8 @@ impl EmitterMachine {
             withheld: None,
             hurried: false,
             edge: 0,
+            refusal: None,
+            rewinding: false,
             violation: None,
         }
     }
@@ -223,7 +241,10 @@ impl EmitterMachine {
     #[must_use]
     pub fn wants_commit(&self, now: Duration) -> bool {
         let due = self.withheld.as_ref().is_some_and(|withheld| self.hurried || now >= withheld.due);
-        due || self.came.is_some() || self.violation.is_some() || matches!(self.phase, Phase::Greeting { .. })
+        due || self.came.is_some()
+            || self.refusal.is_some()
+            || self.violation.is_some()
+            || matches!(self.phase, Phase::Greeting { .. })
     }
 
     /// When an ack that waits must be given at the latest; `None` while none does.
@@ -238,7 +259,7 @@ impl EmitterMachine {
             // It could not be acknowledged any more, so it will come again on another connection.
             self.phase = Phase::Over;
             self.batch = Vec::new();
-            (self.came, self.withheld, self.violation) = (None, None, None);
+            (self.came, self.withheld, self.refusal, self.violation) = (None, None, None, None);
             return;
         }
         let turn = self.turn(now);
@@ -283,7 +304,8 @@ impl EmitterMachine {
             marks: (std::mem::replace(&mut self.from, upto), upto),
             records: std::mem::take(&mut self.batch),
             duplicates: std::mem::take(&mut self.duplicates),
-            ack: self.take_ack(now, violation.is_some()),
+            ack: self.take_ack(now, violation.is_some() || self.refusal.is_some()),
+            refusal: self.refusal.take(),
             violation,
         }
     }
@@ -354,16 +376,13 @@ impl EmitterMachine {
     }
 
     fn on_gap(&mut self, from: u64, to: u64, reason: &str) -> Result<Step, String> {
-        let mark = self.mark()?;
         if from == 0 || from > to {
             return Err(format!("gap from {from} to {to} is empty"));
         }
         if reason.len() > MAX_NAME {
             return Err(format!("gap.reason is at most {MAX_NAME} bytes long, not {}", reason.len()));
         }
-        if from > mark + 1 {
-            return Err(format!("gap from {from} follows {mark}: {} to {} are missing", mark + 1, from - 1));
-        }
+        let Some(mark) = self.reach("gap", from)? else { return Ok(Step::More) };
         self.check_edge(from)?;
         self.note((to - from).saturating_add(1), 0);
         if to > mark {
@@ -374,19 +393,21 @@ impl EmitterMachine {
     }
 
     fn take(&mut self, block: &Block) -> Result<Step, String> {
-        let mark = self.mark()?;
-        if block.first() > mark + 1 {
-            let (from, to) = (mark + 1, block.first() - 1);
-            return Err(format!("block begins with seq {}: {from} to {to} are missing", block.first()));
-        }
+        let Some(mark) = self.reach("block", block.first())? else { return Ok(Step::More) };
         self.check_edge(block.last())?;
         self.note(block.count(), block.bytes().len());
         // What remains of an overlapping block is a copy: a few new events must not keep the memory of many old ones.
         let news = block.after(mark);
         self.duplicates += block.count() - news.as_ref().map_or(0, Block::count);
         for (seq, json) in news.iter().flat_map(Block::events) {
-            let record = Record::event(json).map_err(|error| format!("event with seq {seq}: {error}"))?;
-            self.batch.push(record);
+            match Record::event(json) {
+                Ok(record) => self.batch.push(record),
+                Err(error) => {
+                    self.refusal = Some(Refusal { seq, reason: error.to_string() });
+                    self.rewinding = true;
+                    return Ok(Step::Commit);
+                }
+            }
             self.phase = Phase::Live { mark: seq };
         }
         Ok(Step::More)
@@ -405,6 +426,19 @@ impl EmitterMachine {
             "seq {seq} is beyond the credit: at most {CREDIT} events may be unacknowledged, up to {}",
             self.edge
         ))
+    }
+
+    /// The mark that a frame starting at `first` builds on; nothing if the frame is not to be looked at.
+    fn reach(&mut self, what: &str, first: u64) -> Result<Option<u64>, String> {
+        let mark = self.mark()?;
+        if first <= mark + 1 {
+            self.rewinding = false;
+            return Ok(Some(mark));
+        }
+        if self.rewinding {
+            return Ok(None);
+        }
+        Err(format!("{what} begins with seq {first}: {} to {} are missing", mark + 1, first - 1))
     }
 
     fn mark(&self) -> Result<u64, String> {

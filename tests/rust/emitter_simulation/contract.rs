@@ -26,8 +26,8 @@ fn items(rng: &mut Rng, mut next: u64) -> Vec<Item> {
     items
 }
 
-fn what(recovered: &Recovered) -> (u64, u64, u64, &[Gap], u64) {
-    (recovered.next_seq, recovered.base, recovered.last, &recovered.gaps, recovered.bytes)
+fn what(recovered: &Recovered) -> (u64, u64, u64, &[Gap], u64, u64) {
+    (recovered.next_seq, recovered.base, recovered.last, &recovered.gaps, recovered.bytes, recovered.parked)
 }
 
 struct Pair {
@@ -64,7 +64,14 @@ impl Pair {
     fn step(&mut self, rng: &mut Rng) {
         self.acked = rng.u64(self.acked..self.next);
         let (acked, in_flight) = (self.acked, rng.u64(self.acked..self.next));
-        match rng.u8(..8) {
+        match rng.u8(..9) {
+            8 if self.disk.has_event(acked + 1) => {
+                let reason = "simulated".into();
+                let real = self.store.park(acked + 1, None, "simulated").expect("stored");
+                let done = self.disk.apply(Op::Park { seq: acked + 1, json: None, reason });
+                let Done::Parked { result, bytes, .. } = done else { panic!("{done:?}") };
+                assert_eq!((result.expect("stored"), bytes), (real, self.store.bytes()));
+            }
             0..4 => {
                 let items = items(rng, self.next);
                 self.next = items.last().map_or(0, Item::last) + 1;

@@ -6,10 +6,21 @@ use std::time::Duration;
 use safe_broadcaster::emitter::config::{EmitterConfig, WhenFull};
 use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
 use safe_broadcaster::emitter::ring::Left;
+use safe_broadcaster::emitter::spill::parked::{Parking, Wanted};
 use safe_broadcaster::emitter::spill::reunion::{Reunion, Stored, reunite};
 use safe_broadcaster::emitter::spill::store::Recovered;
 use safe_broadcaster::emitter::spill::{Done, Op};
 use safe_broadcaster::error::{Error, ErrorKind};
+
+/// How often the disk's thread looks for parked events that somebody wants back.
+const LOOK: Duration = Duration::from_secs(1);
+
+struct Parked {
+    id: i64,
+    seq: u64,
+    json: Vec<u8>,
+    wanted: bool,
+}
 
 /// What the platters hold.
 #[derive(Default)]
@@ -21,6 +32,11 @@ pub(crate) struct Disk {
     limit_events: u64,
     limit_bytes: u64,
     drop_oldest: bool,
+    parked: Vec<Parked>,
+    parked_limit: u64,
+    /// Every place in the stream that was ever parked, and the event that it held.
+    pub(crate) ever_parked: BTreeMap<u64, Vec<u8>>,
+    looked: Duration,
     /// Operations on their way, each with the time at which it is done.
     pub(crate) queue: VecDeque<(Duration, Op)>,
     /// Confirmed when the last append was asked for.
@@ -41,6 +57,8 @@ pub(crate) fn kind(op: &Op) -> &'static str {
         Op::Read { .. } => "read",
         Op::Trim { .. } => "trim",
         Op::Reserve { .. } => "reserve",
+        Op::Park { .. } => "park",
+        Op::Unpark { .. } => "unpark",
         Op::Peek { .. } => "peek",
         Op::Close { .. } => "close",
     }
@@ -52,6 +70,7 @@ impl Disk {
             limit_events: config.spill_max_events,
             limit_bytes: config.spill_max_bytes,
             drop_oldest: config.when_full == WhenFull::DropOldest,
+            parked_limit: config.parked_max_events,
             ..Self::default()
         }
     }
@@ -121,6 +140,14 @@ impl Disk {
                 self.trim(acked);
                 Done::Reserved { upto, result: Ok(()) }
             }
+            Op::Park { seq, json, .. } => {
+                let parking = self.park(seq, json.map(|json| json.to_vec()));
+                Done::Parked { seq, result: Ok(parking), bytes: self.bytes() }
+            }
+            Op::Unpark { ids } => {
+                self.parked.retain(|each| !ids.contains(&each.id));
+                Done::Unparked { ids, result: Ok(()), parked: self.parked.len() as u64 }
+            }
             Op::Close { next_seq, acked } => {
                 self.trim(acked);
                 self.next_seq = Some(next_seq);
@@ -163,6 +190,59 @@ impl Disk {
             self.insert(item);
         }
         self.make_room(in_flight)
+    }
+
+    fn park(&mut self, seq: u64, held: Option<Vec<u8>>) -> Parking {
+        let at = self.rows.range(..=seq).next_back().filter(|(_, item)| item.events() > 0 && item.last() >= seq);
+        let row = at.map(|(first, _)| *first).and_then(|first| self.rows.remove(&first));
+        let of_row = row.as_ref().and_then(|item| {
+            let Item::Events(block) = item else { return None };
+            block.events().find(|(at, _)| *at == seq).map(|(_, json)| json.to_vec())
+        });
+        assert!(held.is_none() || of_row.is_none() || held == of_row, "seq {seq} is another event in the spill");
+        let json = held.or(of_row).unwrap_or_else(|| panic!("seq {seq} is to be parked and is nowhere"));
+        if self.parked.iter().all(|each| each.seq != seq) {
+            let id = self.parked.last().map_or(1, |each| each.id + 1);
+            self.parked.push(Parked { id, seq, json: json.clone(), wanted: false });
+        }
+        self.ever_parked.insert(seq, json);
+        if let Some(row) = row {
+            let (first, after) = (row.first(), row.after(seq));
+            if seq > first {
+                self.insert(row.head(seq - first));
+            }
+            self.insert(Item::Gap(Gap { from: seq, to: seq, reason: GapReason::Refused }));
+            if let Some(after) = after {
+                self.insert(after);
+            }
+        }
+        let over = (self.parked.len() as u64).saturating_sub(self.parked_limit) as usize;
+        let dropped = self.parked.drain(..over).map(|each| each.seq).collect();
+        Parking { parked: self.parked.len() as u64, dropped }
+    }
+
+    /// Somebody wants parked events to be sent again.
+    pub(crate) fn want(&mut self, rng: &mut fastrand::Rng) {
+        self.parked.iter_mut().for_each(|each| each.wanted |= rng.bool());
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.parked.iter().any(|each| each.wanted)
+    }
+
+    /// When the disk's thread looks again for what is wanted.
+    pub(crate) fn next_look(&self) -> Option<Duration> {
+        self.is_wanted().then(|| self.looked + LOOK)
+    }
+
+    /// What is wanted, now and then, again and again.
+    pub(crate) fn look(&mut self, now: Duration) -> Option<Done> {
+        if !self.is_wanted() || now < self.looked + LOOK {
+            return None;
+        }
+        self.looked = now;
+        let wanted = self.parked.iter().filter(|each| each.wanted).take(3);
+        Some(Done::Wanted(wanted.map(|each| Wanted { id: each.id, json: each.json.clone().into() }).collect()))
     }
 
     fn make_room(&mut self, in_flight: u64) -> Vec<Gap> {
@@ -220,19 +300,30 @@ impl Disk {
         let base = self.base.max(first.map_or(0, |first| first - 1));
         let stored = Stored { base, last: self.last(), reserved: self.reserved, next_seq: self.next_seq.take() };
         let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, true);
+        let refused = self.parked.iter().filter(|each| left.is_some() && each.seq > last);
+        let refused = refused.map(|each| Gap { from: each.seq, to: each.seq, reason: GapReason::Refused });
+        let refused: Vec<Gap> = refused.collect();
         let roomy = |left: &Left| segments.is_some_and(|n| left.is_usable(n) && left.ring.used() * 2 <= n);
         let adopts = left.is_some_and(roomy);
         if !adopts {
-            held.drain(..).for_each(|item| self.insert(item));
+            held.drain(..).flat_map(|item| item.without(&refused)).for_each(|item| self.insert(item));
             last = next_seq - 1;
         }
         self.base = base;
         self.reserved = next_seq - 1;
         self.has_ring = segments.is_some();
-        let gaps = self.rows.values().filter_map(Item::gap).collect();
+        let mut gaps: Vec<Gap> = self.rows.values().filter_map(Item::gap).collect();
+        gaps.extend(refused.into_iter().filter(|_| adopts));
         let (emitter, epoch) = ("simulated".into(), "epoch".into());
-        let bytes = self.bytes();
-        (Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest: None, held, ring: None }, adopts)
+        let (bytes, parked) = (self.bytes(), self.parked.len() as u64);
+        let oldest = None;
+        (Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring: None }, adopts)
+    }
+
+    /// Whether `seq` is stored as an event.
+    pub(crate) fn has_event(&self, seq: u64) -> bool {
+        let row = self.rows.range(..=seq).next_back();
+        row.is_some_and(|(_, item)| item.events() > 0 && item.last() >= seq)
     }
 
     /// Whether `seq` is stored as an event or as a gap.
@@ -247,6 +338,10 @@ impl Disk {
             Op::Read { .. } => Done::Read(Err(error())),
             Op::Trim { .. } => Done::Trimmed { result: Err(error()), bytes: self.bytes() },
             Op::Reserve { upto, .. } => Done::Reserved { upto: *upto, result: Err(error()) },
+            Op::Park { seq, .. } => Done::Parked { seq: *seq, result: Err(error()), bytes: self.bytes() },
+            Op::Unpark { ids } => {
+                Done::Unparked { ids: ids.clone(), result: Err(error()), parked: self.parked.len() as u64 }
+            }
             Op::Close { .. } => Done::Closed(Err(error())),
             Op::Peek { .. } => unreachable!("nobody peeks here"),
         }

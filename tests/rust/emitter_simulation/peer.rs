@@ -1,6 +1,6 @@
 //! The other side: a link that delays and loses frames, and a receiver that checks what it is given.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -17,10 +17,14 @@ pub(crate) enum Answer {
     Ack(u64),
     Credit(u64),
     Pong(u64),
+    Nack(u64),
+    /// The peer closes over what it was sent.
+    Refused,
     Down,
 }
 
 /// One connection: frames on their way in both directions, in order.
+#[expect(clippy::struct_excessive_bools, reason = "each is a state of its own of one end or of the way between")]
 pub(crate) struct Wire {
     to_peer: VecDeque<(Duration, Outgoing)>,
     to_emitter: VecDeque<(Duration, Answer)>,
@@ -31,6 +35,8 @@ pub(crate) struct Wire {
     abandoned: bool,
     /// A `Confirm::Sends` peer takes one block at a time.
     pub(crate) busy: bool,
+    /// The hub has refused an event and the emitter has not gone back to it yet.
+    rewinding: bool,
     /// Last seq that came over this link.
     last: Option<u64>,
     /// Last seq that was written to it, and the last for which an ack was asked.
@@ -56,6 +62,7 @@ impl Wire {
             room,
             abandoned: false,
             busy: false,
+            rewinding: false,
             last: None,
             written: 0,
             asked: 0,
@@ -122,6 +129,17 @@ impl Wire {
         [arrival, news, self.answer_at].into_iter().flatten().min()
     }
 
+    /// The peer closes over what it was sent.
+    fn refuse(&mut self) {
+        let at = self.to_emitter.back().map_or(Duration::ZERO, |(at, _)| *at);
+        let abandoned = self.abandoned;
+        self.die(None);
+        self.answers_due.clear();
+        if !abandoned {
+            self.to_emitter.push_back((at, Answer::Refused));
+        }
+    }
+
     /// The network loses the connection: what is on its way is lost. `notice`: when the emitter hears of it, if ever.
     pub(crate) fn die(&mut self, notice: Option<Duration>) {
         self.dead = true;
@@ -145,6 +163,12 @@ pub(crate) struct Receiver {
     gaps: BTreeMap<u64, u64>,
     /// The seq under which each event came; 0 if it has not.
     pub(crate) received: Vec<u64>,
+    /// How often each event is refused before it is taken, and how often it was.
+    poison: Vec<(u32, u32)>,
+    /// Refusals so far.
+    pub(crate) refusals: u64,
+    /// Events that were sent again as new ones: after a crash in between, perhaps twice.
+    pub(crate) requeued: BTreeSet<u64>,
     /// Reads but confirms nothing until then.
     pub(crate) mute_until: Duration,
     /// Longest time before it confirms, in microseconds.
@@ -160,10 +184,35 @@ impl Receiver {
             events: BTreeMap::new(),
             gaps: BTreeMap::new(),
             received: Vec::new(),
+            poison: Vec::new(),
+            refusals: 0,
+            requeued: BTreeSet::new(),
             mute_until: Duration::ZERO,
             patience: 1000,
             credit: u64::MAX,
         }
+    }
+
+    /// A new event, which is refused so often before it is taken.
+    pub(crate) fn expect(&mut self, refusals: u32) {
+        self.received.push(0);
+        self.poison.push((refusals, 0));
+    }
+
+    /// Events that are refused for some time or for ever.
+    pub(crate) fn poisoned(&self) -> usize {
+        self.poison.iter().filter(|poison| poison.0 > 0).count()
+    }
+
+    /// Whether the event is refused this time.
+    fn refuses(&mut self, id: u64) -> bool {
+        let (times, so_far) = &mut self.poison[id as usize];
+        let refuses = self.confirm != Confirm::Sends && *so_far < *times;
+        if refuses {
+            *so_far += 1;
+            self.refusals += 1;
+        }
+        refuses
     }
 
     /// Highest seq under which an event came.
@@ -257,7 +306,16 @@ impl Receiver {
                 }
             }
             Outgoing::Item(item) => {
-                self.item(wire, &item, u64::MAX);
+                let refused = self.item(wire, &item, u64::MAX);
+                match (refused, self.confirm) {
+                    (Some(seq), Confirm::Acks) => {
+                        wire.answers_due.extend([Answer::Ack(seq - 1), Answer::Nack(seq)]);
+                        wire.unacked = u64::MAX; // a refusal does not wait for company
+                        return;
+                    }
+                    (Some(_), _) => return wire.refuse(),
+                    (None, _) => {}
+                }
                 if self.confirm != Confirm::Pings {
                     wire.answers_due.push(Answer::Ack(item.last()));
                 }
@@ -280,18 +338,23 @@ impl Receiver {
         }
     }
 
-    fn item(&mut self, wire: &mut Wire, item: &Item, upto: u64) {
-        let (first, last) = (item.first(), item.last().min(upto));
+    /// Takes what has arrived of an item; returns the event that it refuses, if there is one.
+    fn item(&mut self, wire: &mut Wire, item: &Item, upto: u64) -> Option<u64> {
+        let (first, mut last) = (item.first(), item.last().min(upto));
+        if wire.rewinding && first > self.mark + 1 {
+            return None; // sent before the emitter heard of the refusal
+        }
+        wire.rewinding = false;
         match wire.last {
             Some(before) => assert_eq!(first, before + 1, "seq {first} follows {before} on one link"),
             None => assert!(first <= self.mark + 1, "a link begins with seq {first} behind {}", self.mark),
         }
-        wire.last = Some(last);
         wire.unacked = wire.unacked.saturating_add(last - first + 1);
         if self.confirm == Confirm::Acks {
             let end = if item.events() > 0 { last } else { first };
             assert!(end <= wire.edge, "seq {end} comes, {} are allowed", wire.edge);
         }
+        let mut refused = None;
         match item {
             Item::Gap(gap) if self.confirm == Confirm::Acks && gap.to <= self.mark => {}
             Item::Gap(gap) => {
@@ -301,11 +364,20 @@ impl Receiver {
             }
             Item::Events(block) => {
                 for (seq, json) in block.events().take_while(|(seq, _)| *seq <= upto) {
-                    self.event(seq, id_of(&json));
+                    let id = id_of(&json);
+                    let known = self.confirm == Confirm::Acks && seq <= self.mark;
+                    if !known && self.refuses(id) {
+                        (last, refused) = (seq - 1, Some(seq));
+                        wire.rewinding = self.confirm == Confirm::Acks;
+                        break;
+                    }
+                    self.event(seq, id);
                 }
             }
         }
+        wire.last = Some(last);
         self.mark = self.mark.max(last);
+        refused
     }
 
     fn event(&mut self, seq: u64, id: u64) {
@@ -313,13 +385,16 @@ impl Receiver {
         assert_eq!(known, id, "seq {seq} carries another event than before");
         assert!(!self.was_told_of(seq), "seq {seq} comes after it was declared lost");
         let before = std::mem::replace(&mut self.received[id as usize], seq);
-        assert!(before == 0 || before == seq, "event {id} comes with seq {seq} and came with {before}");
+        assert!(
+            before == 0 || before == seq || self.requeued.contains(&id),
+            "event {id} comes with seq {seq} and came with {before}"
+        );
         let dropped = self.confirm == Confirm::Acks && before == 0 && seq <= self.mark;
         assert!(!dropped, "the new event {id} is dropped as a duplicate: its seq is {seq}, the mark {}", self.mark);
     }
 }
 
-fn id_of(json: &[u8]) -> u64 {
+pub(crate) fn id_of(json: &[u8]) -> u64 {
     let digits = json.iter().skip(6).take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |id, digit| id * 10 + u64::from(digit - b'0'))
 }

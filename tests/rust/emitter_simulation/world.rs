@@ -2,6 +2,7 @@
 //! and everything that goes wrong between them.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -15,8 +16,11 @@ use safe_broadcaster::emitter::spill::Done;
 use safe_broadcaster::error::{Error, ErrorKind};
 
 use crate::disk::Disk;
-use crate::peer::{Answer, Receiver, Wire};
+use crate::peer::{Answer, Receiver, Wire, id_of};
 
+/// Events parked, and sent again afterwards, in all schedules: a simulation in which none is proves nothing of it.
+pub(crate) static PARKED: AtomicU64 = AtomicU64::new(0);
+pub(crate) static REQUEUED: AtomicU64 = AtomicU64::new(0);
 /// Lines shown of a failed schedule.
 const TRACE: usize = 80;
 const MILLI: Duration = Duration::from_millis(1);
@@ -98,6 +102,8 @@ pub(crate) struct World {
     latency: u64,
     disk_latency: u64,
     padding: usize,
+    /// One of so many events is refused; 0: none.
+    poison: u32,
     tally: Tally,
     turns_of_time: u32,
     pub(crate) trace: Option<VecDeque<String>>,
@@ -134,6 +140,9 @@ pub(crate) fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
             2 => WhenFull::Raise,
             _ => WhenFull::DropOldest,
         },
+        poison_tries: rng.u32(1..5),
+        parked_max_events: pick(rng, &[2, 1000]),
+        parked_max_bytes: 1 << 30,
         backoff_initial: millis(rng.u64(20..500)),
         backoff_max: 2 * SECOND,
         backoff_multiplier: 2.0,
@@ -187,6 +196,7 @@ impl World {
         }
         let latency = pick(&mut rng, &[0, 500, 20_000, 200_000]);
         let disk_latency = pick(&mut rng, &[0, 2000, 30_000, 1_500_000]);
+        let poison = pick(&mut rng, &[0, 0, 5, 40, 200]);
         let mut world = Self {
             now: Duration::ZERO,
             process: Process::new(&config, Duration::ZERO),
@@ -203,6 +213,7 @@ impl World {
             latency,
             disk_latency,
             padding: if big { 120_000 } else { 60 },
+            poison,
             tally: Tally::default(),
             turns_of_time: 0,
             trace: traced.then(VecDeque::new),
@@ -384,6 +395,26 @@ impl World {
                     self.process.outbox.note_acked(acked);
                     drop(items);
                 }
+                Action::Refused { seq, reason } => {
+                    self.note(|| format!("refused {seq}: {reason}"));
+                    let known = self.machine().refusal_of(seq);
+                    assert!(known.is_some(), "whoever asks for seq {seq} now is not told");
+                }
+                Action::Requeue(wanted) => {
+                    for each in wanted {
+                        let id = id_of(&each.json);
+                        let seq = match self.process.outbox.push(&each.json, Some(true)) {
+                            Ok(Pushed::Accepted { seq, .. }) => Some(seq),
+                            _ => None,
+                        };
+                        self.note(|| format!("event {id} again as {seq:?}"));
+                        self.receiver.requeued.insert(id);
+                        self.machine().on_requeued(each.id, seq);
+                        if let Some(seq) = seq {
+                            self.emissions[id as usize] = Emission { seq, untraceable: false };
+                        }
+                    }
+                }
             }
         }
         busy
@@ -490,6 +521,8 @@ impl World {
                     machine.on_pong(now, number);
                     Ok(())
                 }
+                Answer::Nack(seq) => machine.on_nack(now, seq, "simulated"),
+                Answer::Refused => Err(Error::new(ErrorKind::FrameRefused, "not that")),
                 Answer::Down => Err(Error::new(ErrorKind::ConnectRefused, "down")),
             };
             self.note(|| format!("news {answer:?}"));
@@ -503,6 +536,12 @@ impl World {
         let mut sent = Vec::new();
         while sent.len() < MESSAGES_PER_TURN && !wire.is_blocked() && !wire.busy {
             let Some(frame) = machine.poll_outgoing(now) else { break };
+            if let Outgoing::Item(Item::Gap(gap)) = &frame
+                && gap.reason == GapReason::Refused
+            {
+                let parked = (gap.from..=gap.to).all(|seq| self.disk.ever_parked.contains_key(&seq));
+                assert!(parked, "{gap:?} is told and not parked");
+            }
             if let Outgoing::Item(item) = &frame {
                 self.tally.written += item.events();
             }
@@ -538,7 +577,9 @@ impl World {
         let json = format!("{{\"id\":{id},\"pad\":\"{padding}\"}}");
         if let Ok(Pushed::Accepted { seq, provisional, .. }) = self.process.outbox.push(json.as_bytes(), None) {
             self.emissions.push(Emission { seq, untraceable: false });
-            self.receiver.received.push(0);
+            let poisoned = self.poison > 0 && self.rng.u32(..self.poison) == 0;
+            let times = if self.rng.bool() { u32::MAX } else { self.rng.u32(1..6) };
+            self.receiver.expect(if poisoned { times } else { 0 });
             if provisional {
                 self.process.provisional.push(id);
             }
@@ -656,7 +697,8 @@ impl World {
                 let mute = self.micros(6_000_000);
                 self.receiver.mute_until = self.now + mute;
             }
-            94..97 => self.receiver.patience = pick(&mut self.rng, &[0, 1000, 100_000, 900_000]),
+            94 => self.disk.want(&mut self.rng),
+            95..97 => self.receiver.patience = pick(&mut self.rng, &[0, 1000, 100_000, 900_000]),
             97.. => {
                 let credit = self.rng.u64(1..100);
                 let Self { receiver, wire: Some(wire), rng, now, .. } = self else { return };
@@ -679,6 +721,7 @@ impl World {
             self.disk.queue.front().map(|(at, _)| *at),
             self.wire.as_ref().and_then(Wire::next_time),
             self.ghost.as_ref().and_then(Wire::next_time),
+            process.machine.as_ref().and_then(|_| self.disk.next_look()),
         ];
         self.turns_of_time += 1;
         assert!(self.turns_of_time < 1_000_000, "time stands still");
@@ -689,6 +732,9 @@ impl World {
         }
         while let Some(done) = self.disk.work(self.now, &mut self.rng) {
             self.process.dones.push_back(done);
+        }
+        if self.process.machine.is_some() {
+            self.process.dones.extend(self.disk.look(self.now));
         }
         for wire in [&mut self.ghost, &mut self.wire].into_iter().flatten() {
             while self.receiver.work(wire, self.now, &mut self.rng) {}
@@ -732,7 +778,9 @@ impl World {
         // A small credit costs a round trip each time that it is used up.
         let trip = Duration::from_micros(2 * self.latency + self.receiver.patience) + 10 * MILLI;
         let trips = self.emissions.len() as u64 / self.receiver.credit + 1;
-        let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0) + trip * trips as u32;
+        let tries = 2 * (self.config.poison_tries + 1) * self.receiver.poisoned() as u32;
+        let refused = self.config.backoff_max.max(self.config.breaker_cooldown) * tries;
+        let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0) + trip * trips as u32 + refused;
         while !self.is_drained() {
             assert!(self.now < limit, "it does not drain: {:?}", self.process.machine.as_ref().map(Machine::snapshot));
             self.advance(limit);
@@ -758,6 +806,7 @@ impl World {
         machine.is_live()
             && machine.acked() == self.process.outbox.counts().last_seq
             && self.disk.queue.is_empty()
+            && !self.disk.is_wanted()
             && self.process.dones.is_empty()
     }
 
@@ -767,6 +816,15 @@ impl World {
             let known = arrived || emission.untraceable || self.receiver.was_told_of(emission.seq);
             assert!(known, "event {id} with seq {} is lost silently", emission.seq);
         }
+        for (seq, json) in &self.disk.ever_parked {
+            let id = id_of(json);
+            let again = self.receiver.requeued.contains(&id);
+            assert!(self.receiver.was_told_of(*seq), "seq {seq} is parked and no gap tells of it");
+            assert!(again || self.receiver.received[id as usize] == 0, "event {id} is parked and delivered");
+            assert!(again || self.emissions[id as usize].seq == *seq, "event {id} is parked twice");
+        }
+        PARKED.fetch_add(self.disk.ever_parked.len() as u64, Ordering::Relaxed);
+        REQUEUED.fetch_add(self.receiver.requeued.len() as u64, Ordering::Relaxed);
         let counts = self.process.outbox.counts();
         let snapshot = self.machine().snapshot();
         assert_eq!(counts.spilled as i64 + snapshot.balance, 0, "{counts:?} {snapshot:?}");
@@ -780,7 +838,7 @@ impl World {
         assert!(connects <= most, "{connects} attempts to connect, {most} allowed");
         // Pacing wakes once or twice for each spilled event, whatever comes of it.
         let paced = if self.config.flush_rate.is_some() { 2 * written } else { 0 };
-        let most = 50 + 3 * self.now.as_secs() + 3 * actions + paced;
+        let most = 50 + 3 * self.now.as_secs() + 3 * actions + paced + 2 * self.receiver.refusals;
         assert!(idle_wakes <= most, "the driver woke {idle_wakes} times for nothing, {most} allowed");
     }
 }

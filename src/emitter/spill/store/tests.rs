@@ -265,3 +265,77 @@ fn a_million_events_leave_a_small_file_behind() {
     let left = std::fs::metadata(&path).expect("there").len();
     assert!(left < 1 << 20, "{left} of {full} bytes are left");
 }
+
+fn refused(seq: u64) -> Gap {
+    gap(seq, seq, GapReason::Refused)
+}
+
+#[test]
+fn a_parked_event_leaves_a_gap_in_its_row_and_is_parked_once() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, _) = open(&path);
+    store.append(&[block(1, 5, 20), block(6, 2, 20)], 0, 0).expect("stored");
+    let bytes = store.bytes();
+    assert_eq!(store.park(3, None, "no").expect("stored"), Parking { parked: 1, dropped: vec![] });
+    assert_eq!(
+        spans(&store.read(0, usize::MAX).expect("readable")),
+        [(1, 2, true), (3, 3, false), (4, 5, true), (6, 7, true)]
+    );
+    assert!(store.bytes() < bytes);
+    // After a crash the owner may not know, and try once more.
+    drop(store);
+    let (mut store, again) = open(&path);
+    assert_eq!((again.parked, again.gaps.first()), (1, Some(&refused(3))));
+    assert_eq!(store.park(3, Some(b"{}"), "no, again").expect("stored").parked, 1);
+    assert_eq!(store.park(6, None, "no").expect("stored").parked, 2);
+    assert_eq!(spans(&store.read(5, usize::MAX).expect("readable")), [(6, 6, false), (7, 7, true)]);
+    let (_, again) = {
+        drop(store);
+        open(&path)
+    };
+    assert_eq!((again.bytes, again.parked), (bytes_of(&path), 2));
+}
+
+fn bytes_of(path: &Path) -> u64 {
+    let db = Connection::open(path).expect("a file");
+    db.query_row("SELECT sum(length(data)) FROM item", [], |row| row.get(0)).expect("readable")
+}
+
+#[test]
+fn an_event_in_memory_is_parked_without_being_stored() {
+    let home = tempfile::tempdir().expect("writable");
+    let (mut store, _) = open(&home.path().join("spill.db"));
+    assert_eq!(store.park(9, Some(b"{\"a\":1}"), "no").expect("stored").parked, 1);
+    assert_eq!((rows(&store), store.bytes()), (0, 0));
+}
+
+#[test]
+fn the_oldest_parked_events_make_room_and_are_told() {
+    let home = tempfile::tempdir().expect("writable");
+    let few = EmitterConfig { parked_max_events: 3, parked_max_bytes: 4096, ..config() };
+    let (mut store, _) = open_with(&home.path().join("spill.db"), Limits::from(&few));
+    for seq in 1..=3 {
+        assert!(store.park(seq, Some(b"{}"), "no").expect("stored").dropped.is_empty());
+    }
+    assert_eq!(store.park(4, Some(b"{}"), "no").expect("stored"), Parking { parked: 3, dropped: vec![1] });
+    let large = vec![b' '; 5000];
+    assert_eq!(store.park(5, Some(&large), "no").expect("stored"), Parking { parked: 1, dropped: vec![2, 3, 4] });
+}
+
+#[test]
+fn what_is_wanted_is_offered_until_it_is_forgotten() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, _) = open(&path);
+    store.park(1, Some(b"{}"), "no").expect("stored");
+    store.park(2, Some(b"{ }"), "no").expect("stored");
+    assert!(store.wanted(1 << 20).expect("readable").is_empty());
+    store.db.execute("UPDATE parked SET wanted = 1 WHERE seq = 2", []).expect("stored");
+    for _ in 0..2 {
+        let wanted = store.wanted(1 << 20).expect("readable");
+        assert_eq!(wanted, [Wanted { id: 2, json: "{ }".into() }]);
+    }
+    store.unpark(&[2]).expect("stored");
+    assert_eq!((store.wanted(1 << 20).expect("readable").len(), store.parked()), (0, 1));
+}

@@ -173,21 +173,57 @@ fn the_older_connection_is_closed_and_appends_nothing_more() {
     assert_eq!(hub.log(), numbers(1..=2));
 }
 
+/// A block of which one event is none.
+fn poisoned(first: u64, poison: u64, last: u64) -> Bytes {
+    let mut block = BlockBuilder::new(first, BytesMut::new());
+    for seq in first..=last {
+        block.push(if seq == poison { "[2]".to_owned() } else { format!(r#"{{"n":{seq}}}"#) }.as_bytes());
+    }
+    block.seal().expect("not empty").into_bytes()
+}
+
 #[test]
-fn what_came_before_a_violation_counts() {
+fn an_event_that_is_none_is_refused_and_what_came_before_it_counts() {
     let mut hub = Hub::new();
     let mut link = hub.greet("1", 1);
-    let mut block = BlockBuilder::new(1, BytesMut::new());
-    block.push(br#"{"n":1}"#);
-    block.push(b"[2]");
-    block.push(br#"{"n":3}"#);
-    assert_eq!(link.machine.on_block(block.seal().expect("not empty").into_bytes()), Step::Commit);
+    assert_eq!(link.machine.on_block(poisoned(1, 3, 4)), Step::Commit);
     let heard = hub.commit(&mut link);
-    assert_eq!((&heard[0], heard[2].as_str()), (&ack(1), "Close(BadFrame)"));
-    assert!(heard[1].contains("seq 2"), "{}", heard[1]);
-    assert_eq!(link.events(2..=2), Step::More);
-    assert!(hub.commit(&mut link).is_empty());
-    assert_eq!(hub.log(), numbers([1]));
+    let nack = HubFrame::Nack { seq: 3, reason: "an event is a JSON object".into() };
+    assert_eq!(heard, [ack(2), nack.encode()]);
+    assert_eq!(hub.log(), numbers(1..=2));
+    assert_eq!((hub.0.counters.refused, hub.0.counters.bad_frames), (1, 0));
+}
+
+#[test]
+fn what_was_sent_behind_a_refused_event_is_ignored_until_the_emitter_goes_back() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.machine.on_block(poisoned(1, 2, 2));
+    hub.commit(&mut link);
+    link.events(3..=5);
+    link.gap(6, 7);
+    assert!(hub.commit(&mut link).is_empty(), "neither taken nor a violation");
+    link.machine.on_block(poisoned(2, 2, 5));
+    assert!(hub.commit(&mut link)[1].contains("nack"), "it may be tried again");
+    let gap = EmitterFrame::Gap { from: 2, to: 2, reason: "refused".into() };
+    link.machine.on_text(&gap.encode());
+    link.events(3..=5);
+    assert_eq!(hub.commit(&mut link), [ack(5)]);
+    link.events(7..=7);
+    assert!(hub.commit(&mut link)[0].contains("6 to 6 are missing"), "a hole is a violation again");
+    let gap = r#"{"emitter":"engine","epoch":"1","from":2,"to":2,"reason":"refused"}"#.to_owned();
+    assert_eq!(hub.log(), [numbers(1..=1), vec![gap], numbers(3..=5)].concat());
+}
+
+#[test]
+fn a_refused_event_may_be_the_first_of_a_connection() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.machine.on_block(poisoned(1, 1, 1));
+    assert!(hub.commit(&mut link)[1].contains(r#""seq":1"#));
+    let mut link = hub.connect();
+    link.hello("1", 1);
+    assert_eq!(hub.commit(&mut link), [HubFrame::Welcome { have: 0, credit: CREDIT }.encode()]);
 }
 
 #[test]

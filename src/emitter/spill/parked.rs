@@ -1,0 +1,106 @@
+//! Parked events: what the peer refused for good. Beside the stream and not in it, bounded, each with its reason, until
+//! somebody exports it or asks for it to be sent again.
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::emitter::item::{Gap, GapReason};
+use crate::sqlite::get;
+
+/// Events handed out to be sent again at a time.
+const MOST_WANTED: u32 = 100;
+
+/// Bounds of the table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+/// What parking an event did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parking {
+    /// Events parked now.
+    pub parked: u64,
+    /// Seqs of parked events that had to make room, oldest first. They are lost.
+    pub dropped: Vec<u64>,
+}
+
+/// A parked event that is to be sent again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its key among the parked.
+    pub id: i64,
+    /// The event.
+    pub json: Bytes,
+}
+
+/// Parks an event; one that is parked already (after a crash, it was tried once more) only gets the newer reason. The
+/// oldest make room; the newest stays even if it is larger than the bound.
+pub(super) fn park(
+    tx: &Connection,
+    bounds: Bounds,
+    (seq, json): (u64, &[u8]),
+    reason: &str,
+    now: i64,
+) -> rusqlite::Result<Vec<u64>> {
+    let epoch: String = get(tx, "epoch")?.unwrap_or_default();
+    tx.prepare_cached(
+        "INSERT INTO parked (epoch, seq, reason, parked_at, json) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (epoch, seq) DO UPDATE SET reason = ?3, wanted = 0",
+    )?
+    .execute(params![epoch, seq, reason, now, json])?;
+    let mut dropped = Vec::new();
+    loop {
+        let (events, bytes) = usage(tx)?;
+        if events <= 1 || (events <= bounds.events && bytes <= bounds.bytes) {
+            return Ok(dropped);
+        }
+        let gone = "DELETE FROM parked WHERE id = (SELECT min(id) FROM parked) RETURNING seq";
+        dropped.push(tx.prepare_cached(gone)?.query_row([], |row| row.get(0))?);
+    }
+}
+
+/// The gaps that parked events have left behind `last`.
+pub(super) fn gaps_behind(tx: &Connection, epoch: &str, last: u64) -> rusqlite::Result<Vec<Gap>> {
+    let gap = |seq| Gap { from: seq, to: seq, reason: GapReason::Refused };
+    tx.prepare("SELECT seq FROM parked WHERE epoch = ?1 AND seq > ?2 ORDER BY seq")?
+        .query_map(params![epoch, last], |row| row.get(0).map(gap))?
+        .collect()
+}
+
+/// Events and bytes parked. The table is short: counting is cheap.
+pub(super) fn usage(tx: &Connection) -> rusqlite::Result<(u64, u64)> {
+    tx.prepare_cached("SELECT count(*), coalesce(sum(length(json)), 0) FROM parked")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+/// Events that somebody wants to be sent again, oldest first: a few, and about `max_bytes` of them.
+pub(super) fn wanted(db: &Connection, max_bytes: usize) -> rusqlite::Result<Vec<Wanted>> {
+    let mut query = db.prepare_cached("SELECT id, json FROM parked WHERE wanted = 1 ORDER BY id LIMIT ?1")?;
+    let mut rows = query.query([MOST_WANTED])?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while bytes < max_bytes {
+        let Some(row) = rows.next()? else { break };
+        let json = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
+        bytes += json.len();
+        found.push(Wanted { id: row.get(0)?, json });
+    }
+    Ok(found)
+}
+
+/// Forgets events that are in the stream again.
+pub(super) fn unpark(tx: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let mut delete = tx.prepare_cached("DELETE FROM parked WHERE id = ?1")?;
+    ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
+}
+
+/// The block of the row that holds `seq`, and when it was stored; nothing if `seq` is not stored as an event.
+pub(super) fn row_of(tx: &Connection, seq: u64) -> rusqlite::Result<Option<(i64, Vec<u8>)>> {
+    tx.prepare_cached(
+        "SELECT stored_at, data FROM item
+         WHERE first = (SELECT max(first) FROM item WHERE first <= ?1) AND last >= ?1 AND data IS NOT NULL",
+    )?
+    .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
+    .optional()
+}
