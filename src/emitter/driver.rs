@@ -546,7 +546,10 @@ fn not_kept() -> Error {
 }
 
 fn given_up() -> Error {
-    Error::new(ErrorKind::SpillFull, "the event was dropped before its delivery: the spill was full or it was too old")
+    Error::new(
+        ErrorKind::SpillFull,
+        "the event was dropped before its delivery: the spill was full, it was too old, or the disk lost it",
+    )
 }
 
 impl Shared {

@@ -23,6 +23,8 @@ pub enum GapReason {
     OutboxFull,
     /// The process ended without `stop()`; these seqs may or may not have been used.
     Crash,
+    /// The disk did not give back what was stored.
+    Corrupt,
 }
 
 impl GapReason {
@@ -34,13 +36,15 @@ impl GapReason {
             Self::Expired => "expired",
             Self::OutboxFull => "outbox_full",
             Self::Crash => "crash",
+            Self::Corrupt => "corrupt",
         }
     }
 
     /// Reads the word back; `None` for one of a newer version.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash].into_iter().find(|r| r.as_str() == word)
+        let all = [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash, Self::Corrupt];
+        all.into_iter().find(|reason| reason.as_str() == word)
     }
 }
 

@@ -213,6 +213,7 @@ pub struct Machine {
     trimming: Option<u64>,
     trimmed: u64,
     reserving: bool,
+    probing: bool,
     reserved: u64,
     reserve_step: u64,
     spill_bytes: u64,
@@ -259,6 +260,7 @@ impl Machine {
             trimming: None,
             trimmed: recovered.base,
             reserving: false,
+            probing: false,
             reserved: recovered.next_seq - 1,
             reserve_step: RESERVE_FIRST,
             spill_bytes: recovered.bytes,
@@ -274,6 +276,9 @@ impl Machine {
         let held = recovered.held.iter().filter_map(Item::gap);
         for gap in recovered.gaps.iter().copied().filter(|gap| gap.to > recovered.base).chain(held) {
             machine.lost(gap);
+        }
+        if let Some(damage) = &recovered.damage {
+            machine.report_damage(damage);
         }
         machine
     }
@@ -446,6 +451,7 @@ impl Machine {
         }
         self.check_stop(now);
         self.plan_append(now);
+        self.plan_probe();
         self.plan_trim();
         self.plan_close();
     }

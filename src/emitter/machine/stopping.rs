@@ -27,7 +27,7 @@ impl Machine {
     }
 
     pub(super) fn plan_close(&mut self) {
-        let quiet = !self.appending && !self.reading && self.trimming.is_none() && !self.reserving;
+        let quiet = !self.appending && !self.reading && self.trimming.is_none() && !self.reserving && !self.probing;
         let stored = self.ledger.oldest_held(1).is_empty() || self.spill_failed.is_some();
         if matches!(self.phase, Phase::Stopped) && quiet && stored && !self.closing {
             self.closing = true;

@@ -27,6 +27,7 @@ fn recovered(last: u64) -> Recovered {
         oldest: None,
         held: vec![],
         ring: None,
+        damage: None,
     }
 }
 
@@ -108,6 +109,7 @@ impl Bench {
             Op::Trim { .. } => Done::Trimmed { result: Ok(()), bytes: 0 },
             Op::Reserve { upto, .. } => Done::Reserved { upto, result: Ok(()) },
             Op::Close { .. } => Done::Closed(Ok(())),
+            Op::Probe => Done::Probed(Ok(())),
             Op::Peek { .. } => unreachable!("nobody peeks here"),
         }
     }

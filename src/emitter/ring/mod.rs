@@ -149,7 +149,14 @@ impl Ring {
 
     fn over(memory: Memory, file: Option<(File, PathBuf)>, segments: usize) -> Self {
         let used = (0..segments.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self(Arc::new(Arena { memory, file, segments, used, promised: AtomicBool::default(), named: AtomicBool::default() }))
+        Self(Arc::new(Arena {
+            memory,
+            file,
+            segments,
+            used,
+            promised: AtomicBool::default(),
+            named: AtomicBool::default(),
+        }))
     }
 
     /// Whether it outlives the process.

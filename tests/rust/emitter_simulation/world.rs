@@ -627,7 +627,11 @@ impl World {
                 self.process.commands.push_back(Command::Flush);
             }
             87..91 => {
-                self.disk.failing = self.rng.f64();
+                match self.rng.u8(..3) {
+                    0 => self.disk.failing = self.rng.f64(),
+                    1 => self.disk.full = true,
+                    _ => self.disk.rotting = self.rng.f64() / 4.0,
+                }
                 let outage = self.micros(6_000_000);
                 self.fail_until = self.now + outage;
             }
@@ -664,7 +668,7 @@ impl World {
         let next = times.into_iter().flatten().min().unwrap_or(limit).min(limit);
         self.now = self.now.max(next);
         if self.now >= self.fail_until {
-            self.disk.failing = 0.0;
+            self.disk.heal();
         }
         while let Some(done) = self.disk.work(self.now, &mut self.rng) {
             self.process.dones.push_back(done);
@@ -706,7 +710,7 @@ impl World {
         self.refuse_until = self.now;
         self.receiver.mute_until = self.now;
         self.receiver.patience = self.receiver.patience.min(10_000);
-        self.disk.failing = 0.0;
+        self.disk.heal();
         let pace = self.config.flush_rate.map_or(0.0, |rate| self.emissions.len() as f64 / rate);
         let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0);
         while !self.is_drained() {
@@ -732,8 +736,9 @@ impl World {
         self.drive();
         let Some(machine) = &self.process.machine else { return false };
         machine.is_live()
+            && !machine.snapshot().degraded
             && machine.acked() == self.process.outbox.counts().last_seq
-            && self.disk.queue.is_empty()
+            && self.disk.is_idle()
             && self.process.dones.is_empty()
     }
 
