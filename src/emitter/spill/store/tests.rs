@@ -2,6 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::clock::tests::{HOUR, Hands};
+use crate::emitter::ring::{Writer, checksum};
 use crate::emitter::tests::config;
 use crate::wire::block::BlockBuilder;
 
@@ -378,4 +379,48 @@ fn only_a_few_damaged_files_are_kept_and_the_rest_is_named() {
         names.filter(|name| name.as_ref().is_ok_and(|name| name.file_name().to_string_lossy().contains(".damaged-")));
     assert_eq!((left.count(), removed.len()), (3, 2));
     assert!(removed.iter().all(|path| !path.exists()));
+}
+
+/// A process that is killed while 1 to 5 are in the file and 3 to 8 in the ring; then the file's header is destroyed.
+fn damaged_beside_a_ring(path: &Path) -> Recovered {
+    let (mut store, fresh) = SpillStore::open(path, limits(), None, 7, Some(8)).expect("usable");
+    store.reserve(1000, 0).expect("stored");
+    store.append(&[block(1, 5, 20)], 0, 2).expect("stored");
+    let ring = fresh.ring.clone().expect("wanted");
+    let mut writer = Writer::new(ring.clone());
+    let mut blocks = Vec::new();
+    for seq in 3..=8 {
+        let json = format!("{{\"seq\":{seq},\"pad\":\"{}\"}}", "x".repeat(20));
+        if !writer.fits(json.len()) {
+            blocks.extend(writer.seal());
+            assert!(writer.make_room(json.len(), seq), "there is room");
+        }
+        writer.push(json.as_bytes(), checksum(json.as_bytes()), seq);
+        ring.note_last(seq);
+    }
+    blocks.extend(writer.seal());
+    ring.note_acked(2);
+    std::mem::forget(blocks); // a killed process gives nothing back
+    drop(store);
+    let mut file = std::fs::read(path).expect("there");
+    file[..100].fill(0);
+    std::fs::write(path, file).expect("in place");
+    fresh
+}
+
+#[test]
+fn a_ring_of_this_boot_keeps_epoch_and_seqs_of_a_damaged_file() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let fresh = damaged_beside_a_ring(&path);
+    let (mut store, again) = open(&path);
+    let damage = again.damage.expect("told");
+    assert_eq!((damage.salvaged, damage.lost()), (3, 0));
+    assert_eq!((again.emitter, again.epoch), (fresh.emitter, fresh.epoch));
+    assert_eq!((again.base, again.next_seq), (2, 9), "nothing is doubtful");
+    let items = store.read(2, usize::MAX).expect("readable");
+    assert_eq!(spans(&items).iter().map(|span| (span.0, span.2)).next(), Some((3, true)));
+    let seqs: Vec<u64> = items.iter().flat_map(|item| item.first()..=item.last()).collect();
+    assert_eq!(seqs, (3..=8).collect::<Vec<_>>(), "each once");
+    assert_eq!(items.iter().map(Item::events).sum::<u64>(), 6);
 }
