@@ -3,6 +3,7 @@
 //! Two halves that meet only in [`wire`]: the emitter (outbox, spill, delivery machine, link) and the hub (listener,
 //! sessions, log, fan-out). `python` is the binding and the only room that names pyo3. `ARCHITECTURE.md` is the map.
 
+mod clock;
 pub mod emitter;
 pub mod error;
 pub mod hub;

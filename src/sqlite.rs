@@ -1,18 +1,31 @@
 //! How this project opens a SQLite file: alone (a lock file names the owner's pid), marked as its own kind, as a WAL
-//! that stays short. The spill and the hub's log are both built on it; each has one thread and one connection.
+//! that stays short, with a check on every value of ours. The spill and the hub's log are both built on it; each has
+//! one thread and one connection. [`damage`] tells bad bytes from somebody else's.
+
+mod damage;
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use crc_fast::{CrcAlgorithm, Digest};
+use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned::{self, Owned};
+use damage::Found;
+pub(crate) use damage::{beside, damaged, is_damage, is_full, remove, set_aside};
 
-/// The WAL is folded back into the file at this many pages of 16 KiB: 16 MiB.
-const CHECKPOINT_PAGES: i64 = 1024;
+/// Bytes of a page. Rows are up to 64 KiB: larger pages mean fewer overflow pages.
+pub(crate) const PAGE: usize = 16 << 10;
+/// Time that SQLite's own check of the pages may take when a file is opened; what it does not reach is found when it is
+/// read.
+const CHECK: Duration = Duration::from_millis(250);
+/// Makes the table of [`get`] and [`put`].
+pub(crate) const META: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value, crc INTEGER NOT NULL) WITHOUT ROWID;";
 
 /// What a file is for: how it is recognised, and the words and kinds of its errors.
 #[derive(Debug)]
@@ -27,8 +40,10 @@ pub(crate) struct Purpose {
     pub(crate) application_id: i64,
     /// Version of the tables. They are frozen: a change needs a new number and a migration.
     pub(crate) format: i64,
-    /// Makes the tables.
+    /// Makes the tables, beside [`META`].
     pub(crate) schema: &'static str,
+    /// The WAL is folded back into the file when it has so many pages, and keeps the space.
+    pub(crate) wal_pages: i64,
     /// Kind of the error when another owner has the file.
     pub(crate) locked: ErrorKind,
     /// Kind of the error when the path cannot be used.
@@ -38,26 +53,38 @@ pub(crate) struct Purpose {
 /// The right to use a file, held until it is dropped: another owner is refused as long as this one lives, and a dead
 /// one frees it.
 #[derive(Debug)]
-pub(crate) struct Lock(File, Option<Owned>);
+pub(crate) struct Lock {
+    file: File,
+    found: Found,
+    /// Of the file as it is now.
+    owned: Option<Owned>,
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Closing is not enough: a forked child has inherited the descriptor, and with it the lock. Should this fail,
         // closing does what it can.
-        drop(self.0.unlock());
+        drop(self.file.unlock());
     }
 }
 
-/// Opens or creates a file, alone.
-///
-/// # Errors
-/// Of the kinds of the purpose: another owner has it (the pid is named), or something is wrong with the path.
-pub(crate) fn open(path: &Path, purpose: &Purpose) -> Result<(Connection, Lock)> {
-    purpose.check_place(path)?;
-    let mut lock = purpose.lock(path)?;
-    let db = purpose.connect(path).map_err(|error| purpose.unusable(path, error))?;
-    lock.1 = Owned::note(path);
-    Ok((db, lock))
+impl Lock {
+    /// Remembers the file that is at the path now as ours, even if its header should be destroyed.
+    fn mark(&mut self, path: &Path) {
+        self.found = Found::Ours;
+        self.owned = Owned::note(path);
+        // Without it a file whose header is destroyed is refused instead of salvaged.
+        let mark = damage::mark_of(path).unwrap_or_default();
+        drop(note(&mut self.file, &mark));
+    }
+}
+
+/// The pid is for people and for the error of another owner; the lock itself is the kernel's.
+fn note(file: &mut File, mark: &str) -> std::io::Result<()> {
+    let text = format!("{}\n{mark}", std::process::id());
+    file.rewind()?;
+    file.write_all(text.as_bytes())?; // in the space that it has, should the disk be full
+    file.set_len(text.len() as u64)
 }
 
 impl Purpose {
@@ -70,6 +97,40 @@ impl Purpose {
             self.noun
         );
         Error::new(self.unusable, text).with_source(error)
+    }
+
+    /// Takes the file for ourselves. Nobody else's is touched.
+    ///
+    /// # Errors
+    /// Of the kinds of the purpose: another owner has it (the pid is named), or something is wrong with the path.
+    pub(crate) fn lock(&self, path: &Path) -> Result<Lock> {
+        self.check_place(path)?;
+        let (file, mark) = self.lock_beside(path)?;
+        let found =
+            damage::judge(path, self.application_id, mark.as_deref()).map_err(|error| self.unusable(path, error))?;
+        if found == Found::Foreign {
+            let why = format!("its header is not that of {}", self.noun);
+            return Err(self.unusable(path, std::io::Error::other(why)));
+        }
+        Ok(Lock { file, found, owned: None })
+    }
+
+    /// Opens or creates the file that is locked.
+    ///
+    /// # Errors
+    /// [`is_damage`], [`is_full`], or a format of another version.
+    pub(crate) fn open(&self, path: &Path, lock: &mut Lock) -> rusqlite::Result<Connection> {
+        if lock.found == Found::Wrecked {
+            return Err(damaged("its header is destroyed"));
+        }
+        let broken = damage::broken_wal(path).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        if let Some(what) = broken {
+            return Err(damaged(what));
+        }
+        let mut db = self.connect(path, lock.found == Found::New)?;
+        lock.mark(path);
+        check_pages(&mut db)?;
+        Ok(db)
     }
 
     fn check_place(&self, path: &Path) -> Result<()> {
@@ -87,10 +148,8 @@ impl Purpose {
         }
     }
 
-    fn lock(&self, path: &Path) -> Result<Lock> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".lock");
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&name);
+    fn lock_beside(&self, path: &Path) -> Result<(File, Option<String>)> {
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(beside(path, ".lock"));
         let mut file = open.map_err(|error| {
             let text = format!(
                 "{} {}: cannot write beside it; make the directory writable, or choose another path",
@@ -101,17 +160,19 @@ impl Purpose {
         })?;
         match patiently(&file) {
             Ok(()) => {
-                // The pid is for people and for the error below; the lock itself is the kernel's.
-                let noted =
-                    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
-                noted.map_err(|error| self.unusable(path, error))?;
-                Ok(Lock(file, None))
+                let mut text = String::new();
+                // What cannot be read is no mark.
+                let mark =
+                    file.read_to_string(&mut text).ok().and_then(|_| text.split_once('\n')).map(|(_, mark)| mark);
+                let mark = mark.filter(|mark| !mark.is_empty()).map(str::to_owned);
+                // On a full disk it may fail, and only names an owner of before.
+                drop(note(&mut file, mark.as_deref().unwrap_or_default()));
+                Ok((file, mark))
             }
             Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                if file.read_to_string(&mut owner).is_err() || owner.is_empty() {
-                    "unknown".clone_into(&mut owner);
-                }
+                let mut text = String::new();
+                // What cannot be read names nobody.
+                let owner = file.read_to_string(&mut text).ok().and_then(|_| text.lines().next()).unwrap_or("unknown");
                 let here = if owned::is_owned(path) { " (this process)" } else { "" };
                 let text =
                     format!("{} {} is owned by process {owner}{here}; {}", self.setting, path.display(), self.alone);
@@ -121,17 +182,21 @@ impl Purpose {
         }
     }
 
-    fn connect(&self, path: &Path) -> rusqlite::Result<Connection> {
+    /// Opens a file, or makes it, without looking for damage first. Closing it changes nothing before
+    /// [`trust`].
+    pub(crate) fn connect(&self, path: &Path, new: bool) -> rusqlite::Result<Connection> {
         let db = Connection::open(path)?;
+        distrust(&db)?;
         db.busy_timeout(Duration::from_secs(5))?; // a tripwire: the lock file keeps other owners out
-        let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-        if tables == 0 {
-            db.pragma_update(None, "page_size", 16384)?; // rows are up to 64 KiB: fewer overflow pages
+        // A process that was killed while it made the file left none: SQLite takes that back here.
+        if new || pragma(&db, "page_count")? == 0 {
+            db.pragma_update(None, "page_size", PAGE as i64)?;
             db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // takes effect only before the first table
             // Together: a process that is killed here leaves an empty file, not half of the tables.
             let tx = db.unchecked_transaction()?;
             tx.pragma_update(None, "application_id", self.application_id)?;
             tx.pragma_update(None, "user_version", self.format)?;
+            tx.execute_batch(META)?;
             tx.execute_batch(self.schema)?;
             tx.commit()?;
         }
@@ -141,8 +206,8 @@ impl Purpose {
         }
         db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
-        db.pragma_update(None, "journal_size_limit", 16 << 20)?;
-        db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        db.pragma_update(None, "journal_size_limit", self.wal_pages * PAGE as i64)?;
+        db.pragma_update(None, "wal_autocheckpoint", self.wal_pages)?;
         db.pragma_update(None, "cache_size", -2048)?; // KiB: rows are read and written once, a cache would only weigh
         db.set_prepared_statement_cache_capacity(32);
         Ok(db)
@@ -158,6 +223,34 @@ fn patiently(file: &File) -> Result<(), TryLockError> {
         }
     }
     file.try_lock()
+}
+
+/// The file is as it should be: closing it folds its WAL back.
+pub(crate) fn trust(db: &Connection) -> rusqlite::Result<()> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(|_| ())
+}
+
+/// It is not: whoever salvages it finds it as it is.
+pub(crate) fn distrust(db: &Connection) -> rusqlite::Result<()> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(|_| ())
+}
+
+/// SQLite's check of its own pages, as far as it gets in a moment.
+fn check_pages(db: &mut Connection) -> rusqlite::Result<()> {
+    let until = Instant::now() + CHECK;
+    db.progress_handler(1000, Some(move || Instant::now() >= until))?;
+    let checked = db.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    db.progress_handler(0, None::<fn() -> bool>)?;
+    match checked {
+        Ok(found) if found == "ok" => Ok(()),
+        Ok(found) => Err(damaged(found)),
+        Err(rusqlite::Error::SqliteFailure(failure, _))
+            if failure.code == rusqlite::ErrorCode::OperationInterrupted =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A number that SQLite tells of the file.
@@ -176,18 +269,54 @@ pub(crate) fn shrink(db: &Connection, pages: u32) -> rusqlite::Result<bool> {
 }
 
 /// A value of the table `meta`.
+///
+/// # Errors
+/// [`is_damage`] if it is not what was stored.
 pub(crate) fn get<T: rusqlite::types::FromSql>(tx: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
-    tx.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+    tx.prepare_cached("SELECT value, crc FROM meta WHERE key = ?1")?
+        .query_row([key], |row| {
+            let value = row.get_ref(0)?;
+            if row.get::<_, i64>(1)? != check_of(key, value) {
+                return Err(damaged(format!("the value of {key} is not what was stored")));
+            }
+            T::column_result(value).map_err(|_| damaged(format!("the value of {key} is of another type")))
+        })
+        .optional()
 }
 
 /// Sets a value of the table `meta`.
 pub(crate) fn put(tx: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
-        .execute(params![key, value])
+    let output = value.to_sql()?;
+    let stored = match &output {
+        rusqlite::types::ToSqlOutput::Borrowed(value) => *value,
+        rusqlite::types::ToSqlOutput::Owned(value) => value.into(),
+        _ => ValueRef::Null, // no other kinds are stored here
+    };
+    tx.prepare_cached("INSERT OR REPLACE INTO meta (key, value, crc) VALUES (?1, ?2, ?3)")?
+        .execute(params![key, output, check_of(key, stored)])
         .map(|_| ())
 }
 
-/// Unix time in milliseconds: the only clock that goes on over restarts.
-pub(crate) fn unix_millis() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+fn check_of(key: &str, value: ValueRef<'_>) -> i64 {
+    match value {
+        ValueRef::Null => crc(&[key.as_bytes()]),
+        ValueRef::Integer(number) => crc(&[key.as_bytes(), &[1], &number.to_le_bytes()]),
+        ValueRef::Real(number) => crc(&[key.as_bytes(), &[2], &number.to_le_bytes()]),
+        ValueRef::Text(text) => crc(&[key.as_bytes(), &[3], text]),
+        ValueRef::Blob(bytes) => crc(&[key.as_bytes(), &[4], bytes]),
+    }
+}
+
+/// CRC32C of the parts in a row.
+pub(crate) fn crc(parts: &[&[u8]]) -> i64 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    for part in parts {
+        digest.update(part);
+    }
+    digest.finalize() as i64
+}
+
+/// Folds the WAL back into the file and begins it anew, in the space that it has.
+pub(crate) fn checkpoint(db: &Connection) -> rusqlite::Result<()> {
+    db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
 }

@@ -578,7 +578,10 @@ fn refused(seq: u64, reason: &str) -> Error {
 }
 
 fn given_up() -> Error {
-    Error::new(ErrorKind::SpillFull, "the event was dropped before its delivery: the spill was full or it was too old")
+    Error::new(
+        ErrorKind::SpillFull,
+        "the event was dropped before its delivery: the spill was full, it was too old, or the disk lost it",
+    )
 }
 
 impl Shared {

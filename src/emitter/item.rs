@@ -25,6 +25,8 @@ pub enum GapReason {
     Crash,
     /// The peer refused the event, again and again; it is parked.
     Refused,
+    /// The disk did not give back what was stored.
+    Corrupt,
 }
 
 impl GapReason {
@@ -37,13 +39,14 @@ impl GapReason {
             Self::OutboxFull => "outbox_full",
             Self::Crash => "crash",
             Self::Refused => "refused",
+            Self::Corrupt => "corrupt",
         }
     }
 
     /// Reads the word back; `None` for one of a newer version.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        let all = [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash, Self::Refused];
+        let all = [Self::SpillFull, Self::Expired, Self::OutboxFull, Self::Crash, Self::Refused, Self::Corrupt];
         all.into_iter().find(|reason| reason.as_str() == word)
     }
 }

@@ -357,6 +357,32 @@ impl Ledger {
         self.forget(upto)
     }
 
+    /// The spill has lost these. What is confirmed or was a gap already is none of them; returns the rest.
+    pub fn note_unreadable(&mut self, gaps: &[Gap]) -> Vec<Gap> {
+        let mut lost = Vec::new();
+        for gap in gaps {
+            let mut from = gap.from.max(self.acked + 1);
+            while from <= gap.to {
+                let known = self.gaps.iter().find(|known| known.to >= from);
+                let to = known.map_or(gap.to, |known| gap.to.min(known.from.max(from) - 1));
+                let next = known.map_or(u64::MAX, |known| known.to + 1);
+                if to >= from {
+                    lost.push(Gap { from, to, ..*gap });
+                }
+                if known.is_none_or(|known| known.from > gap.to) {
+                    break;
+                }
+                from = next;
+            }
+        }
+        for gap in &lost {
+            self.dropped += gap.count();
+            self.add_gap(*gap);
+        }
+        self.forget_ahead(); // it may be among it, and what has been given up must not be sent
+        lost
+    }
+
     fn forget(&mut self, upto: u64) -> Vec<Item> {
         let mut free = Vec::new();
         while self.queue.front().is_some_and(|entry| entry.item.last() <= upto) {
@@ -408,6 +434,7 @@ mod tests {
             parked: 0,
             held: vec![],
             ring: None,
+            damage: None,
         }
     }
 

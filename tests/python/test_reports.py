@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -290,3 +291,28 @@ async def test_a_disk_that_refuses_is_reported_and_its_recovery_too(
     assert worse["metrics"]["error"]
     assert (better["success"], better["metrics"]["degraded"]) == (True, False)
     assert numbers(list(broadcaster.spill)) == list(range(100))
+
+
+async def test_a_damaged_spill_is_salvaged_and_told(
+    make: Make, spill_path: Path, bus: HealthBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    broadcaster = make(NOWHERE, spill_path)
+    with pytest.raises(ConnectTimeout):
+        await broadcaster.start(0.05)
+    for n in range(50):
+        await broadcaster.safe_emit(event(n))
+    await broadcaster.stop(0)
+    content = bytearray(spill_path.read_bytes())
+    content[:100] = bytes(100)
+    spill_path.write_bytes(content)
+    broadcaster = make(NOWHERE, spill_path, bus)
+    with pytest.raises(ConnectTimeout):
+        await broadcaster.start(0.05)
+    assert numbers(list(broadcaster.spill)) == list(range(50))
+    await eventually(lambda: bus.contents("broadcaster_spill_damaged"))
+    (report,) = bus.contents("broadcaster_spill_damaged")
+    assert report["success"] is False
+    metrics = report["metrics"]
+    assert (metrics["salvaged"], metrics["unreadable"]) == (50, 0)
+    assert Path(metrics["set_aside"]).read_bytes() == content
+    assert f"the damaged file is {metrics['set_aside']}" in caplog.text

@@ -257,6 +257,7 @@ pub struct Machine {
     trimming: Option<u64>,
     trimmed: u64,
     reserving: bool,
+    probing: bool,
     reserved: u64,
     reserve_step: u64,
     refusing: Refusing,
@@ -306,6 +307,7 @@ impl Machine {
             trimming: None,
             trimmed: recovered.base,
             reserving: false,
+            probing: false,
             reserved: recovered.next_seq - 1,
             reserve_step: RESERVE_FIRST,
             refusing: Refusing::new(&config, recovered.parked),
@@ -323,6 +325,9 @@ impl Machine {
         let gaps = recovered.gaps.iter().copied().filter(|gap| gap.to > recovered.base).chain(held);
         for gap in gaps.filter(|gap| gap.reason != GapReason::Refused) {
             machine.lost(gap);
+        }
+        if let Some(damage) = &recovered.damage {
+            machine.report_damage(damage);
         }
         machine
     }
@@ -504,6 +509,7 @@ impl Machine {
         self.check_stop(now);
         self.plan_park();
         self.plan_append(now);
+        self.plan_probe();
         self.plan_trim();
         self.plan_requeue();
         self.plan_unpark();

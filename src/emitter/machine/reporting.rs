@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{Action, Machine};
 use crate::emitter::item::{Gap, Item};
 use crate::emitter::report::Report;
+use crate::emitter::spill::salvage::Damage;
 
 impl Machine {
     pub(super) fn report(&mut self, report: Report) {
@@ -25,6 +26,20 @@ impl Machine {
             "topic": self.last_topic.take().unwrap_or_else(|| "unknown".to_owned()),
         });
         self.report(Report::bad("broadcaster_spill", reason, count, details));
+    }
+
+    pub(super) fn report_damage(&mut self, damage: &Damage) {
+        let (lost, aside) = (damage.lost(), damage.set_aside.display().to_string());
+        let removed: Vec<_> = damage.removed.iter().map(|path| path.display().to_string()).collect();
+        let text = format!(
+            "the spill was damaged ({}): {} events were saved, {lost} could not be read; the damaged file is {aside}",
+            damage.cause, damage.salvaged
+        );
+        let details = json!({
+            "salvaged": damage.salvaged, "unreadable": lost, "set_aside": aside, "removed": removed, "error": text,
+        });
+        self.last_error = Some(text.into());
+        self.report(Report::bad("broadcaster_spill_damaged", "spill_damaged", lost, details));
     }
 
     pub(super) fn lost(&mut self, gap: Gap) {

@@ -73,6 +73,20 @@ impl Machine {
             }
             Done::Unparked { ids, result, parked } => self.on_unparked(now, &ids, result, parked),
             Done::Wanted(wanted) => self.refusing.on_wanted(wanted),
+            Done::Probed(result) => {
+                self.probing = false;
+                match result {
+                    Ok(()) => self.spill_written(),
+                    Err(error) => self.spill_refused(now, &error),
+                }
+            }
+            Done::Damaged { damage, bytes } => {
+                self.spill_bytes = bytes;
+                for gap in self.ledger.note_unreadable(&damage.unreadable) {
+                    self.lost(gap);
+                }
+                self.report_damage(&damage);
+            }
             Done::Opened(_) => {} // it made this machine
             Done::Closed(result) => {
                 if let Err(error) = result {
@@ -101,6 +115,15 @@ impl Machine {
     pub(super) fn spill_written(&mut self) {
         if std::mem::take(&mut self.degraded) {
             self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
+        }
+    }
+
+    /// A disk that has refused says by nothing that it works again; without this, calm would look like trouble.
+    pub(super) fn plan_probe(&mut self) {
+        let busy = self.appending || self.reserving || self.probing || self.closing;
+        if self.degraded && !busy && self.spill_pause.is_none() && !matches!(self.phase, Phase::Stopped) {
+            self.probing = true;
+            self.actions.push_back(Action::Spill(Op::Probe));
         }
     }
 

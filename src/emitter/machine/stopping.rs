@@ -28,8 +28,8 @@ impl Machine {
     }
 
     pub(super) fn plan_close(&mut self) {
-        let quiet =
-            !self.appending && !self.reading && self.trimming.is_none() && !self.reserving && self.refusing.is_quiet();
+        let reading = self.reading || self.trimming.is_some() || self.probing;
+        let quiet = !self.appending && !reading && !self.reserving && self.refusing.is_quiet();
         let stored = self.ledger.oldest_held(1).is_empty() || self.spill_failed.is_some();
         if matches!(self.phase, Phase::Stopped) && quiet && stored && !self.closing {
             self.closing = true;

@@ -30,6 +30,7 @@ fn recovered(last: u64) -> Recovered {
         parked: 0,
         held: vec![],
         ring: None,
+        damage: None,
     }
 }
 
@@ -143,6 +144,7 @@ impl Bench {
                 Done::Parked { seq, result: Ok(parking), bytes: 0 }
             }
             Op::Unpark { ids } => Done::Unparked { ids, result: Ok(()), parked: 0 },
+            Op::Probe => Done::Probed(Ok(())),
             Op::Peek { .. } => unreachable!("nobody peeks here"),
         }
     }

@@ -12,10 +12,11 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 
 use super::store::{APPLICATION_ID, FORMAT};
+use crate::clock::unix_millis;
 use crate::emitter::item::GapReason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned;
-use crate::sqlite::{get, pragma, unix_millis};
+use crate::sqlite::{get, pragma};
 use crate::wire::block::Block;
 
 /// The owner, or a second look, may hold the file for a moment.
@@ -356,7 +357,7 @@ fn owner(path: &Path) -> Option<u32> {
     name.push(".lock");
     let file = File::open(&name).ok()?;
     match file.try_lock_shared() {
-        Err(std::fs::TryLockError::WouldBlock) => std::fs::read_to_string(&name).ok()?.trim().parse().ok(),
+        Err(std::fs::TryLockError::WouldBlock) => std::fs::read_to_string(&name).ok()?.lines().next()?.parse().ok(),
         _ => None,
     }
 }

@@ -1,11 +1,13 @@
 //! The spill: where events wait on disk while the link is down or the peer is slow.
 //!
-//! [`store`] is the file; this module is the one thread that owns it. Work goes in as [`Op`]s, answers come back as
+//! [`store`] is the file, [`salvage`] what becomes of it when it is damaged; this module is the one thread that owns it. Work goes in as [`Op`]s, answers come back as
 //! [`Done`]s, both in order. The caller keeps at most a handful of operations under way, so the queues stay short.
 
 pub mod inspect;
 pub mod parked;
+mod reserve;
 pub mod reunion;
+pub mod salvage;
 pub mod store;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use crate::emitter::item::{Gap, Item};
 use crate::emitter::outbox::Outbox;
 use crate::error::{Error, ErrorKind, Result};
 use parked::{Parking, Wanted};
+use salvage::Damage;
 use store::{Limits, Recovered, SpillStore};
 
 /// Work for the spill's thread.
@@ -67,6 +70,8 @@ pub enum Op {
         /// Their keys.
         ids: Vec<i64>,
     },
+    /// Write next to nothing: does the disk work again?
+    Probe,
     /// Show stored items after `after` to a reader in another thread.
     Peek {
         /// The seq before the first wanted.
@@ -137,6 +142,15 @@ pub enum Done {
     },
     /// Parked events that somebody wants to be sent again; told again and again until they are forgotten.
     Wanted(Vec<Wanted>),
+    /// Whether the disk takes writes.
+    Probed(Result<()>),
+    /// Before the answer to the operation that noticed it: the file was damaged, and a new one has what could be read.
+    Damaged {
+        /// What became of it.
+        damage: Damage,
+        /// Bytes stored now.
+        bytes: u64,
+    },
     /// The file is closed and unlocked.
     Closed(Result<()>),
 }
@@ -199,37 +213,46 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
             ops.recv().ok()
         };
         let Some(op) = op else { return };
-        match op {
+        let (answer, end) = match op {
             Op::Append { items, in_flight, acked } => {
                 let upto = items.last().map_or(0, Item::last);
-                done(match store.append(&items, in_flight, acked) {
+                let answer = match store.append(&items, in_flight, acked) {
                     Ok(dropped) => Done::Appended { upto, dropped, bytes: store.bytes() },
                     Err(error) => Done::AppendFailed(error),
-                });
+                };
+                (Some(answer), false)
             }
-            Op::Read { after, max_bytes } => done(Done::Read(store.read(after, max_bytes))),
+            Op::Read { after, max_bytes } => (Some(Done::Read(store.read(after, max_bytes))), false),
             Op::Trim { upto } => {
                 let result = store.trim(upto);
                 shrinking = store.bytes() == 0;
-                done(Done::Trimmed { result, bytes: store.bytes() });
+                (Some(Done::Trimmed { result, bytes: store.bytes() }), false)
             }
-            Op::Reserve { upto, acked } => done(Done::Reserved { upto, result: store.reserve(upto, acked) }),
+            Op::Reserve { upto, acked } => (Some(Done::Reserved { upto, result: store.reserve(upto, acked) }), false),
             Op::Park { seq, json, reason } => {
                 let result = store.park(seq, json.as_deref(), &reason);
-                done(Done::Parked { seq, result, bytes: store.bytes() });
+                (Some(Done::Parked { seq, result, bytes: store.bytes() }), false)
             }
             Op::Unpark { ids } => {
                 let result = store.unpark(&ids);
-                done(Done::Unparked { ids, result, parked: store.parked() });
+                (Some(Done::Unparked { ids, result, parked: store.parked() }), false)
             }
+            Op::Probe => (Some(Done::Probed(store.probe())), false),
             Op::Peek { after, max_bytes, reply } => {
                 // The reader may have given up meanwhile.
                 drop(reply.send(store.read(after, max_bytes)));
+                (None, false)
             }
-            Op::Close { next_seq, acked } => {
-                done(Done::Closed(store.close(next_seq, acked)));
-                return;
-            }
+            Op::Close { next_seq, acked } => (Some(Done::Closed(store.end(next_seq, acked))), true),
+        };
+        if let Some(damage) = store.take_damage() {
+            done(Done::Damaged { damage, bytes: store.bytes() });
         }
+        if end {
+            drop(store); // before it is said
+            answer.into_iter().for_each(done);
+            return;
+        }
+        answer.into_iter().for_each(&done);
     }
 }

@@ -4,8 +4,10 @@
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::emitter::item::{Gap, GapReason};
+use super::store::{Row, read_row};
+use crate::emitter::item::{Gap, GapReason, Item};
 use crate::sqlite::get;
+use crate::wire::block::Block;
 
 /// Events handed out to be sent again at a time.
 const MOST_WANTED: u32 = 100;
@@ -95,12 +97,38 @@ pub(super) fn unpark(tx: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
     ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
 }
 
+/// Copies what can be read of the table into another file's.
+pub(super) fn rescue(from: &Connection, into: &Connection) -> rusqlite::Result<()> {
+    // Beside a table that is gone, or behind a row that cannot be read, there is nothing to be had.
+    let Ok(mut query) = from.prepare("SELECT epoch, seq, reason, parked_at, wanted, json FROM parked ORDER BY id")
+    else {
+        return Ok(());
+    };
+    let Ok(mut rows) = query.query([]) else { return Ok(()) };
+    let mut insert = into.prepare(
+        "INSERT OR IGNORE INTO parked (epoch, seq, reason, parked_at, wanted, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    while let Ok(Some(row)) = rows.next() {
+        let value = |at| row.get::<_, rusqlite::types::Value>(at);
+        let values = (0..6).map(value).collect::<rusqlite::Result<Vec<_>>>();
+        if let Ok(values) = values {
+            insert.execute(rusqlite::params_from_iter(values))?;
+        }
+    }
+    Ok(())
+}
+
 /// The block of the row that holds `seq`, and when it was stored; nothing if `seq` is not stored as an event.
-pub(super) fn row_of(tx: &Connection, seq: u64) -> rusqlite::Result<Option<(i64, Vec<u8>)>> {
-    tx.prepare_cached(
-        "SELECT stored_at, data FROM item
-         WHERE first = (SELECT max(first) FROM item WHERE first <= ?1) AND last >= ?1 AND data IS NOT NULL",
-    )?
-    .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
-    .optional()
+pub(super) fn row_of(tx: &Connection, seq: u64) -> rusqlite::Result<Option<(i64, Block)>> {
+    let row = tx
+        .prepare_cached(
+            "SELECT first, last, stored_at, reason, data, crc FROM item
+             WHERE first = (SELECT max(first) FROM item WHERE first <= ?1) AND last >= ?1",
+        )?
+        .query_row([seq], read_row)
+        .optional()?;
+    Ok(row.and_then(|Row { item, stored_at }| match item {
+        Item::Events(block) => Some((stored_at, block)),
+        Item::Gap(_) => None,
+    }))
 }

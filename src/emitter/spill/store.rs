@@ -1,21 +1,25 @@
-//! The spill's file: items in seq order in a SQLite table, bounded by events, bytes and age.
+//! The spill's file: items in seq order in a SQLite table, bounded by events, bytes and age, on a disk that may be full
+//! or give back other bytes than it was given (`docs/decisions/0012-a-bad-disk.md`).
 //!
 //! A row is a whole [block](crate::wire::block), not an event: SQLite's cost per row is then shared by some hundred
 //! events (`docs/decisions/0003-spill-rows-are-blocks.md`). The on-disk format is guarded by `user_version`.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
+use crate::clock::{Clock, FileClock, unix_millis};
 use crate::emitter::config::{EmitterConfig, WhenFull};
 use crate::emitter::item::{Gap, GapReason, Identity, Item};
 use crate::emitter::ring::{self, Left, Ring};
 use crate::emitter::spill::parked::{self, Bounds, Parking, Wanted};
+use crate::emitter::spill::reserve::{RESERVE_BYTES, Reserve};
 use crate::emitter::spill::reunion::{Reunion, Stored, reunite};
+use crate::emitter::spill::salvage::{self, Damage, Numbering};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sqlite::{self, Lock, Purpose, get, put, unix_millis};
+use crate::sqlite::{self, Lock, PAGE, Purpose, damaged, get, put};
 use crate::wire::block::Block;
 use crate::wire::position::epoch_from;
 
@@ -24,12 +28,12 @@ pub(super) const APPLICATION_ID: i64 = 0x5342_7370;
 /// Version of the tables below. They are frozen: a change needs a new number and a migration.
 pub(super) const FORMAT: i64 = 1;
 const SCHEMA: &str = "
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE item (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL,   -- seqs covered
-        stored_at INTEGER NOT NULL,                         -- Unix time, milliseconds
+        stored_at INTEGER NOT NULL,                         -- milliseconds on the file's clock
         reason TEXT,                                        -- of a gap; NULL for events
-        data BLOB                                           -- a block; NULL for a gap
+        data BLOB,                                          -- a block; NULL for a gap
+        crc INTEGER NOT NULL                                -- CRC32C of all that; last, so that it is read last
     );
     CREATE TABLE parked (
         id INTEGER PRIMARY KEY,                             -- in the order of parking
@@ -40,12 +44,21 @@ const SCHEMA: &str = "
         json BLOB NOT NULL,
         UNIQUE (epoch, seq)
     );";
-const PURPOSE: Purpose = Purpose {
+/// 4 MiB: the reserve has to hold it.
+const WAL_PAGES: i64 = 256;
+/// Time for reading every row when the file is opened; what is not reached is checked when it is read.
+const VERIFY: Duration = Duration::from_millis(500);
+/// A file that could not be salvaged is not tried again before this.
+const SALVAGE_RETRY: Duration = Duration::from_secs(60);
+/// Rows forgotten at a time while the disk is full.
+const TRIM_ROWS: u32 = 256;
+pub(super) const PURPOSE: Purpose = Purpose {
     setting: "spill_path",
     noun: "a spill",
     alone: "give each broadcaster its own spill_path, or stop the other",
     application_id: APPLICATION_ID,
     format: FORMAT,
+    wal_pages: WAL_PAGES,
     schema: SCHEMA,
     locked: ErrorKind::SpillLocked,
     unusable: ErrorKind::SpillCorrupt,
@@ -98,9 +111,11 @@ pub struct Recovered {
     pub held: Vec<Item>,
     /// The ring for what comes; `None`: the outbox needs none.
     pub ring: Option<Ring>,
+    /// The file was damaged: this is what could be saved, under a new epoch.
+    pub damage: Option<Damage>,
 }
 
-/// How much is stored, kept along with every change: counting rows would cost more than storing them.
+/// What the file holds, kept along with every change: counting rows would cost more than storing them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     events: u64,
@@ -119,6 +134,34 @@ impl Usage {
     }
 }
 
+/// What the running process knows of its numbers, should the file lose it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Meta {
+    pub(super) emitter: String,
+    pub(super) epoch: String,
+    /// Seqs up to here may have been used.
+    pub(super) reserved: u64,
+    /// Everything up to here is acknowledged.
+    pub(super) base: u64,
+    /// Last seq stored.
+    pub(super) last: u64,
+}
+
+impl Meta {
+    pub(super) fn store(&self, tx: &Connection) -> rusqlite::Result<()> {
+        put(tx, "emitter", &self.emitter)?;
+        put(tx, "epoch", &self.epoch)?;
+        put(tx, "base", self.base)?;
+        put(tx, "reserved", self.reserved)
+    }
+}
+
+/// A row that is as it was written.
+pub(super) struct Row {
+    pub(super) item: Item,
+    pub(super) stored_at: i64,
+}
+
 /// The open file and its lock. One owner, one thread.
 #[derive(Debug)]
 pub struct SpillStore {
@@ -128,18 +171,28 @@ pub struct SpillStore {
     usage: Usage,
     /// Events parked.
     parked: u64,
+    meta: Meta,
     ring: Option<Ring>,
-    _lock: Lock,
+    clock: FileClock,
+    reserve: Reserve,
+    /// Bytes stored since the WAL was folded back, about.
+    unfolded: u64,
+    /// The WAL could not be folded back, even with the reserve: nothing more may go into it but what makes it smaller.
+    stuck: bool,
+    damage: Option<Damage>,
+    /// A damaged file could not be salvaged.
+    unsalvaged: Option<Instant>,
+    lock: Lock,
 }
 
 impl SpillStore {
     /// Opens or creates the spill, alone: a second owner is refused. `emitter` is the name asked for; without one the
     /// stored name stays, or a random one is made from `seed`. `segments`: how large a ring is wanted beside it; one
-    /// that an earlier process left is read in any case.
+    /// that an earlier process left is read in any case. Of a damaged file what can be read is saved.
     ///
     /// # Errors
     /// [`ErrorKind::SpillLocked`] names the owner's pid; [`ErrorKind::SpillCorrupt`] what else is wrong with the path;
-    /// [`ErrorKind::SpillIo`]: there is no room for the ring.
+    /// [`ErrorKind::SpillIo`]: there is no room, for the ring or even for this.
     pub fn open(
         path: &Path,
         limits: Limits,
@@ -147,14 +200,74 @@ impl SpillStore {
         seed: u64,
         segments: Option<usize>,
     ) -> Result<(Self, Recovered)> {
-        let (db, lock) = sqlite::open(path, &PURPOSE)?;
+        Self::open_at(path, limits, emitter, seed, segments, &Clock::system())
+    }
+
+    pub(crate) fn open_at(
+        path: &Path,
+        limits: Limits,
+        emitter: Option<&str>,
+        seed: u64,
+        segments: Option<usize>,
+        clock: &Clock,
+    ) -> Result<(Self, Recovered)> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let (path, usage) = (path.to_owned(), Usage::default());
-        let mut store = Self { db, path, limits, usage, parked: 0, ring: None, _lock: lock };
-        let place = ring_path(&store.path);
-        let left = ring::recover(&place)?;
-        let adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
-        let (mut recovered, adopted) = adopted.map_err(|error| PURPOSE.unusable(&store.path, error))?;
+        salvage::finish(path).map_err(|error| PURPOSE.unusable(path, error))?;
+        let mut lock = PURPOSE.lock(path)?;
+        let place = sqlite::beside(path, ".ring");
+        let mut left = ring::recover(&place)?;
+        let mut reserve = Reserve::of(path);
+        let mut damage = None;
+        let mut opened = load(path, &mut lock, clock);
+        if opened.as_ref().is_err_and(sqlite::is_full) {
+            reserve.release();
+            opened = load(path, &mut lock, clock);
+        }
+        if let Err(cause) = &opened
+            && sqlite::is_damage(cause)
+        {
+            let (epoch, cause, unix) = (epoch_from(random.u64(..)), cause.to_string(), unix_millis());
+            let numbering = Numbering::Lost { epoch: &epoch, ring: left.as_ref() };
+            let mut salvaged = salvage::salvage(path, &numbering, cause.clone(), unix);
+            if salvaged.as_ref().is_err_and(sqlite::is_full) {
+                reserve.release();
+                salvaged = salvage::salvage(path, &numbering, cause, unix);
+            }
+            let salvaged = salvaged.map_err(|error| unopened(path, error))?;
+            if let (Some(left), Some(upto)) = (&mut left, salvaged.in_ring) {
+                // Under the new seqs, what is in both could not be told any more.
+                left.blocks = left.blocks.iter().filter_map(|block| block.after(upto)).collect();
+            }
+            damage = Some(salvaged.damage);
+            drop(lock);
+            lock = PURPOSE.lock(path)?;
+            opened = load(path, &mut lock, clock);
+        }
+        let Loaded { db, usage, oldest, clock } = opened.map_err(|error| unopened(path, error))?;
+        let mut store = Self {
+            db,
+            path: path.to_owned(),
+            limits,
+            usage,
+            parked: 0,
+            meta: Meta::default(),
+            ring: None,
+            clock,
+            reserve,
+            unfolded: 0,
+            stuck: false,
+            damage: None,
+            unsalvaged: None,
+            lock,
+        };
+        let mut adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
+        if adopted.as_ref().is_err_and(sqlite::is_full) {
+            store.make_way();
+            adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
+        }
+        let (mut recovered, adopted) = adopted.map_err(|error| unopened(path, error))?;
+        recovered.oldest = oldest.map(|at| Duration::from_millis((store.clock.now() - at).max(0) as u64));
+        recovered.damage = damage;
         store.ring = match (left, segments) {
             (Some(left), _) if adopted => {
                 left.ring.resume(recovered.next_seq - 1, recovered.base);
@@ -175,6 +288,7 @@ impl SpillStore {
             (None, None) => None,
         };
         recovered.ring.clone_from(&store.ring);
+        drop(store.reserve.hold()); // without it nothing is appended, which tells
         Ok((store, recovered))
     }
 
@@ -187,8 +301,9 @@ impl SpillStore {
         left: Option<&Left>,
         segments: Option<usize>,
     ) -> rusqlite::Result<(Recovered, bool)> {
-        let now = unix_millis();
-        let tx = self.db.transaction()?;
+        let mut usage = self.usage;
+        let (now, anchor) = (self.clock.now(), self.clock.unstored());
+        let tx = self.db.unchecked_transaction()?;
         let taken_over: Option<i64> = get(&tx, "taken_over")?;
         let left = left.filter(|left| taken_over != Some(left.id as i64));
         let (stored_name, stored_epoch): (Option<String>, Option<String>) = (get(&tx, "emitter")?, get(&tx, "epoch")?);
@@ -208,9 +323,8 @@ impl SpillStore {
             None
         };
         let epoch = kept.clone().unwrap_or_else(|| epoch_from(rng.u64(..)));
-        let (first, last): (Option<u64>, Option<u64>) =
-            tx.query_row("SELECT min(first), max(last) FROM item", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let base: u64 = get(&tx, "base")?.unwrap_or(0).max(first.map_or(0, |first| first - 1));
+        let base: u64 = get(&tx, "base")?.unwrap_or(0);
+        let last: Option<u64> = tx.query_row("SELECT max(last) FROM item", [], |row| row.get(0))?;
         let stored = Stored {
             base,
             last: last.unwrap_or(base).max(base),
@@ -227,39 +341,47 @@ impl SpillStore {
             let roomy = segments.is_some_and(|segments| left.is_usable(segments) && left.ring.used() * 2 <= segments);
             roomy && ours.is_some() && kept.is_some()
         });
+        // Rows that the ring knows to be confirmed must not leave a hole before what comes.
+        let mut meta = Meta { emitter: name, epoch, reserved: next_seq - 1, base, last };
+        trim(&tx, &mut usage, &mut meta, base)?;
         if !adopts {
             for item in held.drain(..).flat_map(|item| item.without(&refused)) {
                 insert(&tx, &item, now)?;
+                usage.add(&item);
             }
             last = next_seq - 1;
             if let Some(left) = left {
                 put(&tx, "taken_over", left.id as i64)?;
             }
         }
-        put(&tx, "emitter", &name)?;
-        put(&tx, "epoch", &epoch)?;
-        put(&tx, "base", base)?;
-        put(&tx, "reserved", next_seq - 1)?; // what a cleanly ended process had left of its promise was never used
+        meta.last = last;
+        meta.store(&tx)?; // what a cleanly ended process had left of its promise was never used
+        if let Some(anchor) = anchor {
+            put(&tx, "clock", anchor)?;
+        }
         tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
         tx.commit()?;
+        self.clock.note_stored();
+        (self.usage, self.meta) = (usage, meta.clone());
+        let Meta { emitter, epoch, .. } = meta;
         let mut gaps = self.gaps()?;
         gaps.extend(refused.into_iter().filter(|_| adopts));
-        let (events, bytes, oldest): (u64, u64, Option<i64>) = self.db.query_row(
-            "SELECT coalesce(sum(last - first + 1), 0), coalesce(sum(length(data)), 0), min(stored_at)
-             FROM item WHERE data IS NOT NULL",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )?;
-        self.usage = Usage { events, bytes };
         self.parked = parked::usage(&self.db)?.0;
-        let oldest = oldest.map(|at| Duration::from_millis((now - at).max(0) as u64));
-        let (emitter, parked) = (name, self.parked);
-        Ok((Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring: None }, adopts))
+        let (bytes, parked) = (self.usage.bytes, self.parked);
+        let (oldest, ring, damage) = (None, None, None);
+        let recovered =
+            Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring, damage };
+        Ok((recovered, adopts))
     }
 
     fn gaps(&self) -> rusqlite::Result<Vec<Gap>> {
         let mut query = self.db.prepare("SELECT first, last, reason FROM item WHERE data IS NULL ORDER BY first")?;
         query.query_map([], gap_from)?.collect()
+    }
+
+    /// What became of a file that was found damaged since the last call.
+    pub fn take_damage(&mut self) -> Option<Damage> {
+        self.damage.take()
     }
 
     /// Bytes of stored events.
@@ -274,41 +396,56 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: nothing of this call is stored, and the same call may be tried again.
     pub fn append(&mut self, items: &[Item], in_flight: u64, acked: u64) -> Result<Vec<Gap>> {
+        let weight: u64 = items.iter().map(|item| item.bytes() as u64 + 64).sum();
+        self.require_room(weight)?;
         let promised = self.ring.as_ref().is_some_and(Ring::has_promised);
-        self.write_at(promised, |tx, limits, usage| {
-            let now = unix_millis();
-            // First: what is confirmed must not take the room of what is not, and a hole between the two would not be
-            // told from a lost event after a crash.
-            trim(tx, usage, acked)?;
-            for item in items {
-                insert(tx, item, now)?;
-                usage.add(item);
-            }
-            make_room(tx, limits, usage, in_flight, now)
-        })
+        let stored = self.attempt(|store| {
+            let limits = store.limits.clone();
+            store.write(promised, |tx, usage, meta, now| {
+                // First: what is confirmed must not take the room of what is not, and a hole between the two would not
+                // be told from a lost event after a crash.
+                trim(tx, usage, meta, acked)?;
+                for item in items {
+                    insert(tx, item, now)?;
+                    usage.add(item);
+                    meta.last = meta.last.max(item.last());
+                }
+                make_room(tx, &limits, usage, in_flight, now)
+            })
+        });
+        self.unfolded += weight;
+        match &stored {
+            Err(error) if sqlite::is_full(error) => self.make_way(),
+            // SQLite folds the WAL back too, but does not say if it cannot. It must not grow beyond the reserve.
+            _ if self.unfolded >= WAL_PAGES as u64 * PAGE as u64 => self.fold(),
+            _ => {}
+        }
+        stored.map_err(|error| failed(&self.path, "write", error))
     }
 
     /// Items after `seq`, oldest first, until `max_bytes` are together (at least one item if there is any).
     ///
     /// # Errors
     /// [`ErrorKind::SpillIo`].
-    pub fn read(&self, seq: u64, max_bytes: usize) -> Result<Vec<Item>> {
-        self.read_items(seq, max_bytes).map_err(|error| failed(&self.path, "read", error))
+    pub fn read(&mut self, seq: u64, max_bytes: usize) -> Result<Vec<Item>> {
+        let read = self.attempt(|store| store.read_items(seq, max_bytes));
+        read.map_err(|error| failed(&self.path, "read", error))
     }
 
     fn read_items(&self, seq: u64, max_bytes: usize) -> rusqlite::Result<Vec<Item>> {
         let mut query = self.db.prepare_cached(
-            "SELECT first, last, reason, data FROM item
+            "SELECT first, last, stored_at, reason, data, crc FROM item
              WHERE first >= coalesce((SELECT max(first) FROM item WHERE first <= ?1), 0) ORDER BY first",
         )?;
         let mut rows = query.query([seq + 1])?;
-        let (mut items, mut bytes) = (Vec::new(), 0);
+        let (mut items, mut bytes, mut before) = (Vec::new(), 0, None);
         while bytes < max_bytes {
             let Some(row) = rows.next()? else { break };
-            let item = match row.get_ref(3)?.as_blob_or_null()? {
-                Some(data) => Item::Events(parse(Bytes::copy_from_slice(data))?),
-                None => Item::Gap(gap_from(row)?),
-            };
+            let item = read_row(row)?.item;
+            if before.is_some_and(|before| item.first() != before + 1) {
+                return Err(damaged("rows are missing"));
+            }
+            before = Some(item.last());
             if let Some(item) = item.after(seq) {
                 bytes += item.bytes().max(64);
                 items.push(item);
@@ -323,29 +460,31 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: nothing has changed.
     pub fn park(&mut self, seq: u64, held: Option<&[u8]>, reason: &str) -> Result<Parking> {
-        let parking = self.write_at(true, |tx, limits, usage| {
-            let now = unix_millis();
-            let stored = parked::row_of(tx, seq)?.map(|(at, data)| parse(data.into()).map(|block| (at, block)));
-            let stored = stored.transpose()?;
-            let of_row = stored.as_ref().and_then(|(_, block)| block.events().find(|(at, _)| *at == seq));
-            let json = held.map(Bytes::copy_from_slice).or(of_row.map(|(_, json)| json));
-            let dropped = match json {
-                Some(json) => parked::park(tx, limits.parked, (seq, &json), reason, now)?,
-                None => Vec::new(), // given up meanwhile by a bound
-            };
-            if let Some((at, block)) = stored {
-                tx.prepare_cached("DELETE FROM item WHERE first = ?1")?.execute([block.first()])?;
-                usage.remove(block.count(), block.bytes().len() as u64);
-                let before = if seq > block.first() { block.head(seq - block.first()) } else { None };
-                let gap = Item::Gap(Gap { from: seq, to: seq, reason: GapReason::Refused });
-                for item in before.map(Item::Events).into_iter().chain([gap]).chain(block.after(seq).map(Item::Events))
-                {
-                    usage.add(&item);
-                    insert(tx, &item, at)?;
+        let bounds = self.limits.parked;
+        let parking = self.attempt(|store| {
+            store.write(true, |tx, usage, _, _| {
+                let stored = parked::row_of(tx, seq)?;
+                let of_row = stored.as_ref().and_then(|(_, block)| block.events().find(|(at, _)| *at == seq));
+                let json = held.map(Bytes::copy_from_slice).or(of_row.map(|(_, json)| json));
+                let dropped = match json {
+                    Some(json) => parked::park(tx, bounds, (seq, &json), reason, unix_millis())?,
+                    None => Vec::new(), // given up meanwhile by a bound
+                };
+                if let Some((at, block)) = stored {
+                    tx.prepare_cached("DELETE FROM item WHERE first = ?1")?.execute([block.first()])?;
+                    usage.remove(block.count(), block.bytes().len() as u64);
+                    let before = if seq > block.first() { block.head(seq - block.first()) } else { None };
+                    let gap = Item::Gap(Gap { from: seq, to: seq, reason: GapReason::Refused });
+                    let after = block.after(seq).map(Item::Events);
+                    for item in before.map(Item::Events).into_iter().chain([gap]).chain(after) {
+                        usage.add(&item);
+                        insert(tx, &item, at)?;
+                    }
                 }
-            }
-            Ok(Parking { parked: parked::usage(tx)?.0, dropped })
-        })?;
+                Ok(Parking { parked: parked::usage(tx)?.0, dropped })
+            })
+        });
+        let parking = parking.map_err(|error| failed(&self.path, "write", error))?;
         self.parked = parking.parked;
         Ok(parking)
     }
@@ -355,10 +494,13 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: they are still parked.
     pub fn unpark(&mut self, ids: &[i64]) -> Result<()> {
-        self.parked = self.write_at(false, |tx, _, _| {
-            parked::unpark(tx, ids)?;
-            Ok(parked::usage(tx)?.0)
-        })?;
+        let left = self.attempt(|store| {
+            store.write(false, |tx, _, _, _| {
+                parked::unpark(tx, ids)?;
+                Ok(parked::usage(tx)?.0)
+            })
+        });
+        self.parked = left.map_err(|error| failed(&self.path, "write", error))?;
         Ok(())
     }
 
@@ -381,7 +523,7 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: still stored, and sent again at worst.
     pub fn trim(&mut self, seq: u64) -> Result<()> {
-        self.write_at(false, |tx, _, usage| trim(tx, usage, seq))
+        self.must(seq, |store| store.write(false, |tx, usage, meta, _| trim(tx, usage, meta, seq)))
     }
 
     /// Promises that seqs up to `seq` may have been used, so that a process after a crash uses none of them again,
@@ -391,10 +533,23 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`].
     pub fn reserve(&mut self, seq: u64, acked: u64) -> Result<()> {
-        self.write_at(true, |tx, _, usage| {
-            put(tx, "reserved", seq)?;
-            trim(tx, usage, acked)
+        self.must(acked, |store| {
+            store.write(true, |tx, usage, meta, _| {
+                put(tx, "reserved", seq)?;
+                meta.reserved = seq;
+                trim(tx, usage, meta, acked)
+            })
         })
+    }
+
+    /// Writes next to nothing, to see whether the disk works again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SpillIo`]: it does not.
+    pub fn probe(&mut self) -> Result<()> {
+        self.require_room(1)?;
+        let written = self.attempt(|store| store.write(false, |tx, _, meta, _| put(tx, "base", meta.base)));
+        written.map_err(|error| failed(&self.path, "write", error))
     }
 
     /// Ends cleanly: the peer has everything up to `acked`, and the next process goes on with exactly `next_seq`. If not
@@ -403,19 +558,24 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: the next process skips to the reserved seq instead.
     pub fn close(mut self, next_seq: u64, acked: u64) -> Result<()> {
-        let all = self.write_at(true, |tx, _, usage| {
-            trim(tx, usage, acked)?;
-            let last: Option<u64> = tx.query_row("SELECT max(last) FROM item", [], |row| row.get(0))?;
-            put(tx, "next_seq", next_seq)?;
-            Ok(last.unwrap_or(0).max(acked) + 1 >= next_seq)
+        self.end(next_seq, acked)
+    }
+
+    /// What [`close`](Self::close) does before the file is closed.
+    pub(super) fn end(&mut self, next_seq: u64, acked: u64) -> Result<()> {
+        self.must(acked, |store| {
+            store.write(true, |tx, usage, meta, _| {
+                trim(tx, usage, meta, acked)?;
+                put(tx, "next_seq", next_seq)
+            })
         })?;
-        let Self { db, path, ring, .. } = self;
-        db.close().map_err(|(_, error)| failed(&path, "close", error))?;
-        match ring.filter(|_| all) {
+        if self.meta.last + 1 >= next_seq
+            && let Some(ring) = self.ring.take()
+        {
             // Should it stay, the next start finds nothing in it that is not known.
-            Some(ring) => ring.remove().or(Ok(())),
-            None => Ok(()),
+            drop(ring.remove());
         }
+        Ok(())
     }
 
     /// Gives free pages back to the file system, at most `pages`; returns whether more are left.
@@ -426,41 +586,204 @@ impl SpillStore {
         sqlite::shrink(&self.db, pages).map_err(|error| failed(&self.path, "shrink", error))
     }
 
-    /// One transaction, which survives power loss if it is `durable`; the counters change only if it commits.
-    fn write_at<T>(
+    /// One transaction, which survives power loss if it is `durable`; what is kept along changes only if it commits.
+    fn write<T>(
         &mut self,
         durable: bool,
-        work: impl FnOnce(&Connection, &Limits, &mut Usage) -> rusqlite::Result<T>,
-    ) -> Result<T> {
+        work: impl Fn(&Connection, &mut Usage, &mut Meta, i64) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let (mut usage, mut meta) = (self.usage, self.meta.clone());
+        let (now, anchor) = (self.clock.now(), self.clock.unstored());
         let level = |level: &str| self.db.pragma_update(None, "synchronous", level);
-        let mut usage = self.usage;
-        let run = || -> rusqlite::Result<T> {
+        let mut run = || -> rusqlite::Result<T> {
             // `&mut self` is the check. Immediate: whoever marks parked events from another process is waited for, while
             // a transaction that has begun to read would fail.
             let tx = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
-            let value = work(&tx, &self.limits, &mut usage)?;
+            if let Some(anchor) = &anchor {
+                put(&tx, "clock", anchor)?;
+            }
+            let value = work(&tx, &mut usage, &mut meta, now)?;
             tx.commit()?;
             Ok(value)
         };
-        let done = if durable {
-            level("FULL").map_err(|error| failed(&self.path, "sync", error))?;
+        let value = if durable {
+            level("FULL")?;
             let done = run();
-            level("NORMAL").map_err(|error| failed(&self.path, "sync", error))?;
-            done
+            level("NORMAL")?;
+            done?
         } else {
-            run()
+            run()?
         };
-        let value = done.map_err(|error| failed(&self.path, "write", error))?;
-        self.usage = usage;
+        self.clock.note_stored();
+        (self.usage, self.meta) = (usage, meta);
         Ok(value)
+    }
+
+    /// Does what may be done again on a file that was salvaged in between.
+    fn attempt<T>(&mut self, work: impl Fn(&mut Self) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        match work(self) {
+            Err(cause) if sqlite::is_damage(&cause) && self.salvage(&cause) => work(self),
+            other => other,
+        }
+    }
+
+    /// Does what makes the spill smaller, or safer: on a full disk too.
+    fn must(&mut self, acked: u64, work: impl Fn(&mut Self) -> rusqlite::Result<()>) -> Result<()> {
+        let mut done = self.attempt(&work);
+        if done.as_ref().is_err_and(sqlite::is_full) {
+            self.reserve.release();
+            done = self.trim_in_parts(acked).and_then(|()| self.attempt(&work));
+            self.make_way();
+        }
+        done.map_err(|error| failed(&self.path, "write", error))
+    }
+
+    /// One large transaction would need room for all of it in the WAL; small ones use the same room again.
+    fn trim_in_parts(&mut self, seq: u64) -> rusqlite::Result<()> {
+        loop {
+            sqlite::checkpoint(&self.db)?;
+            let upto: Option<u64> = self.db.query_row(
+                "SELECT max(last) FROM
+                 (SELECT last FROM item WHERE first <= ?1 AND last <= ?1 ORDER BY first LIMIT ?2)",
+                [seq, u64::from(TRIM_ROWS)],
+                |row| row.get(0),
+            )?;
+            let Some(upto) = upto else { return Ok(()) };
+            self.write(false, |tx, usage, meta, _| trim(tx, usage, meta, upto.max(meta.base)))?;
+        }
+    }
+
+    /// Nothing is added unless what follows from it can be undone: with the reserve in place, or within the file.
+    fn require_room(&mut self, bytes: u64) -> Result<()> {
+        if self.stuck {
+            self.make_way();
+        }
+        if self.stuck {
+            return Err(no_room(&self.path, "write", std::io::Error::other("its WAL cannot be folded back")));
+        }
+        let Err(error) = self.reserve.hold() else { return Ok(()) };
+        let free = sqlite::pragma(&self.db, "freelist_count").unwrap_or(0) as u64 * PAGE as u64;
+        if free > 2 * bytes + (1 << 20) { Ok(()) } else { Err(no_room(&self.path, "write", error)) }
+    }
+
+    /// The disk is full: the reserve lets the WAL be folded back, which makes its space free for what comes next.
+    fn make_way(&mut self) {
+        self.reserve.release();
+        self.fold();
+        drop(self.reserve.hold()); // tried again before anything is added
+    }
+
+    fn fold(&mut self) {
+        match sqlite::checkpoint(&self.db) {
+            Ok(()) => (self.unfolded, self.stuck) = (0, false),
+            Err(error) if sqlite::is_full(&error) && self.reserve.is_held() => self.make_way(),
+            Err(error) => self.stuck = sqlite::is_full(&error), // what is stored is safe in the WAL
+        }
+    }
+
+    /// Replaces the damaged file by what can be read of it, within the same epoch: this process knows its numbers.
+    fn salvage(&mut self, cause: &rusqlite::Error) -> bool {
+        if self.unsalvaged.is_some_and(|at| at.elapsed() < SALVAGE_RETRY) {
+            return false;
+        }
+        self.unsalvaged = Some(Instant::now());
+        let Ok(none) = Connection::open_in_memory() else { return false };
+        // The worst is that its WAL is folded back first.
+        drop(sqlite::distrust(&self.db));
+        drop(std::mem::replace(&mut self.db, none));
+        let salvaged = salvage::salvage(&self.path, &Numbering::Kept(&self.meta), cause.to_string(), unix_millis());
+        let Ok(salvaged) = salvaged else {
+            // As it was: what can be read is read, and the next start tries again.
+            if let Ok(db) = PURPOSE.connect(&self.path, false) {
+                self.db = db;
+            }
+            return false;
+        };
+        let Ok((db, usage)) = PURPOSE.open(&self.path, &mut self.lock).and_then(|db| {
+            let usage = survey(&db)?.usage;
+            sqlite::trust(&db)?;
+            Ok((db, usage))
+        }) else {
+            return false; // the next operation finds no tables, and comes back here
+        };
+        (self.db, self.usage, self.unfolded, self.stuck, self.unsalvaged) = (db, usage, 0, false, None);
+        self.damage = Some(salvaged.damage);
+        true
     }
 }
 
-/// Where the ring lies.
-fn ring_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".ring");
-    name.into()
+/// An open file that was looked through.
+struct Loaded {
+    db: Connection,
+    usage: Usage,
+    oldest: Option<i64>,
+    clock: FileClock,
+}
+
+fn load(path: &Path, lock: &mut Lock, clock: &Clock) -> rusqlite::Result<Loaded> {
+    let db = PURPOSE.open(path, lock)?;
+    let Survey { usage, oldest, newest } = survey(&db)?;
+    let clock = FileClock::resume(clock.clone(), get::<String>(&db, "clock")?.as_deref(), newest);
+    sqlite::trust(&db)?;
+    Ok(Loaded { db, usage, oldest, clock })
+}
+
+#[derive(Default)]
+struct Survey {
+    usage: Usage,
+    oldest: Option<i64>,
+    newest: Option<i64>,
+}
+
+/// Looks through the file: every seq must be covered once, and the rows must be as they were written, as far as they
+/// can be read in a moment.
+fn survey(db: &Connection) -> rusqlite::Result<Survey> {
+    let until = Instant::now() + VERIFY;
+    let base: Option<u64> = get(db, "base")?;
+    if [base.is_some(), get::<u64>(db, "reserved")?.is_some()] != [get::<String>(db, "epoch")?.is_some(); 2] {
+        return Err(damaged("some of its own values are missing"));
+    }
+    for key in ["emitter", "next_seq", "clock", "taken_over"] {
+        get::<rusqlite::types::Value>(db, key)?;
+    }
+    let (mut survey, mut before) = (Survey::default(), None);
+    let mut note = |first: u64, last: u64, stored_at: i64, bytes: Option<u64>| {
+        let fits = match before {
+            None => base.is_some_and(|base| first <= base + 1),
+            Some(before) => first == before + 1,
+        };
+        if !fits || first == 0 || last < first {
+            return Err(damaged("rows are missing"));
+        }
+        before = Some(last);
+        survey.newest = survey.newest.max(Some(stored_at));
+        if let Some(bytes) = bytes {
+            survey.usage.events += last - first + 1;
+            survey.usage.bytes += bytes;
+            survey.oldest = Some(survey.oldest.map_or(stored_at, |oldest| oldest.min(stored_at)));
+        }
+        Ok(last)
+    };
+    let mut seen = 0;
+    let mut query = db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first")?;
+    let mut rows = query.query([])?;
+    while Instant::now() < until {
+        let Some(row) = rows.next()? else { return Ok(survey) };
+        let Row { item, stored_at } = read_row(row)?;
+        let bytes = (item.events() > 0).then_some(item.bytes() as u64);
+        seen = note(item.first(), item.last(), stored_at, bytes)?;
+    }
+    let mut query =
+        db.prepare("SELECT first, last, stored_at, length(data) FROM item WHERE first > ?1 ORDER BY first")?;
+    let mut rows = query.query([seen])?;
+    while let Some(row) = rows.next()? {
+        note(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)?;
+    }
+    // Gaps are few and small, and all of them are told at the start.
+    let mut query =
+        db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item WHERE first > ?1 AND data IS NULL")?;
+    query.query_map([seen], read_row)?.try_for_each(|row| row.map(drop))?;
+    Ok(survey)
 }
 
 /// Gives up the oldest stored events that are not on their way until all bounds hold again.
@@ -481,16 +804,16 @@ fn make_room(
         }
         let oldest = tx
             .prepare_cached(
-                "SELECT stored_at, data FROM item WHERE first > ?1 AND data IS NOT NULL ORDER BY first LIMIT 1",
+                "SELECT first, last, stored_at, reason, data, crc FROM item
+                 WHERE first > ?1 AND data IS NOT NULL ORDER BY first LIMIT 1",
             )?
-            .query_row([in_flight], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+            .query_row([in_flight], read_row)
             .optional()?;
-        let Some((stored_at, data)) = oldest else { break };
+        let Some(Row { item: Item::Events(block), stored_at }) = oldest else { break };
         let expired = too_old.is_some_and(|limit| stored_at < limit);
         if over == 0 && !heavy && !expired {
             break;
         }
-        let block = parse(data.into())?;
         let whole = expired || heavy || over >= block.count();
         let upto = if whole { block.last() } else { block.first() + over - 1 };
         let reason = if expired { GapReason::Expired } else { GapReason::SpillFull };
@@ -510,7 +833,7 @@ fn make_room(
     Ok(gaps)
 }
 
-fn trim(tx: &Connection, usage: &mut Usage, seq: u64) -> rusqlite::Result<()> {
+fn trim(tx: &Connection, usage: &mut Usage, meta: &mut Meta, seq: u64) -> rusqlite::Result<()> {
     let (events, bytes): (u64, u64) = tx
         .prepare_cached(
             "SELECT coalesce(sum(last - first + 1), 0), coalesce(sum(length(data)), 0)
@@ -519,6 +842,8 @@ fn trim(tx: &Connection, usage: &mut Usage, seq: u64) -> rusqlite::Result<()> {
         .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
     tx.prepare_cached("DELETE FROM item WHERE first <= ?1 AND last <= ?1")?.execute([seq])?;
     usage.remove(events, bytes);
+    meta.base = seq;
+    meta.last = meta.last.max(seq);
     put(tx, "base", seq)
 }
 
@@ -527,35 +852,100 @@ fn gap_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Gap> {
     Ok(Gap { from: row.get(0)?, to: row.get(1)?, reason })
 }
 
+/// Reads `first, last, stored_at, reason, data, crc`.
+pub(super) fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let (first, last, stored_at): (u64, u64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let (reason, data) = (row.get_ref(3)?.as_str_or_null()?, row.get_ref(4)?.as_blob_or_null()?);
+    if row.get::<_, i64>(5)? != check_of(first, last, stored_at, reason, data) {
+        return Err(damaged("a row is not as it was written"));
+    }
+    let item = match (reason, data) {
+        (None, Some(data)) => {
+            let block = Block::parse(Bytes::copy_from_slice(data)).map_err(|error| damaged(error.to_string()))?;
+            if (block.first(), block.last()) != (first, last) {
+                return Err(damaged("a block has other seqs than its row"));
+            }
+            Item::Events(block)
+        }
+        (Some(reason), None) if first <= last => {
+            let reason = GapReason::parse(reason).unwrap_or(GapReason::SpillFull);
+            Item::Gap(Gap { from: first, to: last, reason })
+        }
+        _ => return Err(damaged("a row is neither events nor a gap")),
+    };
+    Ok(Row { item, stored_at })
+}
+
+fn check_of(first: u64, last: u64, stored_at: i64, reason: Option<&str>, data: Option<&[u8]>) -> i64 {
+    let (first, last, stored_at) = (first.to_le_bytes(), last.to_le_bytes(), stored_at.to_le_bytes());
+    let reason = reason.unwrap_or_default().as_bytes();
+    sqlite::crc(&[&first, &last, &stored_at, reason, data.unwrap_or_default()])
+}
+
 fn failed(path: &Path, verb: &str, error: rusqlite::Error) -> Error {
+    if sqlite::is_full(&error) {
+        return no_room(path, verb, error);
+    }
     Error::new(ErrorKind::SpillIo, format!("cannot {verb} the spill {}", path.display())).with_source(error)
 }
 
-fn insert(tx: &Connection, item: &Item, stored_at: i64) -> rusqlite::Result<()> {
+/// What is said of a disk without room: what is needed, and what to do.
+fn no_room(path: &Path, verb: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let text = format!(
+        "cannot {verb} the spill {}: its disk is full, or a limit forbids to use it; free at least {} bytes there, or \
+         choose another path",
+        path.display(),
+        needed(path)
+    );
+    Error::new(ErrorKind::SpillIo, text).with_source(error)
+}
+
+/// The reserve and an append; for a damaged file also a copy of it.
+fn needed(path: &Path) -> u64 {
+    let copy = if sqlite::beside(path, ".salvage").exists() {
+        std::fs::metadata(path).map_or(0, |file| file.len())
+    } else {
+        0
+    };
+    RESERVE_BYTES + RESERVE_BYTES / 2 + copy
+}
+
+fn unopened(path: &Path, error: rusqlite::Error) -> Error {
+    if sqlite::is_full(&error) { no_room(path, "open", error) } else { PURPOSE.unusable(path, error) }
+}
+
+pub(super) fn insert(tx: &Connection, item: &Item, stored_at: i64) -> rusqlite::Result<()> {
     match item {
         Item::Gap(gap) => insert_gap(tx, *gap, stored_at),
-        Item::Events(block) => tx
-            .prepare_cached("INSERT INTO item (first, last, stored_at, data) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![block.first(), block.last(), stored_at, &block.bytes()[..]])
-            .map(|_| ()),
+        Item::Events(block) => {
+            let (first, last, data) = (block.first(), block.last(), &block.bytes()[..]);
+            let crc = check_of(first, last, stored_at, None, Some(data));
+            tx.prepare_cached("INSERT INTO item (first, last, stored_at, data, crc) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute(params![first, last, stored_at, data, crc])
+                .map(|_| ())
+        }
     }
 }
 
 /// A gap grows the one before it where they touch, so that a long outage leaves one row and not thousands.
 fn insert_gap(tx: &Connection, gap: Gap, stored_at: i64) -> rusqlite::Result<()> {
-    let grown = tx
-        .prepare_cached("UPDATE item SET last = ?2 WHERE first = (SELECT max(first) FROM item WHERE first < ?1) AND last = ?1 - 1 AND reason = ?3")?
-        .execute(params![gap.from, gap.to, gap.reason.as_str()])?;
-    if grown == 0 {
-        tx.prepare_cached("INSERT INTO item (first, last, stored_at, reason) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![gap.from, gap.to, stored_at, gap.reason.as_str()])?;
-    }
-    Ok(())
-}
-
-fn parse(data: Bytes) -> rusqlite::Result<Block> {
-    Block::parse(data)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error)))
+    let before = tx
+        .prepare_cached(
+            "SELECT first, stored_at FROM item WHERE first = (SELECT max(first) FROM item WHERE first < ?1)
+             AND last = ?1 - 1 AND reason = ?2",
+        )?
+        .query_row(params![gap.from, gap.reason.as_str()], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, i64>(1)?)))
+        .optional()?;
+    let reason = gap.reason.as_str();
+    let (first, stored_at) = before.unwrap_or((gap.from, stored_at));
+    let crc = check_of(first, gap.to, stored_at, Some(reason), None);
+    let written = if before.is_some() {
+        tx.prepare_cached("UPDATE item SET last = ?2, crc = ?3 WHERE first = ?1")?.execute(params![first, gap.to, crc])
+    } else {
+        tx.prepare_cached("INSERT INTO item (first, last, stored_at, reason, crc) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![first, gap.to, stored_at, reason, crc])
+    };
+    written.map(|_| ())
 }
 
 #[cfg(test)]

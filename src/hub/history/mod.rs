@@ -34,7 +34,6 @@ use super::registry::SessionId;
 use super::shared::Shared;
 use super::state::{Published, State};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sqlite::unix_millis;
 use crate::wire::close::CloseCode;
 
 /// A group is stored at this size even if more waits: a transaction of some milliseconds.
@@ -143,10 +142,10 @@ pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Histo
 /// The log in memory as an earlier life of the hub left it, and the age of its oldest entry: the present on the log's
 /// scale of time.
 pub(super) fn replay(recovered: Recovered, limits: LogLimits) -> (Log, Duration) {
-    let Recovered { epoch, head, entries, .. } = recovered;
+    let Recovered { epoch, head, entries, now, .. } = recovered;
     let oldest = entries.first().map_or(0, |(at, _)| *at);
     let since = |at: i64| Duration::from_millis(at.saturating_sub(oldest).max(0) as u64);
-    let now = if entries.is_empty() { Duration::ZERO } else { since(unix_millis()) };
+    let now = if entries.is_empty() { Duration::ZERO } else { since(now) };
     let mut log = Log::resume(epoch, head - entries.len() as u64, limits);
     for (at, record) in entries {
         log.append(record, since(at).min(now));

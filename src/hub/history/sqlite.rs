@@ -4,18 +4,17 @@
 //! the spill. The on-disk format is guarded by `user_version`.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
+use crate::clock::{Clock, FileClock, boot_id, unix_millis};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::entry::Record;
 use crate::hub::log::{LogLimits, cost};
-use crate::sqlite::{self, Lock, Purpose, get, put, unix_millis};
+use crate::sqlite::{self, Lock, Purpose, damaged, get, put};
 use crate::wire::subscriber::Carried;
 
 const PURPOSE: Purpose = Purpose {
@@ -24,25 +23,23 @@ const PURPOSE: Purpose = Purpose {
     alone: "give each hub its own log_path, or stop the other",
     application_id: APPLICATION_ID,
     format: 1,
+    wal_pages: 1024, // 16 MiB
     schema: "
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE entry (
         first INTEGER PRIMARY KEY,      -- offset of the first entry of the run
-        stored_at INTEGER NOT NULL,     -- Unix time, milliseconds
+        stored_at INTEGER NOT NULL,     -- milliseconds on the file's clock
         data BLOB NOT NULL              -- for each entry: kind u8 (0 event, 1 gap), length u32 LE, JSON
     );
     CREATE TABLE emitter (
         name TEXT PRIMARY KEY, epoch TEXT NOT NULL,
         have BLOB NOT NULL,             -- u64 LE: SQLite's own integers end at 2^63
-        seen_at INTEGER NOT NULL        -- Unix time, milliseconds
+        seen_at INTEGER NOT NULL        -- milliseconds on the file's clock
     ) WITHOUT ROWID;",
     locked: ErrorKind::LogLocked,
     unusable: ErrorKind::LogCorrupt,
 };
 /// "SBlg".
 const APPLICATION_ID: i64 = 0x5342_6c67;
-/// Where SQLite's header holds the application id (its file format, §1.3.13).
-const APPLICATION_ID_AT: usize = 68;
 /// A run is closed at this size; larger rows would only make the oldest entry wait longer for its deletion.
 const ROW_BYTES: usize = 64 << 10;
 /// The ring may be larger than its bounds by one part in so many, so that deletions come in batches.
@@ -68,8 +65,10 @@ pub struct Recovered {
     pub epoch: String,
     /// Offset of the newest entry.
     pub head: u64,
-    /// The newest entries, oldest first, with their Unix times in milliseconds; the last one has the offset `head`.
+    /// The newest entries, oldest first, with their times; the last one has the offset `head`.
     pub entries: Vec<(i64, Record)>,
+    /// The present on the same clock, in milliseconds.
+    pub now: i64,
     /// The marks, least recently seen first.
     pub marks: Vec<Mark>,
     /// Where a damaged file was moved to.
@@ -96,7 +95,8 @@ pub struct LogStore {
     bytes: u64,
     head: u64,
     run: Vec<u8>,
-    _lock: Lock,
+    clock: FileClock,
+    lock: Lock,
 }
 
 impl LogStore {
@@ -106,19 +106,45 @@ impl LogStore {
     /// # Errors
     /// [`ErrorKind::LogLocked`] names the owner's pid; [`ErrorKind::LogCorrupt`] what else is wrong with the path.
     pub fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Self, Recovered)> {
-        match Self::try_open(path, limits, fresh) {
-            Err(error) if is_damage(&error) && is_ours(path) => {
-                let aside = set_aside(path).map_err(|failed| PURPOSE.unusable(path, failed))?;
-                let (store, mut recovered) = Self::try_open(path, limits, fresh)?;
+        Self::open_at(path, limits, fresh, &Clock::system())
+    }
+
+    fn open_at(path: &Path, limits: LogLimits, fresh: &str, clock: &Clock) -> Result<(Self, Recovered)> {
+        let unusable = |error: rusqlite::Error| PURPOSE.unusable(path, error);
+        let lock = PURPOSE.lock(path)?;
+        match Self::try_open(path, limits, fresh, clock, lock) {
+            Ok(opened) => Ok(opened),
+            Err((error, _)) if !sqlite::is_damage(&error) => Err(unusable(error)),
+            Err((_, lock)) => {
+                let aside = sqlite::set_aside(path, unix_millis());
+                let (aside, _) = aside.map_err(|failed| PURPOSE.unusable(path, failed))?;
+                drop(lock);
+                let lock = PURPOSE.lock(path)?;
+                let opened = Self::try_open(path, limits, fresh, clock, lock);
+                let (store, mut recovered) = opened.map_err(|(error, _)| unusable(error))?;
                 recovered.set_aside = Some(aside);
                 Ok((store, recovered))
             }
-            other => other,
         }
     }
 
-    fn try_open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Self, Recovered)> {
-        let (db, lock) = sqlite::open(path, &PURPOSE)?;
+    fn try_open(
+        path: &Path,
+        limits: LogLimits,
+        fresh: &str,
+        clock: &Clock,
+        mut lock: Lock,
+    ) -> std::result::Result<(Self, Recovered), (rusqlite::Error, Lock)> {
+        let opened = PURPOSE.open(path, &mut lock).and_then(|db| {
+            let newest = db.query_row("SELECT stored_at FROM entry ORDER BY first DESC LIMIT 1", [], |row| row.get(0));
+            let newest = newest.optional()?;
+            let clock = FileClock::resume(clock.clone(), get::<String>(&db, "clock")?.as_deref(), newest);
+            Ok((db, clock))
+        });
+        let (db, clock) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Err((error, lock)),
+        };
         let mut store = Self {
             db,
             path: path.to_owned(),
@@ -128,10 +154,13 @@ impl LogStore {
             bytes: 0,
             head: 0,
             run: Vec::new(),
-            _lock: lock,
+            clock,
+            lock,
         };
-        let recovered = store.recover(fresh).map_err(|error| PURPOSE.unusable(path, error))?;
-        Ok((store, recovered))
+        match store.recover(fresh) {
+            Ok(recovered) => Ok((store, recovered)),
+            Err(error) => Err((error, store.lock)),
+        }
     }
 
     fn recover(&mut self, fresh: &str) -> rusqlite::Result<Recovered> {
@@ -144,21 +173,27 @@ impl LogStore {
         self.db.pragma_update(None, "synchronous", "FULL")?;
         let tx = self.db.unchecked_transaction()?;
         put(&tx, "epoch", &epoch)?;
+        if let Some(anchor) = self.clock.unstored() {
+            put(&tx, "clock", anchor)?;
+        }
         match &boot {
             Some(boot) => put(&tx, "boot", boot)?,
             None => forget_boot(&tx)?,
         }
         tx.commit()?;
+        self.clock.note_stored();
         if boot.is_some() {
             self.db.pragma_update(None, "synchronous", "NORMAL")?;
         }
         let entries = self.load()?;
         let marks = self.marks()?;
-        self.trim(unix_millis(), 0)?;
+        sqlite::trust(&self.db)?;
+        let now = self.clock.now();
+        self.trim(now, 0)?;
         while sqlite::pragma(&self.db, "freelist_count")? > FREE_PAGES {
             sqlite::shrink(&self.db, FREE_PAGES as u32)?;
         }
-        Ok(Recovered { epoch, head: self.head, entries, marks, set_aside: None })
+        Ok(Recovered { epoch, head: self.head, entries, now, marks, set_aside: None })
     }
 
     fn load(&mut self) -> rusqlite::Result<Vec<(i64, Record)>> {
@@ -226,8 +261,12 @@ impl LogStore {
         marks: &[Mark],
         forgotten: &[String],
     ) -> rusqlite::Result<()> {
-        let now = unix_millis();
+        let now = self.clock.now();
+        let anchor = self.clock.unstored();
         let tx = self.db.unchecked_transaction()?; // `&mut self` is the check
+        if let Some(anchor) = anchor {
+            put(&tx, "clock", anchor)?;
+        }
         let mut added: Vec<Row> = Vec::new();
         let mut row = Row { first: self.head + 1, events: 0, bytes: 0, stored_at: now };
         self.run.clear();
@@ -254,6 +293,7 @@ impl LogStore {
             tx.prepare_cached("DELETE FROM emitter WHERE name = ?1")?.execute([name])?;
         }
         tx.commit()?;
+        self.clock.note_stored();
         if self.run.capacity() > 16 * ROW_BYTES {
             self.run = Vec::new(); // one huge event must not be remembered by its size
         }
@@ -271,7 +311,7 @@ impl LogStore {
     /// # Errors
     /// [`ErrorKind::LogIo`]: the ring stays larger than it should be; the next call tries again.
     pub fn make_room(&mut self) -> Result<()> {
-        self.trim(unix_millis(), SLACK).map_err(|error| self.failed("trim", error))
+        self.trim(self.clock.now(), SLACK).map_err(|error| self.failed("trim", error))
     }
 
     fn trim(&mut self, now: i64, slack: u64) -> rusqlite::Result<()> {
@@ -310,7 +350,7 @@ impl LogStore {
     pub fn close(self) -> Result<()> {
         let noted = self.db.pragma_update(None, "synchronous", "FULL").and_then(|()| forget_boot(&self.db));
         noted.map_err(|error| self.failed("close", error))?;
-        let Self { db, path, _lock: lock, .. } = self;
+        let Self { db, path, lock, .. } = self;
         let closed = db.close().map_err(|(_, error)| failed(&path, "close", error));
         drop(lock); // not before the file is closed
         closed
@@ -359,51 +399,6 @@ fn decode(mut data: Bytes) -> rusqlite::Result<Vec<Record>> {
         });
     }
     if records.is_empty() { Err(damaged("a run is empty")) } else { Ok(records) }
-}
-
-/// The bytes are not those that were written: the same as what SQLite says of its own pages.
-fn damaged(what: &'static str) -> rusqlite::Error {
-    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-    rusqlite::Error::SqliteFailure(code, Some(what.to_owned()))
-}
-
-fn is_damage(error: &Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<rusqlite::Error>());
-    let code = source.and_then(rusqlite::Error::sqlite_error_code);
-    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
-
-/// Whether the header says that the file is a log, so that nobody else's file is moved.
-fn is_ours(path: &Path) -> bool {
-    let mut header = [0; APPLICATION_ID_AT + 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok()
-        && header.starts_with(b"SQLite format 3\0")
-        && header[APPLICATION_ID_AT..] == (APPLICATION_ID as u32).to_be_bytes()
-}
-
-/// Moves a damaged file and what belongs to it away; an older one that was moved is replaced.
-fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
-    let beside = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    for suffix in ["-wal", "-shm"] {
-        match std::fs::rename(beside(suffix), beside(&format!(".damaged{suffix}"))) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    let aside = beside(".damaged");
-    std::fs::rename(path, &aside)?;
-    Ok(aside)
-}
-
-/// Identity of the machine's present life; `None` where the system does not tell it, and every commit is synced.
-fn boot_id() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 fn forget_boot(db: &Connection) -> rusqlite::Result<()> {

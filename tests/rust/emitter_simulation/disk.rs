@@ -8,6 +8,7 @@ use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
 use safe_broadcaster::emitter::ring::Left;
 use safe_broadcaster::emitter::spill::parked::{Parking, Wanted};
 use safe_broadcaster::emitter::spill::reunion::{Reunion, Stored, reunite};
+use safe_broadcaster::emitter::spill::salvage::Damage;
 use safe_broadcaster::emitter::spill::store::Recovered;
 use safe_broadcaster::emitter::spill::{Done, Op};
 use safe_broadcaster::error::{Error, ErrorKind};
@@ -43,6 +44,12 @@ pub(crate) struct Disk {
     acked: u64,
     /// Share of operations that fail at present.
     pub(crate) failing: f64,
+    /// No room: nothing can be added, but what makes the spill smaller succeeds.
+    pub(crate) full: bool,
+    /// Share of operations that find some rows unreadable.
+    pub(crate) rotting: f64,
+    /// The answer of the operation that found it.
+    answer: Option<Done>,
     /// When an operation of each kind last failed: it must not be tried again at once.
     failed: BTreeMap<&'static str, Duration>,
     /// Something was given up although everything unconfirmed was within the bounds.
@@ -59,6 +66,7 @@ pub(crate) fn kind(op: &Op) -> &'static str {
         Op::Reserve { .. } => "reserve",
         Op::Park { .. } => "park",
         Op::Unpark { .. } => "unpark",
+        Op::Probe => "probe",
         Op::Peek { .. } => "peek",
         Op::Close { .. } => "close",
     }
@@ -96,19 +104,53 @@ impl Disk {
         self.queue.push_back((at, op));
     }
 
+    /// The disk is as it should be again.
+    pub(crate) fn heal(&mut self) {
+        (self.failing, self.full, self.rotting) = (0.0, false, 0.0);
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.answer.is_none()
+    }
+
     /// Does the next operation if its time has come.
     pub(crate) fn work(&mut self, now: Duration, rng: &mut fastrand::Rng) -> Option<Done> {
+        if let Some(answer) = self.answer.take() {
+            return Some(answer);
+        }
         if self.queue.front().is_none_or(|(at, _)| *at > now) {
             return None;
         }
         let (_, op) = self.queue.pop_front()?;
-        let fails = rng.f64() < self.failing;
+        let full = self.full && matches!(op, Op::Append { .. } | Op::Probe);
+        let fails = full || rng.f64() < self.failing;
         if fails {
             self.failed.insert(kind(&op), now);
             return Some(self.refuse(&op));
         }
         self.failed.remove(kind(&op));
-        Some(self.apply(op))
+        let damage = if rng.f64() < self.rotting { self.rot(rng) } else { None };
+        let answer = self.apply(op);
+        let Some(damage) = damage else { return Some(answer) };
+        self.answer = Some(answer);
+        Some(Done::Damaged { damage, bytes: self.bytes() })
+    }
+
+    /// Some rows cannot be read any more: gaps stand in their places.
+    fn rot(&mut self, rng: &mut fastrand::Rng) -> Option<Damage> {
+        let events = self.rows.values().filter(|item| item.events() > 0);
+        let lost: Vec<u64> = events.map(Item::first).filter(|_| rng.u8(..4) == 0).collect();
+        let mut unreadable = Vec::new();
+        for first in lost {
+            let item = self.rows.remove(&first)?;
+            let gap = Gap { from: first.max(self.base + 1), to: item.last(), reason: GapReason::Corrupt };
+            self.insert(Item::Gap(gap));
+            unreadable.push(gap);
+        }
+        let (cause, set_aside) = ("simulated".to_owned(), "aside".into());
+        let damage = Damage { cause, salvaged: self.events(), unreadable, set_aside, removed: Vec::new() };
+        Some(damage).filter(|damage| damage.lost() > 0)
     }
 
     /// The process dies: a random part of what was under way is done, the rest never.
@@ -120,6 +162,7 @@ impl Disk {
             }
         }
         self.failed.clear();
+        self.answer = None;
     }
 
     pub(crate) fn apply(&mut self, op: Op) -> Done {
@@ -148,6 +191,7 @@ impl Disk {
                 self.parked.retain(|each| !ids.contains(&each.id));
                 Done::Unparked { ids, result: Ok(()), parked: self.parked.len() as u64 }
             }
+            Op::Probe => Done::Probed(Ok(())),
             Op::Close { next_seq, acked } => {
                 self.trim(acked);
                 self.next_seq = Some(next_seq);
@@ -315,9 +359,11 @@ impl Disk {
         let mut gaps: Vec<Gap> = self.rows.values().filter_map(Item::gap).collect();
         gaps.extend(refused.into_iter().filter(|_| adopts));
         let (emitter, epoch) = ("simulated".into(), "epoch".into());
-        let (bytes, parked) = (self.bytes(), self.parked.len() as u64);
-        let oldest = None;
-        (Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring: None }, adopts)
+        let (bytes, parked, oldest) = (self.bytes(), self.parked.len() as u64, None);
+        let (ring, damage) = (None, None);
+        let recovered =
+            Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring, damage };
+        (recovered, adopts)
     }
 
     /// Whether `seq` is stored as an event.
@@ -342,6 +388,7 @@ impl Disk {
             Op::Unpark { ids } => {
                 Done::Unparked { ids: ids.clone(), result: Err(error()), parked: self.parked.len() as u64 }
             }
+            Op::Probe => Done::Probed(Err(error())),
             Op::Close { .. } => Done::Closed(Err(error())),
             Op::Peek { .. } => unreachable!("nobody peeks here"),
         }

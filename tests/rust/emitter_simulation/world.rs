@@ -521,7 +521,11 @@ impl World {
                     machine.on_pong(now, number);
                     Ok(())
                 }
-                Answer::Nack(seq) => machine.on_nack(now, seq, "simulated"),
+                Answer::Nack(seq) => {
+                    // What is behind it has to come, and to be asked for, again.
+                    (wire.written, wire.asked) = (wire.written.min(seq - 1), wire.asked.min(seq - 1));
+                    machine.on_nack(now, seq, "simulated")
+                }
                 Answer::Refused => Err(Error::new(ErrorKind::FrameRefused, "not that")),
                 Answer::Down => Err(Error::new(ErrorKind::ConnectRefused, "down")),
             };
@@ -689,7 +693,11 @@ impl World {
             }
             86..87 => {} // it waits until the seqs are final
             87..91 => {
-                self.disk.failing = self.rng.f64();
+                match self.rng.u8(..3) {
+                    0 => self.disk.failing = self.rng.f64(),
+                    1 => self.disk.full = true,
+                    _ => self.disk.rotting = self.rng.f64() / 4.0,
+                }
                 let outage = self.micros(6_000_000);
                 self.fail_until = self.now + outage;
             }
@@ -728,7 +736,7 @@ impl World {
         let next = times.into_iter().flatten().min().unwrap_or(limit).min(limit);
         self.now = self.now.max(next);
         if self.now >= self.fail_until {
-            self.disk.failing = 0.0;
+            self.disk.heal();
         }
         while let Some(done) = self.disk.work(self.now, &mut self.rng) {
             self.process.dones.push_back(done);
@@ -773,7 +781,7 @@ impl World {
         self.refuse_until = self.now;
         self.receiver.mute_until = self.now;
         self.receiver.patience = self.receiver.patience.min(10_000);
-        self.disk.failing = 0.0;
+        self.disk.heal();
         let pace = self.config.flush_rate.map_or(0.0, |rate| self.emissions.len() as f64 / rate);
         // A small credit costs a round trip each time that it is used up.
         let trip = Duration::from_micros(2 * self.latency + self.receiver.patience) + 10 * MILLI;
@@ -804,8 +812,9 @@ impl World {
         self.drive();
         let Some(machine) = &self.process.machine else { return false };
         machine.is_live()
+            && !machine.snapshot().degraded
             && machine.acked() == self.process.outbox.counts().last_seq
-            && self.disk.queue.is_empty()
+            && self.disk.is_idle()
             && !self.disk.is_wanted()
             && self.process.dones.is_empty()
     }

@@ -1,6 +1,8 @@
 use std::path::Path;
 
 use super::*;
+use crate::clock::tests::{HOUR, Hands};
+use crate::emitter::ring::{Writer, checksum};
 use crate::emitter::tests::config;
 use crate::wire::block::BlockBuilder;
 
@@ -56,7 +58,7 @@ fn a_clean_end_keeps_epoch_seq_and_what_is_not_confirmed() {
     store.trim(10).expect("stored");
     store.close(21, 12).expect("closed");
 
-    let (store, again) = open(&path);
+    let (mut store, again) = open(&path);
     assert_eq!((again.emitter, again.epoch), (fresh.emitter, fresh.epoch));
     assert_eq!((again.next_seq, again.base, again.last), (21, 12, 20), "16 to 20 could not be stored");
     assert_eq!(again.gaps, [gap(16, 20, GapReason::Crash)]);
@@ -94,7 +96,7 @@ fn after_a_crash_no_promised_seq_is_used_again_and_a_gap_tells() {
     assert_eq!(again.gaps, [gap(11, 100, GapReason::Crash)]);
     store.reserve(200, 50).expect("stored");
     drop(store);
-    let (store, again) = open(&path);
+    let (mut store, again) = open(&path);
     assert_eq!((again.next_seq, again.base), (201, 50));
     assert_eq!(again.gaps, [gap(11, 200, GapReason::Crash)], "gaps that touch are one");
     assert_eq!(spans(&store.read(50, usize::MAX).expect("readable")), [(51, 200, false)]);
@@ -141,11 +143,11 @@ fn the_bound_on_bytes_gives_up_whole_blocks() {
 #[test]
 fn events_past_their_age_are_given_up() {
     let home = tempfile::tempdir().expect("writable");
-    let (mut store, _) =
-        open_with(&home.path().join("spill.db"), Limits { age: Some(Duration::from_secs(60)), ..limits() });
-    store.append(&[block(1, 5, 20), block(6, 5, 20)], 0, 0).expect("stored");
-    store.db.execute("UPDATE item SET stored_at = stored_at - 61000 WHERE first = 1", []).expect("writable");
-    let dropped = store.append(&[block(11, 5, 20)], 0, 0).expect("stored");
+    let (limits, hands) = (Limits { age: Some(Duration::from_secs(60)), ..limits() }, Hands::new());
+    let (mut store, _) = at(&home.path().join("spill.db"), &hands, &limits);
+    store.append(&[block(1, 5, 20)], 0, 0).expect("stored");
+    hands.pass(60_001);
+    let dropped = store.append(&[block(6, 5, 20), block(11, 5, 20)], 0, 0).expect("stored");
     assert_eq!(dropped, [gap(1, 5, GapReason::Expired)]);
     assert_eq!(spans(&store.read(0, usize::MAX).expect("readable"))[..2], [(1, 5, false), (6, 10, true)]);
 }
@@ -338,4 +340,161 @@ fn what_is_wanted_is_offered_until_it_is_forgotten() {
     }
     store.unpark(&[2]).expect("stored");
     assert_eq!((store.wanted(1 << 20).expect("readable").len(), store.parked()), (0, 1));
+}
+
+fn at(path: &Path, hands: &Hands, limits: &Limits) -> (SpillStore, Recovered) {
+    SpillStore::open_at(path, limits.clone(), None, 7, None, &hands.clock()).expect("usable")
+}
+
+#[test]
+fn a_wall_clock_that_is_set_expires_nothing_early_and_nothing_is_stuck() {
+    let aged = Limits { age: Some(Duration::from_millis(HOUR as u64)), ..limits() };
+    for by in [10 * HOUR, -10 * HOUR, -500_000 * HOUR] {
+        let home = tempfile::tempdir().expect("writable");
+        let (path, hands) = (home.path().join("spill.db"), Hands::new());
+        let (mut store, _) = at(&path, &hands, &aged);
+        store.append(&[block(1, 5, 20)], 0, 0).expect("stored");
+        hands.pass(HOUR / 2);
+        hands.set_wall(by);
+        let dropped = store.append(&[block(6, 5, 20)], 0, 0).expect("stored");
+        assert!(dropped.is_empty(), "half an hour old, the wall clock was set by {by}: {dropped:?}");
+        store.close(11, 0).expect("closed");
+
+        hands.set_wall(by / 2);
+        let (mut store, again) = at(&path, &hands, &aged);
+        assert_eq!(again.oldest, Some(Duration::from_millis(HOUR as u64 / 2)));
+        hands.pass(HOUR / 2 + 1);
+        let dropped = store.append(&[block(11, 5, 20)], 0, 0).expect("stored");
+        assert_eq!(dropped, [gap(1, 5, GapReason::Expired)], "an hour has passed");
+        store.close(16, 0).expect("closed");
+
+        hands.reboot(HOUR / 2);
+        let (mut store, again) = at(&path, &hands, &aged);
+        assert_eq!(
+            again.oldest,
+            Some(Duration::from_millis(HOUR as u64 + 1)),
+            "the wall clock went on while it was off"
+        );
+        let dropped = store.append(&[block(16, 5, 20)], 0, 0).expect("stored");
+        assert_eq!(dropped, [gap(6, 10, GapReason::Expired)], "11 to 15 are half an hour old");
+    }
+}
+
+#[test]
+fn a_row_that_rots_while_the_file_is_open_is_a_gap_within_the_epoch() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, fresh) = open(&path);
+    store.reserve(1000, 0).expect("stored");
+    store.append(&[block(1, 5, 20), block(6, 5, 20), block(11, 5, 20)], 0, 0).expect("stored");
+    store.db.execute("UPDATE item SET data = zeroblob(50) WHERE first = 6", []).expect("writable");
+    let items = store.read(0, usize::MAX).expect("salvaged");
+    assert_eq!(items, [block(1, 5, 20), Item::Gap(gap(6, 10, GapReason::Corrupt)), block(11, 5, 20)]);
+    let damage = store.take_damage().expect("told");
+    assert_eq!((damage.salvaged, damage.lost()), (10, 5));
+    assert!(damage.set_aside.exists() && store.take_damage().is_none());
+    store.append(&[block(16, 5, 20)], 0, 5).expect("it goes on");
+    drop(store);
+    let (_, again) = open(&path);
+    assert_eq!((again.epoch, again.base, again.next_seq), (fresh.epoch, 5, 1001), "the promise is kept");
+    assert!(again.damage.is_none());
+}
+
+#[test]
+fn a_file_that_has_lost_its_tables_goes_on_with_new_ones() {
+    let home = tempfile::tempdir().expect("writable");
+    let (mut store, _) = open(&home.path().join("spill.db"));
+    store.append(&[block(1, 5, 20)], 0, 0).expect("stored");
+    store.db.execute_batch("ALTER TABLE item RENAME TO gone").expect("writable");
+    store.append(&[block(6, 5, 20)], 0, 0).expect("stored");
+    let items = store.read(0, usize::MAX).expect("readable");
+    assert_eq!(items, [Item::Gap(gap(1, 5, GapReason::Corrupt)), block(6, 5, 20)]);
+    assert_eq!(store.take_damage().map(|damage| (damage.salvaged, damage.lost())), Some((0, 5)));
+}
+
+#[test]
+fn after_damage_a_new_epoch_begins_and_tells_what_is_missing() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, fresh) = open(&path);
+    store.reserve(1000, 0).expect("stored");
+    store.append(&[block(1, 10, 20), block(11, 10, 20), block(21, 10, 20)], 0, 4).expect("stored");
+    store.db.execute("UPDATE item SET crc = crc + 1 WHERE first = 11", []).expect("writable");
+    drop(store);
+    let (mut store, again) = open(&path);
+    let damage = again.damage.expect("told");
+    assert_eq!((again.emitter, again.base), (fresh.emitter, 0));
+    assert_ne!(again.epoch, fresh.epoch);
+    assert_eq!((damage.salvaged, &damage.unreadable[..]), (16, &[gap(7, 16, GapReason::Corrupt)][..]));
+    assert_eq!(again.gaps, [gap(7, 16, GapReason::Corrupt), gap(27, 996, GapReason::Crash)]);
+    let items = store.read(0, usize::MAX).expect("readable");
+    assert_eq!(spans(&items), [(1, 6, true), (7, 16, false), (17, 26, true), (27, 996, false)]);
+    let Item::Events(block) = &items[0] else { panic!("{items:?}") };
+    let (_, first) = block.events().next().expect("not empty");
+    assert!(first.starts_with(b"{\"seq\":5,"), "1 to 4 were confirmed");
+    drop(store);
+    assert!(open(&path).1.damage.is_none());
+}
+
+#[test]
+fn only_a_few_damaged_files_are_kept_and_the_rest_is_named() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let mut removed = Vec::new();
+    for _ in 0..5 {
+        let (mut store, recovered) = open(&path);
+        removed.extend(recovered.damage.into_iter().flat_map(|damage| damage.removed));
+        store.append(&[block(recovered.next_seq, 5, 20)], 0, recovered.next_seq - 1).expect("stored");
+        store.db.execute("UPDATE item SET crc = 0", []).expect("writable");
+    }
+    removed.extend(open(&path).1.damage.expect("told").removed);
+    let names = std::fs::read_dir(home.path()).expect("readable");
+    let left =
+        names.filter(|name| name.as_ref().is_ok_and(|name| name.file_name().to_string_lossy().contains(".damaged-")));
+    assert_eq!((left.count(), removed.len()), (3, 2));
+    assert!(removed.iter().all(|path| !path.exists()));
+}
+
+/// A process that is killed while 1 to 5 are in the file and 3 to 8 in the ring; then the file's header is destroyed.
+fn damaged_beside_a_ring(path: &Path) -> Recovered {
+    let (mut store, fresh) = SpillStore::open(path, limits(), None, 7, Some(8)).expect("usable");
+    store.reserve(1000, 0).expect("stored");
+    store.append(&[block(1, 5, 20)], 0, 2).expect("stored");
+    let ring = fresh.ring.clone().expect("wanted");
+    let mut writer = Writer::new(ring.clone());
+    let mut blocks = Vec::new();
+    for seq in 3..=8 {
+        let json = format!("{{\"seq\":{seq},\"pad\":\"{}\"}}", "x".repeat(20));
+        if !writer.fits(json.len()) {
+            blocks.extend(writer.seal());
+            assert!(writer.make_room(json.len(), seq), "there is room");
+        }
+        writer.push(json.as_bytes(), checksum(json.as_bytes()), seq);
+        ring.note_last(seq);
+    }
+    blocks.extend(writer.seal());
+    ring.note_acked(2);
+    std::mem::forget(blocks); // a killed process gives nothing back
+    drop(store);
+    let mut file = std::fs::read(path).expect("there");
+    file[..100].fill(0);
+    std::fs::write(path, file).expect("in place");
+    fresh
+}
+
+#[test]
+fn a_ring_of_this_boot_keeps_epoch_and_seqs_of_a_damaged_file() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let fresh = damaged_beside_a_ring(&path);
+    let (mut store, again) = open(&path);
+    let damage = again.damage.expect("told");
+    assert_eq!((damage.salvaged, damage.lost()), (3, 0));
+    assert_eq!((again.emitter, again.epoch), (fresh.emitter, fresh.epoch));
+    assert_eq!((again.base, again.next_seq), (2, 9), "nothing is doubtful");
+    let items = store.read(2, usize::MAX).expect("readable");
+    assert_eq!(spans(&items).iter().map(|span| (span.0, span.2)).next(), Some((3, true)));
+    let seqs: Vec<u64> = items.iter().flat_map(|item| item.first()..=item.last()).collect();
+    assert_eq!(seqs, (3..=8).collect::<Vec<_>>(), "each once");
+    assert_eq!(items.iter().map(Item::events).sum::<u64>(), 6);
 }

@@ -1,4 +1,7 @@
+use std::fs::File;
+
 use super::*;
+use crate::clock::tests::{HOUR, Hands};
 use crate::hub::log::ENTRY_BYTES;
 
 const ALL: LogLimits = LogLimits { events: 1000, bytes: 1 << 20, age: None };
@@ -209,4 +212,27 @@ fn a_full_disk_stores_nothing_and_the_next_try_goes_on() {
     drop(store);
     let (_, recovered) = open(&path, ALL);
     assert_eq!((numbers(&recovered), recovered.marks), (vec![1, 2, 3, 4], vec![mark(4)]));
+}
+
+#[test]
+fn a_wall_clock_that_is_set_expires_nothing() {
+    for by in [10 * HOUR, -10 * HOUR] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, hands) = (dir.path().join("hub.db"), Hands::new());
+        let limits = LogLimits { age: Some(Duration::from_millis(HOUR as u64)), ..ALL };
+        let open = || LogStore::open_at(&path, limits, "fresh", &hands.clock()).expect("opens");
+        let (mut store, _) = open();
+        append(&mut store, 1..2);
+        hands.set_wall(by);
+        append(&mut store, 2..3);
+        drop(store);
+        hands.set_wall(by);
+        let (mut store, recovered) = open();
+        assert_eq!(numbers(&recovered), [1, 2]);
+        assert_eq!(recovered.now, recovered.entries[1].0, "no time has passed");
+        hands.pass(2 * HOUR);
+        append(&mut store, 3..4);
+        drop(store);
+        assert_eq!(numbers(&open().1), [3], "two hours have");
+    }
 }
