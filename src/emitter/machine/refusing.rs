@@ -212,9 +212,14 @@ impl Machine {
             Err(error) => return self.spill_refused(now, &error), // and tried again, since it is hopeless still
         };
         self.spill_written();
-        self.ledger.note_parked(seq);
         self.refusing.parked = parked;
         self.refusing.suspicion = None;
+        if self.ledger.events_between(seq - 1, seq) == 0 {
+            // The disk did not give it back any more: nothing was parked, and the gap is told already.
+            self.refusing.refusal.take_if(|refusal| refusal.seq == seq);
+            return;
+        }
+        self.ledger.note_parked(seq);
         let Some(refusal) = self.refusing.refusal.as_mut().filter(|refusal| refusal.seq == seq) else { return };
         refusal.hopeless = false;
         let (reason, tries) = (Arc::clone(&refusal.reason), refusal.tries);

@@ -139,7 +139,8 @@ impl Disk {
 
     /// Some rows cannot be read any more: gaps stand in their places.
     fn rot(&mut self, rng: &mut fastrand::Rng) -> Option<Damage> {
-        let events = self.rows.values().filter(|item| item.events() > 0);
+        // What is confirmed already is of no interest.
+        let events = self.rows.values().filter(|item| item.events() > 0 && item.last() > self.base);
         let lost: Vec<u64> = events.map(Item::first).filter(|_| rng.u8(..4) == 0).collect();
         let mut unreadable = Vec::new();
         for first in lost {
@@ -244,7 +245,10 @@ impl Disk {
             block.events().find(|(at, _)| *at == seq).map(|(_, json)| json.to_vec())
         });
         assert!(held.is_none() || of_row.is_none() || held == of_row, "seq {seq} is another event in the spill");
-        let json = held.or(of_row).unwrap_or_else(|| panic!("seq {seq} is to be parked and is nowhere"));
+        let Some(json) = held.or(of_row) else {
+            assert!(self.has(seq), "seq {seq} is to be parked and is nowhere"); // it has rotted, and is a gap
+            return Parking { parked: self.parked.len() as u64, dropped: vec![] };
+        };
         if self.parked.iter().all(|each| each.seq != seq) {
             let id = self.parked.last().map_or(1, |each| each.id + 1);
             self.parked.push(Parked { id, seq, json: json.clone(), wanted: false });
