@@ -509,6 +509,21 @@ mod tests {
     }
 
     #[test]
+    fn a_parked_event_is_cut_out_of_its_block_which_stays_whole_in_memory() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, events(1, 5), 5, false);
+        assert!(ledger.ack(2).0.is_empty());
+        ledger.note_parked(3);
+        assert_eq!((ledger.events_between(0, 5), ledger.balance() + 5), (4, 2));
+        let refused = Gap { from: 3, to: 3, reason: GapReason::Refused };
+        assert_eq!(ledger.oldest_held(usize::MAX), [Item::Gap(refused), events(4, 5)]);
+        assert_eq!(send_all(&mut ledger), [(3, 3), (4, 5)]);
+        let (free, _) = ledger.ack(5);
+        assert_eq!(free, [events(1, 5)], "released at once, and not before");
+        assert_eq!((ledger.held(), ledger.balance() + 5), (0, 0));
+    }
+
+    #[test]
     fn gaps_that_touch_are_one_and_confirmed_ones_are_forgotten() {
         let mut ledger = Ledger::new(&recovered(0, 30, vec![gap(5, 9), gap(20, 24)]));
         ledger.note_stored(30, &[gap(10, 12)], NOW);

@@ -63,12 +63,20 @@ pub(super) fn park(
     }
 }
 
-/// The gaps that parked events have left behind `last`.
-pub(super) fn gaps_behind(tx: &Connection, epoch: &str, last: u64) -> rusqlite::Result<Vec<Gap>> {
-    let gap = |seq| Gap { from: seq, to: seq, reason: GapReason::Refused };
+/// Seqs of parked events behind `last`, in order.
+pub(super) fn seqs_behind(tx: &Connection, epoch: &str, last: u64) -> rusqlite::Result<Vec<u64>> {
     tx.prepare("SELECT seq FROM parked WHERE epoch = ?1 AND seq > ?2 ORDER BY seq")?
-        .query_map(params![epoch, last], |row| row.get(0).map(gap))?
+        .query_map(params![epoch, last], |row| row.get(0))?
         .collect()
+}
+
+/// The gaps that parked events leave in what a ring holds still, which does not know of their parking. What is a gap there
+/// already stays the one it is. Pure, and so the same for the simulated disk.
+#[must_use]
+pub fn gaps_in(held: &[Item], parked: impl IntoIterator<Item = u64>) -> Vec<Gap> {
+    let holds = |seq| held.iter().any(|item| item.events() > 0 && item.first() <= seq && seq <= item.last());
+    let gap = |seq| Gap { from: seq, to: seq, reason: GapReason::Refused };
+    parked.into_iter().filter(|seq| holds(*seq)).map(gap).collect()
 }
 
 /// Events and bytes parked. The table is short: counting is cheap.

@@ -334,7 +334,7 @@ impl SpillStore {
         let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, ours.is_some());
         // What is in the ring stays there as it was, also an event that was parked since.
         let refused = match (&stored_epoch, &ours) {
-            (Some(epoch), Some(_)) => parked::gaps_behind(&tx, epoch, last)?,
+            (Some(epoch), Some(_)) => parked::gaps_in(&held, parked::seqs_behind(&tx, epoch, last)?),
             _ => Vec::new(),
         };
         let adopts = left.is_some_and(|left| {

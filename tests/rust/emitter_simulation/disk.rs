@@ -1,12 +1,12 @@
 //! A spill in memory that keeps the contract of `SpillStore`, survives crashes, and fails when told to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use safe_broadcaster::emitter::config::{EmitterConfig, WhenFull};
 use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
 use safe_broadcaster::emitter::ring::Left;
-use safe_broadcaster::emitter::spill::parked::{Parking, Wanted};
+use safe_broadcaster::emitter::spill::parked::{Parking, Wanted, gaps_in};
 use safe_broadcaster::emitter::spill::reunion::{Reunion, Stored, reunite};
 use safe_broadcaster::emitter::spill::salvage::Damage;
 use safe_broadcaster::emitter::spill::store::Recovered;
@@ -348,9 +348,8 @@ impl Disk {
         let base = self.base.max(first.map_or(0, |first| first - 1));
         let stored = Stored { base, last: self.last(), reserved: self.reserved, next_seq: self.next_seq.take() };
         let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, true);
-        let refused = self.parked.iter().filter(|each| left.is_some() && each.seq > last);
-        let refused = refused.map(|each| Gap { from: each.seq, to: each.seq, reason: GapReason::Refused });
-        let refused: Vec<Gap> = refused.collect();
+        let behind = self.parked.iter().map(|each| each.seq).filter(|seq| left.is_some() && *seq > last);
+        let refused = gaps_in(&held, behind.collect::<BTreeSet<_>>());
         let roomy = |left: &Left| segments.is_some_and(|n| left.is_usable(n) && left.ring.used() * 2 <= n);
         let adopts = left.is_some_and(roomy);
         if !adopts {
