@@ -97,6 +97,8 @@ struct Driver {
     base: u64,
     /// Highest seq among the events that came before the spill was open and are where their durability wants them.
     kept: u64,
+    /// Noted in the ring as confirmed up to here.
+    noted: u64,
     /// Events given up by the spill of which those who wait have been told.
     dropped: u64,
 }
@@ -133,6 +135,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiv
         waiters: Waiters::default(),
         base,
         kept,
+        noted: 0,
         dropped: 0,
     };
     driver.run(pending, commands, done).await;
@@ -325,8 +328,7 @@ impl Driver {
                     }
                 }
                 Action::Release(items) => {
-                    // First: once they are gone only this tells the next process that they were confirmed.
-                    self.shared.outbox.note_acked(self.machine.acked());
+                    self.note_acked();
                     drop(items);
                 }
                 Action::Refused { seq, reason } => {
@@ -345,6 +347,15 @@ impl Driver {
                     }
                 }
             }
+        }
+    }
+
+    /// For the next process, should it find the ring: before events are dropped, only this tells that they were
+    /// confirmed; and what the receiver has of a block is not to be sent to another one.
+    fn note_acked(&mut self) {
+        let acked = self.machine.acked();
+        if std::mem::replace(&mut self.noted, acked) != acked {
+            self.shared.outbox.note_acked(acked);
         }
     }
 
@@ -477,6 +488,7 @@ impl Driver {
 
     /// Makes the machine's state visible to callers, and answers those whose time has come.
     fn publish(&mut self) {
+        self.note_acked();
         let snapshot = self.machine.snapshot();
         let outbox = &self.shared.outbox;
         outbox.live.store(snapshot.live, Ordering::Relaxed);

@@ -422,6 +422,8 @@ impl World {
 
     fn publish(&mut self) {
         use std::sync::atomic::Ordering::Relaxed;
+        let acked = self.machine().acked();
+        self.process.outbox.note_acked(acked);
         let snapshot = self.machine().snapshot();
         let outbox = &self.process.outbox;
         outbox.live.store(snapshot.live, Relaxed);
