@@ -17,7 +17,7 @@ import orjson
 from kit.event import pool
 from kit.ours import Ours
 from kit.processes import pin_client, sink
-from kit.rounds import Figures, Spent, empty, options, run, timed, timed_call
+from kit.rounds import Figures, empty, options, run, timed, timed_call
 from kit.sink import sink_count
 
 
@@ -25,10 +25,6 @@ async def main(args: object) -> None:
     events = pool(args.burst)
     flood = list(itertools.islice(itertools.cycle(events), args.flood))
     figures = Figures("caller", loop=args.loop, layout=args.layout)
-
-    def add(case: str, spent: Spent) -> None:
-        figures.add(case, "wall ns/event", spent.wall)
-        figures.add(case, "cpu ns/event", spent.cpu)
 
     with sink(args.layout) as port:
         client = Ours()
@@ -44,10 +40,10 @@ async def main(args: object) -> None:
                     bursts["orjson.dumps"].append(timed_call(orjson.dumps, events))
                     bursts["empty async def"].append(await timed(empty, events))
                 for case, spent in bursts.items():
-                    add(case, Spent(*(sum(part) / len(part) for part in zip(*spent, strict=True))))
-                add("safe_emit, flood", await timed(emit, flood))
+                    figures.add_spent(case, spent)
+                figures.add_spent("safe_emit, flood", [await timed(emit, flood)])
                 assert await drain(30), "the flood was not confirmed"
-                add("orjson.dumps, flood", timed_call(orjson.dumps, flood))
+                figures.add_spent("orjson.dumps, flood", [timed_call(orjson.dumps, flood)])
                 sent += args.bursts * len(events) + len(flood)
                 arrived = (await count.reaches(sent)).count
                 assert arrived == sent, f"{sent} sent, {arrived} arrived"

@@ -39,6 +39,8 @@ def report(lines: list[dict]) -> str:
         benches[line["bench"]].append(line)
     for bench, rows in benches.items():
         parts += [f"### `{bench}.py`\n", figures(rows)]
+        skipped = [line for line in by_kind["skipped"] if line["bench"] == bench]
+        parts += [f"Not measured: {line['case']} ({where(line, *LABELS[1:])}): {line['why']}.\n" for line in skipped]
     if by_kind["conditions"]:
         parts += ["### Conditions\n", conditions(by_kind["conditions"][-1])]
     return "\n".join(parts)

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -33,8 +34,25 @@ PLAN = [
     ("sparse", "asyncio", "free"),
     ("sparse", "uvloop", "free"),
     ("spill", "asyncio", "free"),
+    ("durable", "asyncio", "free"),
+    ("durable", "uvloop", "free"),
+    ("restart", "asyncio", "free"),
 ]
-PACKAGES = ("safe-broadcaster", "orjson", "websockets", "aiohttp", "picows", "starlette", "uvicorn", "uvloop")
+PACKAGES = (
+    "safe-broadcaster",
+    "orjson",
+    "websockets",
+    "aiohttp",
+    "picows",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "persist-queue",
+    "litequeue",
+    "redis",
+    "nats-py",
+)
+SERVERS = ("redis-server", "nats-server")
 # Each needs far less; a hang must not become a night.
 LIMIT = 900
 
@@ -42,9 +60,8 @@ LIMIT = 900
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not how fast is it")
-    parser.add_argument(
-        "--only", default="", metavar="NAMES", help="comma-separated: caller,flood,latency,sparse,spill"
-    )
+    names = ",".join(dict.fromkeys(name for name, _, _ in PLAN))
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"comma-separated: {names}")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document too")
     args = parser.parse_args()
     wanted = args.only.split(",") if args.only else {name for name, _, _ in PLAN}
@@ -89,9 +106,11 @@ def conditions(quick: bool) -> dict:
         "CPU": f"{cpu_model()}, {len(os.sched_getaffinity(0))} usable",
         "load before": f"{os.getloadavg()[0]:.2f}",
         "kernel": f"{platform.system()} {platform.release()}",
+        "file system": said("findmnt", "-no", "FSTYPE,SOURCE", "-T", str(HERE)),
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "SQLite of the floor": sqlite(),
         **{package: installed(package) for package in PACKAGES},
+        **{server: said(server, "--version") for server in SERVERS},
     }
 
 
@@ -103,8 +122,14 @@ def cpu_model() -> str:
 
 
 def sqlite() -> str:
-    said = subprocess.run([tool("sqlite_floor")], check=True, capture_output=True, text=True).stdout
-    return json.loads(said)["sqlite"]
+    return json.loads(said(tool("sqlite_floor")))["sqlite"]
+
+
+def said(*command: str) -> str:
+    """What a program says; nothing of the table hangs on it."""
+    if shutil.which(command[0]) is None:
+        return "not installed"
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def installed(package: str) -> str:

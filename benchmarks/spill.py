@@ -9,7 +9,6 @@
 """
 
 import asyncio
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,8 +18,20 @@ import orjson
 
 from kit.event import SIZE, pool
 from kit.ours import safe_broadcaster, start_offline
-from kit.processes import HERE, answer, ask, client_cpus, closed_port, pin_client, process, role, sink, tell, tool
-from kit.rounds import Figures, Spent, empty, options, run, timed, timed_call
+from kit.processes import (
+    answer,
+    ask,
+    client_cpus,
+    closed_port,
+    folder_on_disk,
+    pin_client,
+    process,
+    role,
+    sink,
+    tell,
+    tool,
+)
+from kit.rounds import Figures, empty, options, run, timed, timed_call
 from kit.sink import sink_count
 from kit.stored import until_stored
 from safe_broadcaster import SafeBroadcaster
@@ -30,17 +41,14 @@ MB = 1 << 20
 
 async def main(args: object) -> None:
     figures = Figures("spill", loop=args.loop, layout=args.layout)
-    out = HERE / "out"
-    out.mkdir(exist_ok=True)
-    # Not in the system's temporary folder, which may be in memory.
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        async with offline(Path(folder)) as broadcaster:
+    with folder_on_disk() as folder:
+        async with offline(folder) as broadcaster:
             await caller(figures, broadcaster, args)
         for _ in range(args.stall_rounds):
-            async with offline(Path(folder)) as broadcaster:
+            async with offline(folder) as broadcaster:
                 await stall(figures, broadcaster, args)
         for _ in range(args.bulk_rounds):
-            await bulk(figures, Path(folder), args)
+            await bulk(figures, folder, args)
     figures.print()
     ratio = figures.ratios
     figures.check("caller_spilling", ratio("safe_emit", "orjson.dumps", "wall ns/event"), case="burst")
@@ -82,9 +90,7 @@ async def caller(figures: Figures, broadcaster: SafeBroadcaster, args: object) -
             cases["orjson.dumps"].append(timed_call(orjson.dumps, events))
             cases["empty async def"].append(await timed(empty, events))
         for case, spent in cases.items():
-            mean = Spent(*(sum(part) / len(part) for part in zip(*spent, strict=True)))
-            figures.add(case, "wall ns/event", mean.wall)
-            figures.add(case, "cpu ns/event", mean.cpu)
+            figures.add_spent(case, spent)
 
 
 async def stall(figures: Figures, broadcaster: SafeBroadcaster, args: object) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def safe_broadcaster(url: str, spill: Path, **settings: Any) -> Any:
-    """A `SafeBroadcaster` with the settings of all benchmarks: kept in memory, limits that are never reached."""
+    """A `SafeBroadcaster` with the settings of all benchmarks: those that users get, limits that are never reached."""
     from safe_broadcaster import SafeBroadcaster  # noqa: PLC0415 the peers run without it
 
     limits = {"spill_max_events": 4_000_000, "spill_max_bytes": 4 << 30}
-    return SafeBroadcaster(url, spill_path=str(spill), health_bus=None, durability="memory", **limits, **settings)
+    return SafeBroadcaster(url, spill_path=str(spill), health_bus=None, **limits, **settings)
 
 
 async def start_offline(broadcaster: Any) -> None:
@@ -21,13 +21,14 @@ async def start_offline(broadcaster: Any) -> None:
 
 
 class Ours:
-    """`SafeBroadcaster`, confirming by Ping and Pong, as with any plain server."""
+    """`SafeBroadcaster`, confirming by Ping and Pong, as with any plain server; its files lie in `folder`."""
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="safe-broadcaster-bench-")
+    def __init__(self, folder: Path | None = None, **settings: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="safe-broadcaster-bench-", dir=folder)
+        self._settings = settings
 
     async def open(self, url: str) -> None:
-        self.broadcaster = safe_broadcaster(url, Path(self._folder.name) / "spill.db")
+        self.broadcaster = safe_broadcaster(url, Path(self._folder.name) / "spill.db", **self._settings)
         await self.broadcaster.start(timeout=10)
         self.emit = self.broadcaster.safe_emit
 

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,15 @@ def sink(layout: str = "free", port: int = 0) -> Iterator[int]:
     """The counting WebSocket sink (`tools/src/bin/sink.rs`); gives its port."""
     with process([tool("sink"), "--port", str(port)], server_cpus(layout)) as child:
         yield answer(child)["port"]
+
+
+@contextmanager
+def folder_on_disk() -> Iterator[Path]:
+    """A folder for the time of the block. Not in the system's temporary one, which may be in memory."""
+    out = HERE / "out"
+    out.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        yield Path(folder)
 
 
 def tool(name: str) -> str:

@@ -98,6 +98,11 @@ class Figures:
     def add(self, case: str, metric: str, value: float) -> None:
         self.samples.setdefault((case, metric), []).append(value)
 
+    def add_spent(self, case: str, parts: Sequence[Spent]) -> None:
+        """One value for a round that was measured in parts."""
+        for metric, values in zip(("wall ns/event", "cpu ns/event"), zip(*parts, strict=True), strict=True):
+            self.add(case, metric, statistics.fmean(values))
+
     def of(self, case: str, metric: str) -> list[float]:
         return self.samples[case, metric]
 
@@ -109,6 +114,10 @@ class Figures:
     def print(self) -> None:
         for (case, metric), values in self.samples.items():
             _line(kind="figure", bench=self.bench, case=case, metric=metric, **_summary(values), **self.labels)
+
+    def skip(self, case: str, why: object) -> None:
+        """Says in the report what was not measured, and why."""
+        _line(kind="skipped", bench=self.bench, case=case, why=str(why), **self.labels)
 
     def check(self, target: str, values: Iterable[float], **labels: object) -> None:
         """Prints how `values` stand to a target of `kit.targets`; nothing where they were not measured."""

@@ -24,6 +24,25 @@ TARGETS = {
         "caller's time of `await safe_emit`, link live, to `orjson.dumps` of the event", "≤", 2.0, "times"
     ),
     "caller_spilling": Target("the same, link down, events going to SQLite", "≤", 2.5, "times"),
+    "process_memory": Target("caller's time at `process`, link live, to the same at `memory`", "≤", 1.25, "times"),
+    "process_dumps": Target("caller's time at `process`, link live, to `orjson.dumps` of the event", "≤", 2.0, "times"),
+    "power_gathered": Target(
+        "1000 emits at `power` gathered on a loop, to a file appended to and synced once, and 1000 futures",
+        "≥",
+        0.6,
+        "times",
+    ),
+    "power_threads": Target(
+        "`emit_nowait`, each thousandth event at `power`, to a file appended to and synced as often", "≥", 0.5, "times"
+    ),
+    "power_alone": Target("one emit at `power`, median, to one append and `fdatasync` of a file", "≤", 2.0, "times"),
+    "ring_recovery": Target("recovery of a full ring of 64 MiB, to reading the file and its CRC32C", "≤", 3.0, "times"),
+    "spill_start": Target(
+        "`start()` to the first event at the sink with 1 000 000 events spilled, to the same with 1000",
+        "≤",
+        1.2,
+        "times",
+    ),
     "stall": Target("worst stall of the event loop while spilling, over a control run", "≤", 5.0, "ms"),
     "flood_seed": Target("end to end into a sink, to the `json.dumps` + `websockets` pattern", "≥", 30.0, "times"),
     "flood_picows": Target("end to end into a sink, to picows + orjson", "≥", 4.0, "times"),

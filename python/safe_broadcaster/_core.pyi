@@ -213,6 +213,9 @@ class Emitter:
     def _await_level(self, mailbox: Mailbox, token: int, level: str, seq: int, provisional: bool) -> None:
         """Ask for the letter None when the event with this seq is confirmed."""
 
+    def _await_synced(self, mailbox: Mailbox, token: int, first: int, last: int) -> None:
+        """Ask for the letter None when all events with these seqs survive power loss, or for an exception."""
+
     def _when_room(self, mailbox: Mailbox, token: int) -> None:
         """Ask for the letter None when the outbox has room."""
 

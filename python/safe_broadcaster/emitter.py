@@ -144,6 +144,29 @@ class _Outcome(Coroutine[Any, Any, bool]):
             self._steps.close()
 
 
+class _Kept(asyncio.Future[bool], Coroutine[Any, Any, bool]):
+    """An outcome at ``power``: a future, so that a thousand of them gathered need no task each.
+
+    It is a coroutine too, for ``create_task`` and ``TaskGroup``, which take nothing else.
+    """
+
+    _steps: Generator[Any, Any, bool] | None = None
+
+    def send(self, value: Any, /) -> Any:
+        if self._steps is None:
+            self._steps = self.__await__()
+        return self._steps.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if self._steps is None:
+            self._steps = self.__await__()
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+
+
 class SafeBroadcaster(_core.Emitter):
     """Carries events to a hub or any WebSocket server without losing one silently.
 
@@ -178,6 +201,7 @@ class SafeBroadcaster(_core.Emitter):
         except TypeError:
             raise ConfigError(f"spill_path={spill_path!r} is not allowed: give the path of a file") from None
         self.ws = ws_client
+        self._unsynced: dict[asyncio.AbstractEventLoop, list[tuple[int, bool, _Kept]]] = {}
         self._home: tuple[Mailbox, int] | None = None
         self._peer: PeerServer | None = None
         self._reports: set[asyncio.Future[Any]] = set()
@@ -326,6 +350,39 @@ class SafeBroadcaster(_core.Emitter):
             return live or level == "delivered"
 
         return _Outcome(outcome)
+
+    def _keep(self, seq: int, live: bool) -> Coroutine[Any, Any, bool]:
+        """Make what ``safe_emit`` returns at ``power``; all of one turn of the loop are synced together."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # awaited later, if at all
+            return self._outcome(seq, provisional=False, live=live, pressed=False, level="power")
+        kept = _Kept(loop=loop)
+        if (group := self._unsynced.get(loop)) is None:
+            group = self._unsynced[loop] = []
+            loop.call_soon(self._sync, loop)
+        group.append((seq, live, kept))
+        return kept
+
+    def _sync(self, loop: asyncio.AbstractEventLoop) -> None:
+        group = self._unsynced.pop(loop)
+
+        def settle(error: Exception | None) -> None:
+            mailbox.unsubscribe(token)
+            for _, live, kept in group:
+                if kept.done():  # cancelled meanwhile
+                    continue
+                if error is None:
+                    kept.set_result(live)
+                else:
+                    kept.set_exception(error)
+
+        mailbox = Mailbox.current()
+        token = mailbox.subscribe(settle)
+        try:
+            self._await_synced(mailbox.core, token, group[0][0], group[-1][0])
+        except BroadcastError as error:  # this process is a fork
+            settle(error)
 
     def _retry(self, event: Any, durability: Durability | None) -> _Outcome:
         """Make what ``safe_emit`` returns when memory is at its hard limit and the policy is to wait."""

@@ -15,6 +15,7 @@ pub mod ring;
 pub mod spill;
 pub mod window;
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, OnceLock};
@@ -239,15 +240,21 @@ impl Emitter {
             Durability::Process | Durability::Power if provisional => {
                 let shared = Arc::clone(&self.shared);
                 let then: Reply<u64> = Box::new(move |kept| match kept {
-                    Ok(seq) if level == Durability::Power => shared.sync(seq, reply),
+                    Ok(seq) if level == Durability::Power => shared.sync(seq..=seq, reply),
                     Ok(_) => reply(Ok(())),
                     Err(error) => reply(Err(error)),
                 });
                 self.ask(then, |reply| Command::AwaitKept { seq, reply });
             }
-            Durability::Power => self.shared.sync(seq, reply),
+            Durability::Power => self.shared.sync(seq..=seq, reply),
             Durability::Memory | Durability::Process => reply(Ok(())),
         }
+    }
+
+    /// Answers when all events with these final seqs survive power loss; if one may not, for all of them. What else was
+    /// emitted in between counts too.
+    pub fn await_synced(&self, seqs: RangeInclusive<u64>, reply: Reply<()>) {
+        self.shared.sync(seqs, reply);
     }
 
     /// Blocks until the event with this final seq survives power loss.
@@ -339,9 +346,9 @@ impl Shared {
         self.syncer.get().ok_or_else(none)
     }
 
-    fn sync(&self, seq: u64, reply: Reply<()>) {
+    fn sync(&self, seqs: RangeInclusive<u64>, reply: Reply<()>) {
         match self.syncer() {
-            Ok(syncer) => syncer.request(seq, reply),
+            Ok(syncer) => syncer.request(seqs, reply),
             Err(error) => reply(Err(error)),
         }
     }

@@ -120,6 +120,9 @@ impl Emitter {
             Pushed::Accepted { live, provisional, pressed: false, .. } if is_reached(level, provisional) => {
                 ready(py, live)
             }
+            Pushed::Accepted { seq, live, provisional: false, pressed: false } if level == Durability::Power => {
+                slf.call_method1(intern!(py, "_keep"), (seq, live))
+            }
             Pushed::Accepted { seq, provisional, live, pressed } => {
                 let level = (!is_reached(level, provisional)).then(|| config::name_of(level));
                 slf.call_method1(intern!(py, "_outcome"), (seq, provisional, live, pressed, level))
@@ -189,6 +192,11 @@ impl Emitter {
 
     fn _await_level(&self, mailbox: &Mailbox, token: u64, level: &str, seq: u64, provisional: bool) -> PyResult<()> {
         self.core()?.await_level(config::durability(level)?, seq, provisional, tell(mailbox, token));
+        Ok(())
+    }
+
+    fn _await_synced(&self, mailbox: &Mailbox, token: u64, first: u64, last: u64) -> PyResult<()> {
+        self.core()?.await_synced(first..=last, tell(mailbox, token));
         Ok(())
     }
 

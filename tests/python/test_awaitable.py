@@ -45,21 +45,21 @@ async def test_it_is_a_coroutine_to_asyncio_and_inspect(live: SafeBroadcaster) -
         assert inspect.isawaitable(each)
 
 
-@pytest.mark.parametrize("durability", ["memory", "delivered"])
+@pytest.mark.parametrize("durability", ["memory", "power", "delivered"])
 async def test_create_task_takes_it(live: SafeBroadcaster, durability: str) -> None:
     task = asyncio.create_task(live.safe_emit(event(1), durability=durability))
     assert await task is True
     repr(task)
 
 
-@pytest.mark.parametrize("durability", ["memory", "delivered"])
+@pytest.mark.parametrize("durability", ["memory", "power", "delivered"])
 async def test_gather_takes_many(live: SafeBroadcaster, server: PlainServer, durability: str) -> None:
     outcomes = await asyncio.gather(*(live.safe_emit(event(n), durability=durability) for n in range(100)))
     assert outcomes == [True] * 100
     await eventually(lambda: numbers(server.events) == list(range(100)))
 
 
-@pytest.mark.parametrize("durability", ["memory", "delivered"])
+@pytest.mark.parametrize("durability", ["memory", "power", "delivered"])
 async def test_wait_for_and_shield_take_it(live: SafeBroadcaster, durability: str) -> None:
     assert await asyncio.wait_for(live.safe_emit(event(1), durability=durability), 5) is True
     assert await asyncio.shield(live.safe_emit(event(2), durability=durability)) is True
@@ -74,7 +74,7 @@ async def test_as_completed_gives_each_outcome_once(make: Make, live: SafeBroadc
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup came with Python 3.11")
-@pytest.mark.parametrize("durability", ["memory", "delivered"])
+@pytest.mark.parametrize("durability", ["memory", "power", "delivered"])
 async def test_task_group_takes_it(live: SafeBroadcaster, durability: str) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(live.safe_emit(event(n), durability=durability)) for n in range(10)]
@@ -134,7 +134,7 @@ async def test_the_event_is_accepted_at_the_call(live: SafeBroadcaster, server: 
     assert await outcome is True
 
 
-@pytest.mark.parametrize("durability", ["memory", "delivered"])
+@pytest.mark.parametrize("durability", ["memory", "power", "delivered"])
 async def test_a_forgotten_await_loses_nothing_and_warns_of_nothing(
     live: SafeBroadcaster, server: PlainServer, durability: str
 ) -> None:
@@ -175,7 +175,7 @@ async def test_a_task_cancelled_before_its_first_step_loses_nothing(live: SafeBr
 
 
 async def test_it_can_be_closed_and_thrown_into(live: SafeBroadcaster) -> None:
-    for durability in ("memory", "delivered"):
+    for durability in ("memory", "power", "delivered"):
         outcome = live.safe_emit(event(1), durability=durability)
         outcome.close()
         with pytest.raises(KeyError):
@@ -266,10 +266,12 @@ async def test_a_hundred_thousand_awaits_leak_nothing(live: SafeBroadcaster, ser
     assert sys.getallocatedblocks() - blocks < 10_000
 
 
-async def test_outcomes_that_wait_leak_nothing(live: SafeBroadcaster) -> None:
+@pytest.mark.parametrize("durability", ["power", "delivered"])
+async def test_outcomes_that_wait_leak_nothing(live: SafeBroadcaster, durability: str) -> None:
     async def emit(times: int) -> None:
         for n in range(0, times, 100):
-            await asyncio.gather(*(live.safe_emit(event(n), durability="delivered") for _ in range(100)))
+            await asyncio.gather(*(live.safe_emit(event(n), durability=durability) for _ in range(100)))
+        assert await live.drain(5)
 
     await emit(200)
     gc.collect()

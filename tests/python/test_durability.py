@@ -153,6 +153,15 @@ async def test_power_and_delivered_for_one_call(make: Make, server: PlainServer)
     assert numbers(server.events) == [1, 2, 3]
 
 
+def test_an_emit_at_power_outside_of_a_loop_can_be_awaited_in_one(make: Make, spill_path: Path) -> None:
+    broadcaster = make(NOWHERE, spill_path, durability="power")
+    broadcaster.emit_nowait(event(0))
+    outcome = broadcaster.safe_emit(event(1))
+    broadcaster.safe_emit(event(2))  # forgotten
+    assert asyncio.run(outcome) is False
+    assert numbers(list(broadcaster.spill)) == [0, 1, 2]
+
+
 async def test_threads_share_their_syncs(make: Make) -> None:
     broadcaster = make(NOWHERE)
     broadcaster.emit_nowait(event(0))

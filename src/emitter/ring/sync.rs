@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -58,7 +59,8 @@ struct State {
     failures: VecDeque<Failure>,
     /// A call is under way.
     busy: bool,
-    waiting: BTreeMap<u64, Vec<Reply<()>>>,
+    /// By the last seq that is asked for, with the first.
+    waiting: BTreeMap<u64, Vec<(u64, Reply<()>)>>,
     /// Our thread runs.
     served: bool,
     took: VecDeque<Duration>,
@@ -73,12 +75,12 @@ struct Failure {
 }
 
 impl State {
-    /// What became of `seq`, if that is decided.
-    fn verdict(&self, seq: u64) -> Option<Result<()>> {
-        let failure = self.failures.iter().find(|failure| failure.after < seq && seq <= failure.upto);
+    /// What became of these events, if that is decided; they share the fate of the worst.
+    fn verdict(&self, seqs: &RangeInclusive<u64>) -> Option<Result<()>> {
+        let failure = self.failures.iter().find(|failure| failure.after < *seqs.end() && *seqs.start() <= failure.upto);
         match failure {
             Some(Failure { why, .. }) => Some(Err(failed(why))),
-            None => (seq <= self.synced).then_some(Ok(())),
+            None => (*seqs.end() <= self.synced).then_some(Ok(())),
         }
     }
 
@@ -101,9 +103,9 @@ impl State {
         let mut ready = Vec::new();
         let end = self.failures.back().map_or(self.synced, |failure| failure.upto.max(self.synced));
         while let Some(entry) = self.waiting.first_entry().filter(|entry| *entry.key() <= end) {
-            let (seq, replies) = entry.remove_entry();
-            for reply in replies {
-                ready.push((reply, self.verdict(seq).unwrap_or(Ok(()))));
+            let (last, replies) = entry.remove_entry();
+            for (first, reply) in replies {
+                ready.push((reply, self.verdict(&(first..=last)).unwrap_or(Ok(()))));
             }
         }
         ready
@@ -129,7 +131,7 @@ impl Syncer {
     pub fn wait(&self, seq: u64) -> Result<()> {
         let mut state = self.state.lock();
         loop {
-            if let Some(verdict) = state.verdict(seq) {
+            if let Some(verdict) = state.verdict(&(seq..=seq)) {
                 return verdict;
             }
             if state.busy {
@@ -142,14 +144,15 @@ impl Syncer {
         }
     }
 
-    /// Answers when the event is on disk, or the sync that covered it has failed.
-    pub fn request(self: &Arc<Self>, seq: u64, reply: Reply<()>) {
+    /// Answers when all these events are on disk, or a sync that covered one of them has failed.
+    pub fn request(self: &Arc<Self>, seqs: RangeInclusive<u64>, reply: Reply<()>) {
         let mut state = self.state.lock();
-        if let Some(verdict) = state.verdict(seq) {
+        if let Some(verdict) = state.verdict(&seqs) {
             drop(state);
             return reply(verdict);
         }
-        state.waiting.entry(seq).or_default().push(reply);
+        let (first, last) = seqs.into_inner();
+        state.waiting.entry(last).or_default().push((first, reply));
         if state.served {
             drop(state);
             self.asked.notify_one();
@@ -164,7 +167,7 @@ impl Syncer {
             state.served = false;
             let waiting = std::mem::take(&mut state.waiting);
             drop(state);
-            for reply in waiting.into_values().flatten() {
+            for (_, reply) in waiting.into_values().flatten() {
                 reply(Err(failed(&format!("no thread: {error}"))));
             }
         }
@@ -271,8 +274,12 @@ mod tests {
     }
 
     fn ask(syncer: &Arc<Syncer>, seq: u64) -> mpsc::Receiver<Result<()>> {
+        ask_all(syncer, seq..=seq)
+    }
+
+    fn ask_all(syncer: &Arc<Syncer>, seqs: RangeInclusive<u64>) -> mpsc::Receiver<Result<()>> {
         let (sender, answer) = mpsc::channel();
-        syncer.request(seq, Box::new(move |verdict| drop(sender.send(verdict))));
+        syncer.request(seqs, Box::new(move |verdict| drop(sender.send(verdict))));
         answer
     }
 
@@ -315,6 +322,40 @@ mod tests {
         assert!(ask(&syncer, 5).recv().expect("answered").is_err());
         syncer.wait(3).expect("was on disk before");
         syncer.wait(6).expect("came after");
+    }
+
+    #[test]
+    fn events_asked_for_together_fail_if_one_of_them_did() {
+        let (fake, syncer) = syncer();
+        for (written, broken) in [(3, false), (5, true), (7, false)] {
+            fake.broken.store(broken, Ordering::SeqCst);
+            fake.written.store(written, Ordering::SeqCst);
+            assert_eq!(syncer.wait(written).is_err(), broken);
+        }
+        for (seqs, lost) in [(1..=3, false), (3..=4, true), (5..=6, true), (1..=7, true), (6..=7, false)] {
+            let verdict = ask_all(&syncer, seqs.clone()).recv().expect("answered");
+            assert_eq!(verdict.is_err(), lost, "{seqs:?}");
+        }
+    }
+
+    #[test]
+    fn events_asked_for_together_are_told_of_a_failure_before_the_last_is_written() {
+        let (fake, syncer) = syncer();
+        let (open, gate) = mpsc::channel();
+        *fake.gate.lock() = Some(gate);
+        fake.broken.store(true, Ordering::SeqCst);
+        fake.written.store(1, Ordering::SeqCst);
+        let answer = ask_all(&syncer, 1..=2);
+        open.send(()).expect("waited for");
+        while syncer.p99().is_none() {
+            thread::yield_now();
+        }
+        fake.broken.store(false, Ordering::SeqCst);
+        fake.written.store(2, Ordering::SeqCst);
+        for _ in 0..2 {
+            open.send(()).expect("waited for"); // the next call may have begun before
+        }
+        assert!(answer.recv().expect("answered").is_err(), "the first of them may be lost");
     }
 
     #[test]
