@@ -48,7 +48,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 
 enum Machine {
-    Emitter(EmitterMachine),
+    Emitter(Box<EmitterMachine>),
     Subscriber(SubscriberMachine),
 }
 
@@ -143,7 +143,7 @@ fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn new(ws: WebSocketStream<S>, seat: Seat) -> Self {
         let machine = match seat.role {
-            Role::Emitter => Machine::Emitter(EmitterMachine::new(seat.id)),
+            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id))),
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
         };
         Self {

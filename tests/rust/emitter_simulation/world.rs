@@ -788,8 +788,8 @@ impl World {
         // A small credit costs a round trip each time that it is used up.
         let trip = Duration::from_micros(2 * self.latency + self.receiver.patience) + 10 * MILLI;
         let trips = self.emissions.len() as u64 / self.receiver.credit + 1;
-        let tries = 2 * (self.config.poison_tries + 1) * self.receiver.poisoned() as u32;
-        let refused = self.config.backoff_max.max(self.config.breaker_cooldown) * tries;
+        let attempts = 2 * (self.config.poison_tries + 1) * self.receiver.poisoned() as u32;
+        let refused = self.config.backoff_max.max(self.config.breaker_cooldown) * attempts;
         let limit = self.now + 120 * SECOND + Duration::from_secs_f64(pace * 2.0) + trip * trips as u32 + refused;
         while !self.is_drained() {
             assert!(self.now < limit, "it does not drain: {:?}", self.process.machine.as_ref().map(Machine::snapshot));
