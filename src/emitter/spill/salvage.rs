@@ -270,12 +270,8 @@ fn copy(
         }
         (None, Numbering::Kept(_)) => unreachable!("they are kept"),
     }
-    if let Some(id) = taken_over {
-        put(&tx, "taken_over", id)?;
-    }
-    if let Some(clock) = clock {
-        put(&tx, "clock", clock)?;
-    }
+    taken_over.map_or(Ok(()), |id| put(&tx, "taken_over", id))?;
+    clock.map_or(Ok(()), |clock| put(&tx, "clock", clock))?;
     old.map_or(Ok(()), |old| parked::rescue(old, &tx))?;
     tx.commit()?;
     db.pragma_update(None, "synchronous", "FULL")?;

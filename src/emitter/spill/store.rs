@@ -368,9 +368,20 @@ impl SpillStore {
         gaps.extend(refused.into_iter().filter(|_| adopts));
         self.parked = parked::usage(&self.db)?.0;
         let (bytes, parked) = (self.usage.bytes, self.parked);
-        let (oldest, ring, damage) = (None, None, None);
-        let recovered =
-            Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring, damage };
+        let recovered = Recovered {
+            emitter,
+            epoch,
+            next_seq,
+            base,
+            last,
+            gaps,
+            bytes,
+            oldest: None,
+            parked,
+            held,
+            ring: None,
+            damage: None,
+        };
         Ok((recovered, adopts))
     }
 

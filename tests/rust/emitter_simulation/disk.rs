@@ -25,6 +25,7 @@ struct Parked {
 
 /// What the platters hold.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "what can be wrong with a disk does not exclude each other")]
 pub(crate) struct Disk {
     rows: BTreeMap<u64, Item>,
     base: u64,
