@@ -39,9 +39,10 @@ const SCHEMA: &str = "
         id INTEGER PRIMARY KEY,                             -- in the order of parking
         epoch TEXT NOT NULL, seq INTEGER NOT NULL,          -- the place that the event had in the stream
         reason TEXT NOT NULL,                               -- the peer's words
-        parked_at INTEGER NOT NULL,                         -- Unix time, milliseconds
+        parked_at INTEGER NOT NULL,                         -- milliseconds on the file's clock
         wanted INTEGER NOT NULL DEFAULT 0,                  -- 1: to be sent again, as a new event
         json BLOB NOT NULL,
+        crc INTEGER NOT NULL,                               -- CRC32C of its place and the event
         UNIQUE (epoch, seq)
     );";
 /// 4 MiB: the reserve has to hold it.
@@ -461,13 +462,13 @@ impl SpillStore {
     /// [`ErrorKind::SpillIo`]: nothing has changed.
     pub fn park(&mut self, seq: u64, held: Option<&[u8]>, reason: &str) -> Result<Parking> {
         let bounds = self.limits.parked;
-        let parking = self.attempt(|store| {
-            store.write(true, |tx, usage, _, _| {
+        let parking = self.must(self.meta.base, |store| {
+            store.write(true, |tx, usage, _, now| {
                 let stored = parked::row_of(tx, seq)?;
                 let of_row = stored.as_ref().and_then(|(_, block)| block.events().find(|(at, _)| *at == seq));
                 let json = held.map(Bytes::copy_from_slice).or(of_row.map(|(_, json)| json));
                 let dropped = match json {
-                    Some(json) => parked::park(tx, bounds, (seq, &json), reason, unix_millis())?,
+                    Some(json) => parked::park(tx, bounds, (seq, &json), reason, now)?,
                     None => Vec::new(), // given up meanwhile by a bound
                 };
                 if let Some((at, block)) = stored {
@@ -483,8 +484,7 @@ impl SpillStore {
                 }
                 Ok(Parking { parked: parked::usage(tx)?.0, dropped })
             })
-        });
-        let parking = parking.map_err(|error| failed(&self.path, "write", error))?;
+        })?;
         self.parked = parking.parked;
         Ok(parking)
     }
@@ -494,13 +494,12 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: they are still parked.
     pub fn unpark(&mut self, ids: &[i64]) -> Result<()> {
-        let left = self.attempt(|store| {
+        self.parked = self.must(self.meta.base, |store| {
             store.write(false, |tx, _, _, _| {
                 parked::unpark(tx, ids)?;
                 Ok(parked::usage(tx)?.0)
             })
-        });
-        self.parked = left.map_err(|error| failed(&self.path, "write", error))?;
+        })?;
         Ok(())
     }
 
@@ -514,8 +513,9 @@ impl SpillStore {
     ///
     /// # Errors
     /// [`ErrorKind::SpillIo`].
-    pub fn wanted(&self, max_bytes: usize) -> Result<Vec<Wanted>> {
-        parked::wanted(&self.db, max_bytes).map_err(|error| failed(&self.path, "read", error))
+    pub fn wanted(&mut self, max_bytes: usize) -> Result<Vec<Wanted>> {
+        let wanted = self.attempt(|store| parked::wanted(&store.db, max_bytes));
+        wanted.map_err(|error| failed(&self.path, "read", error))
     }
 
     /// Forgets everything up to and including `seq`: the peer has it.
@@ -628,7 +628,7 @@ impl SpillStore {
     }
 
     /// Does what makes the spill smaller, or safer: on a full disk too.
-    fn must(&mut self, acked: u64, work: impl Fn(&mut Self) -> rusqlite::Result<()>) -> Result<()> {
+    fn must<T>(&mut self, acked: u64, work: impl Fn(&mut Self) -> rusqlite::Result<T>) -> Result<T> {
         let mut done = self.attempt(&work);
         if done.as_ref().is_err_and(sqlite::is_full) {
             self.reserve.release();
@@ -708,6 +708,7 @@ impl SpillStore {
         };
         (self.db, self.usage, self.unfolded, self.stuck, self.unsalvaged) = (db, usage, 0, false, None);
         self.damage = Some(salvaged.damage);
+        self.parked = parked::usage(&self.db).map_or(0, |usage| usage.0);
         true
     }
 }
@@ -768,7 +769,10 @@ fn survey(db: &Connection) -> rusqlite::Result<Survey> {
     let mut query = db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first")?;
     let mut rows = query.query([])?;
     while Instant::now() < until {
-        let Some(row) = rows.next()? else { return Ok(survey) };
+        let Some(row) = rows.next()? else {
+            parked::check(db, until)?;
+            return Ok(survey);
+        };
         let Row { item, stored_at } = read_row(row)?;
         let bytes = (item.events() > 0).then_some(item.bytes() as u64);
         seen = note(item.first(), item.last(), stored_at, bytes)?;
@@ -779,6 +783,7 @@ fn survey(db: &Connection) -> rusqlite::Result<Survey> {
     while let Some(row) = rows.next()? {
         note(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)?;
     }
+    parked::check(db, until)?;
     // Gaps are few and small, and all of them are told at the start.
     let mut query =
         db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item WHERE first > ?1 AND data IS NULL")?;
