@@ -142,7 +142,7 @@ pub(super) fn rescue(old: &Connection, new: &Connection) -> rusqlite::Result<()>
         let sql = format!("SELECT id FROM parked ORDER BY id {}", if back { "DESC" } else { "ASC" });
         let Ok(mut query) = old.prepare(&sql) else { return Vec::new() };
         // Up to the first page that cannot be read.
-        query.query_map([], |row| row.get(0)).map_or_else(|_| Vec::new(), |ids| ids.map_while(|id| id.ok()).collect())
+        query.query_map([], |row| row.get(0)).map_or_else(|_| Vec::new(), |ids| ids.map_while(Result::ok).collect())
     };
     let ids: BTreeSet<i64> = ids(false).into_iter().chain(ids(true)).collect();
     let Ok(mut read) = old.prepare("SELECT epoch, seq, json, crc, reason, parked_at, wanted FROM parked WHERE id = ?1")

@@ -298,7 +298,7 @@ impl SpillStore {
     fn recover(
         &mut self,
         emitter: Option<&str>,
-        rng: &mut fastrand::Rng,
+        random: &mut fastrand::Rng,
         left: Option<&Left>,
         segments: Option<usize>,
     ) -> rusqlite::Result<(Recovered, bool)> {
@@ -316,14 +316,14 @@ impl SpillStore {
         });
         let known = left.and_then(|left| left.identity.clone());
         let former = stored_name.or_else(|| known.as_ref().map(|known| known.emitter.clone()));
-        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(random.u64(..)));
         // Another name means other high-water marks at the hub: seqs under it start a history of their own.
         let kept = if former.as_deref() == Some(&name) {
             stored_epoch.clone().or_else(|| ours.and(known).map(|known| known.epoch))
         } else {
             None
         };
-        let epoch = kept.clone().unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let epoch = kept.clone().unwrap_or_else(|| epoch_from(random.u64(..)));
         let base: u64 = get(&tx, "base")?.unwrap_or(0);
         let last: Option<u64> = tx.query_row("SELECT max(last) FROM item", [], |row| row.get(0))?;
         let stored = Stored {
