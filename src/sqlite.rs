@@ -56,7 +56,6 @@ pub(crate) struct Purpose {
 pub(crate) struct Lock {
     file: File,
     found: Found,
-    /// Of the file as it is now.
     owned: Option<Owned>,
 }
 
@@ -72,6 +71,7 @@ impl Lock {
     /// Remembers the file that is at the path now as ours, even if its header should be destroyed.
     fn mark(&mut self, path: &Path) {
         self.found = Found::Ours;
+        self.owned = None; // first, or the note of before would take this one with it
         self.owned = Owned::note(path);
         // Without it a file whose header is destroyed is refused instead of salvaged.
         let mark = damage::mark_of(path).unwrap_or_default();
@@ -316,7 +316,8 @@ pub(crate) fn crc(parts: &[&[u8]]) -> i64 {
     digest.finalize() as i64
 }
 
-/// Folds the WAL back into the file and begins it anew, in the space that it has.
+/// Folds the WAL back into the file; what is written next begins it anew, in the space that it has, unless another
+/// process reads at that moment.
 pub(crate) fn checkpoint(db: &Connection) -> rusqlite::Result<()> {
-    db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+    db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
 }

@@ -11,8 +11,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use serde::Serialize;
 use serde::de::IgnoredAny;
 
-use super::store::{APPLICATION_ID, FORMAT};
-use crate::clock::unix_millis;
+use super::parked;
+use super::store::{APPLICATION_ID, FORMAT, read_row};
+use crate::clock::{Clock, FileClock};
 use crate::emitter::item::GapReason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned;
@@ -95,7 +96,8 @@ pub fn show(path: &Path) -> Result<Summary> {
 }
 
 fn summary(tx: &Connection, owner: Option<u32>, file_bytes: u64) -> rusqlite::Result<Summary> {
-    let now = unix_millis();
+    // The times in the file are on its own clock.
+    let now = FileClock::resume(Clock::system(), get::<String>(tx, "clock")?.as_deref(), None).now();
     let age = |at: i64| (now - at).max(0) as f64 / 1000.0;
     let base: u64 = get(tx, "base")?.unwrap_or(0);
     let (first, last, events, bytes, oldest) = tx.query_row(
@@ -172,7 +174,7 @@ fn check_stream(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result
     }
     let base: u64 = get(tx, "base")?.unwrap_or(0);
     let mut before = base;
-    let mut query = tx.prepare("SELECT first, last, reason, data FROM item ORDER BY first")?;
+    let mut query = tx.prepare("SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()?
         && findings.len() < FINDINGS
@@ -186,11 +188,14 @@ fn check_stream(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result
             findings.push(format!("the row of seqs {first} to {last} overlaps its neighbour, or is empty"));
         }
         before = before.max(last);
-        let reason: Option<String> = row.get(2)?;
-        if let Some(data) = row.get_ref(3)?.as_blob_or_null()? {
+        let reason: Option<String> = row.get(3)?;
+        if let Some(data) = row.get_ref(4)?.as_blob_or_null()? {
             findings.extend(check_block(first, last, data));
         } else if reason.as_deref().and_then(GapReason::parse).is_none() {
             findings.push(format!("the gap from {first} to {last} has no known reason: {reason:?}"));
+        }
+        if read_row(row).is_err() {
+            findings.push(format!("the row of seqs {first} to {last} is not as it was written"));
         }
     }
     Ok(())
@@ -209,11 +214,14 @@ fn check_block(first: u64, last: u64, data: &[u8]) -> Option<String> {
 }
 
 fn check_parked(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
-    let mut query = tx.prepare("SELECT seq, json FROM parked ORDER BY id")?;
+    let mut query = tx.prepare("SELECT epoch, seq, json, crc FROM parked ORDER BY id")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let seq: u64 = row.get(0)?;
-        if serde_json::from_slice::<IgnoredAny>(row.get_ref(1)?.as_blob()?).is_err() {
+        let seq: u64 = row.get(1)?;
+        if !parked::is_sound(row)? {
+            findings.push(format!("the parked event with seq {seq} is not as it was written"));
+        }
+        if serde_json::from_slice::<IgnoredAny>(row.get_ref(2)?.as_blob()?).is_err() {
             findings.push(format!("the parked event with seq {seq} is no JSON"));
         }
     }

@@ -1,7 +1,8 @@
 //! The spill: where events wait on disk while the link is down or the peer is slow.
 //!
-//! [`store`] is the file, [`salvage`] what becomes of it when it is damaged; this module is the one thread that owns it. Work goes in as [`Op`]s, answers come back as
-//! [`Done`]s, both in order. The caller keeps at most a handful of operations under way, so the queues stay short.
+//! [`store`] is the file, [`salvage`] what becomes of it when it is damaged; this module is the one thread that owns it.
+//! Work goes in as [`Op`]s, answers come back as [`Done`]s, both in order. The caller keeps at most a handful of
+//! operations under way, so the queues stay short.
 
 pub mod inspect;
 pub mod parked;
@@ -195,6 +196,7 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
             if !wanted.is_empty() {
                 done(Done::Wanted(wanted));
             }
+            tell_damage(&mut store, &done);
         }
         let op = if shrinking {
             match ops.try_recv() {
@@ -229,6 +231,7 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
                 (Some(Done::Trimmed { result, bytes: store.bytes() }), false)
             }
             Op::Reserve { upto, acked } => (Some(Done::Reserved { upto, result: store.reserve(upto, acked) }), false),
+            Op::Probe => (Some(Done::Probed(store.probe())), false),
             Op::Park { seq, json, reason } => {
                 let result = store.park(seq, json.as_deref(), &reason);
                 (Some(Done::Parked { seq, result, bytes: store.bytes() }), false)
@@ -237,7 +240,6 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
                 let result = store.unpark(&ids);
                 (Some(Done::Unparked { ids, result, parked: store.parked() }), false)
             }
-            Op::Probe => (Some(Done::Probed(store.probe())), false),
             Op::Peek { after, max_bytes, reply } => {
                 // The reader may have given up meanwhile.
                 drop(reply.send(store.read(after, max_bytes)));
@@ -245,14 +247,18 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
             }
             Op::Close { next_seq, acked } => (Some(Done::Closed(store.end(next_seq, acked))), true),
         };
-        if let Some(damage) = store.take_damage() {
-            done(Done::Damaged { damage, bytes: store.bytes() });
-        }
+        tell_damage(&mut store, &done);
         if end {
             drop(store); // before it is said
             answer.into_iter().for_each(done);
             return;
         }
         answer.into_iter().for_each(&done);
+    }
+}
+
+fn tell_damage(store: &mut SpillStore, done: &impl Fn(Done)) {
+    if let Some(damage) = store.take_damage() {
+        done(Done::Damaged { damage, bytes: store.bytes() });
     }
 }

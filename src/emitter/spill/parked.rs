@@ -1,12 +1,15 @@
 //! Parked events: what the peer refused for good. Beside the stream and not in it, bounded, each with its reason, until
 //! somebody exports it or asks for it to be sent again.
 
+use std::collections::BTreeSet;
+use std::time::Instant;
+
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::store::{Row, read_row};
 use crate::emitter::item::{Gap, GapReason, Item};
-use crate::sqlite::get;
+use crate::sqlite::{self, damaged, get};
 use crate::wire::block::Block;
 
 /// Events handed out to be sent again at a time.
@@ -48,10 +51,10 @@ pub(super) fn park(
 ) -> rusqlite::Result<Vec<u64>> {
     let epoch: String = get(tx, "epoch")?.unwrap_or_default();
     tx.prepare_cached(
-        "INSERT INTO parked (epoch, seq, reason, parked_at, json) VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO parked (epoch, seq, reason, parked_at, json, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (epoch, seq) DO UPDATE SET reason = ?3, wanted = 0",
     )?
-    .execute(params![epoch, seq, reason, now, json])?;
+    .execute(params![epoch, seq, reason, now, json, check_of(&epoch, seq, json)])?;
     let mut dropped = Vec::new();
     loop {
         let (events, bytes) = usage(tx)?;
@@ -87,14 +90,18 @@ pub(super) fn usage(tx: &Connection) -> rusqlite::Result<(u64, u64)> {
 
 /// Events that somebody wants to be sent again, oldest first: a few, and about `max_bytes` of them.
 pub(super) fn wanted(db: &Connection, max_bytes: usize) -> rusqlite::Result<Vec<Wanted>> {
-    let mut query = db.prepare_cached("SELECT id, json FROM parked WHERE wanted = 1 ORDER BY id LIMIT ?1")?;
+    let mut query =
+        db.prepare_cached("SELECT epoch, seq, json, crc, id FROM parked WHERE wanted = 1 ORDER BY id LIMIT ?1")?;
     let mut rows = query.query([MOST_WANTED])?;
     let (mut found, mut bytes) = (Vec::new(), 0);
     while bytes < max_bytes {
         let Some(row) = rows.next()? else { break };
-        let json = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
+        if !is_sound(row)? {
+            return Err(damaged("a parked event is not as it was written"));
+        }
+        let json = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
         bytes += json.len();
-        found.push(Wanted { id: row.get(0)?, json });
+        found.push(Wanted { id: row.get(4)?, json });
     }
     Ok(found)
 }
@@ -105,23 +112,56 @@ pub(super) fn unpark(tx: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
     ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
 }
 
-/// Copies what can be read of the table into another file's.
-pub(super) fn rescue(from: &Connection, into: &Connection) -> rusqlite::Result<()> {
-    // Beside a table that is gone, or behind a row that cannot be read, there is nothing to be had.
-    let Ok(mut query) = from.prepare("SELECT epoch, seq, reason, parked_at, wanted, json FROM parked ORDER BY id")
+fn check_of(epoch: &str, seq: u64, json: &[u8]) -> i64 {
+    sqlite::crc(&[epoch.as_bytes(), &seq.to_le_bytes(), json])
+}
+
+/// Whether a row (`epoch, seq, json, crc`) is as it was written.
+pub(super) fn is_sound(row: &rusqlite::Row<'_>) -> rusqlite::Result<bool> {
+    let check = check_of(row.get_ref(0)?.as_str()?, row.get(1)?, row.get_ref(2)?.as_blob()?);
+    Ok(row.get::<_, i64>(3)? == check)
+}
+
+/// Reads every row until it is late.
+pub(super) fn check(db: &Connection, until: Instant) -> rusqlite::Result<()> {
+    let mut query = db.prepare("SELECT epoch, seq, json, crc FROM parked ORDER BY id")?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()?
+        && Instant::now() < until
+    {
+        if !is_sound(row)? {
+            return Err(damaged("a parked event is not as it was written"));
+        }
+    }
+    Ok(())
+}
+
+/// Copies what can be read of a damaged file's parked events; the table is short, so it is enough to look for each key.
+pub(super) fn rescue(old: &Connection, new: &Connection) -> rusqlite::Result<()> {
+    let ids = |back: bool| -> Vec<i64> {
+        let sql = format!("SELECT id FROM parked ORDER BY id {}", if back { "DESC" } else { "ASC" });
+        let Ok(mut query) = old.prepare(&sql) else { return Vec::new() };
+        // Up to the first page that cannot be read.
+        query.query_map([], |row| row.get(0)).map_or_else(|_| Vec::new(), |ids| ids.map_while(Result::ok).collect())
+    };
+    let ids: BTreeSet<i64> = ids(false).into_iter().chain(ids(true)).collect();
+    let Ok(mut read) = old.prepare("SELECT epoch, seq, json, crc, reason, parked_at, wanted FROM parked WHERE id = ?1")
     else {
         return Ok(());
     };
-    let Ok(mut rows) = query.query([]) else { return Ok(()) };
-    let mut insert = into.prepare(
-        "INSERT OR IGNORE INTO parked (epoch, seq, reason, parked_at, wanted, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    let mut write = new.prepare(
+        "INSERT OR IGNORE INTO parked (id, epoch, seq, json, crc, reason, parked_at, wanted)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
-    while let Ok(Some(row)) = rows.next() {
-        let value = |at| row.get::<_, rusqlite::types::Value>(at);
-        let values = (0..6).map(value).collect::<rusqlite::Result<Vec<_>>>();
-        if let Ok(values) = values {
-            insert.execute(rusqlite::params_from_iter(values))?;
-        }
+    for id in ids {
+        let row = read.query_row([id], |row| {
+            let (epoch, seq, json, crc): (String, u64, Vec<u8>, i64) =
+                (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            let rest: (String, i64, bool) = (row.get(4)?, row.get(5)?, row.get(6)?);
+            Ok(is_sound(row)?.then_some((epoch, seq, json, crc, rest)))
+        });
+        let Ok(Some((epoch, seq, json, crc, (reason, parked_at, wanted)))) = row else { continue };
+        write.execute(params![id, epoch, seq, json, crc, reason, parked_at, wanted])?;
     }
     Ok(())
 }

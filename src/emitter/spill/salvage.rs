@@ -221,10 +221,9 @@ fn copy(
     db.pragma_update(None, "synchronous", "OFF")?; // it counts only when it is complete
     let (mut salvaged, mut unreadable, mut bytes, mut newest) = (0, Vec::new(), 0, 0);
     let mut tx = db.unchecked_transaction()?;
-    let hole = |tx: &Connection, from: u64, to: u64, reason, at| -> rusqlite::Result<Gap> {
+    let hole = |tx: &Connection, from: u64, to: u64, reason, at| {
         let gap = Gap { from: from - shift, to: to - shift, reason };
-        insert(tx, &Item::Gap(gap), at)?;
-        Ok(gap)
+        insert(tx, &Item::Gap(gap), at).map(|()| gap)
     };
     for (first, last) in spans {
         let row = if last > known { old.and_then(|old| row_at(old, first)) } else { None };

@@ -39,9 +39,10 @@ const SCHEMA: &str = "
         id INTEGER PRIMARY KEY,                             -- in the order of parking
         epoch TEXT NOT NULL, seq INTEGER NOT NULL,          -- the place that the event had in the stream
         reason TEXT NOT NULL,                               -- the peer's words
-        parked_at INTEGER NOT NULL,                         -- Unix time, milliseconds
+        parked_at INTEGER NOT NULL,                         -- milliseconds on the file's clock
         wanted INTEGER NOT NULL DEFAULT 0,                  -- 1: to be sent again, as a new event
         json BLOB NOT NULL,
+        crc INTEGER NOT NULL,                               -- CRC32C of its place and the event
         UNIQUE (epoch, seq)
     );";
 /// 4 MiB: the reserve has to hold it.
@@ -297,7 +298,7 @@ impl SpillStore {
     fn recover(
         &mut self,
         emitter: Option<&str>,
-        rng: &mut fastrand::Rng,
+        random: &mut fastrand::Rng,
         left: Option<&Left>,
         segments: Option<usize>,
     ) -> rusqlite::Result<(Recovered, bool)> {
@@ -315,14 +316,14 @@ impl SpillStore {
         });
         let known = left.and_then(|left| left.identity.clone());
         let former = stored_name.or_else(|| known.as_ref().map(|known| known.emitter.clone()));
-        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(random.u64(..)));
         // Another name means other high-water marks at the hub: seqs under it start a history of their own.
         let kept = if former.as_deref() == Some(&name) {
             stored_epoch.clone().or_else(|| ours.and(known).map(|known| known.epoch))
         } else {
             None
         };
-        let epoch = kept.clone().unwrap_or_else(|| epoch_from(rng.u64(..)));
+        let epoch = kept.clone().unwrap_or_else(|| epoch_from(random.u64(..)));
         let base: u64 = get(&tx, "base")?.unwrap_or(0);
         let last: Option<u64> = tx.query_row("SELECT max(last) FROM item", [], |row| row.get(0))?;
         let stored = Stored {
@@ -472,13 +473,13 @@ impl SpillStore {
     /// [`ErrorKind::SpillIo`]: nothing has changed.
     pub fn park(&mut self, seq: u64, held: Option<&[u8]>, reason: &str) -> Result<Parking> {
         let bounds = self.limits.parked;
-        let parking = self.attempt(|store| {
-            store.write(true, |tx, usage, _, _| {
+        let parking = self.must(self.meta.base, |store| {
+            store.write(true, |tx, usage, _, now| {
                 let stored = parked::row_of(tx, seq)?;
                 let of_row = stored.as_ref().and_then(|(_, block)| block.events().find(|(at, _)| *at == seq));
                 let json = held.map(Bytes::copy_from_slice).or(of_row.map(|(_, json)| json));
                 let dropped = match json {
-                    Some(json) => parked::park(tx, bounds, (seq, &json), reason, unix_millis())?,
+                    Some(json) => parked::park(tx, bounds, (seq, &json), reason, now)?,
                     None => Vec::new(), // given up meanwhile by a bound
                 };
                 if let Some((at, block)) = stored {
@@ -494,8 +495,7 @@ impl SpillStore {
                 }
                 Ok(Parking { parked: parked::usage(tx)?.0, dropped })
             })
-        });
-        let parking = parking.map_err(|error| failed(&self.path, "write", error))?;
+        })?;
         self.parked = parking.parked;
         Ok(parking)
     }
@@ -505,13 +505,12 @@ impl SpillStore {
     /// # Errors
     /// [`ErrorKind::SpillIo`]: they are still parked.
     pub fn unpark(&mut self, ids: &[i64]) -> Result<()> {
-        let left = self.attempt(|store| {
+        self.parked = self.must(self.meta.base, |store| {
             store.write(false, |tx, _, _, _| {
                 parked::unpark(tx, ids)?;
                 Ok(parked::usage(tx)?.0)
             })
-        });
-        self.parked = left.map_err(|error| failed(&self.path, "write", error))?;
+        })?;
         Ok(())
     }
 
@@ -525,8 +524,9 @@ impl SpillStore {
     ///
     /// # Errors
     /// [`ErrorKind::SpillIo`].
-    pub fn wanted(&self, max_bytes: usize) -> Result<Vec<Wanted>> {
-        parked::wanted(&self.db, max_bytes).map_err(|error| failed(&self.path, "read", error))
+    pub fn wanted(&mut self, max_bytes: usize) -> Result<Vec<Wanted>> {
+        let wanted = self.attempt(|store| parked::wanted(&store.db, max_bytes));
+        wanted.map_err(|error| failed(&self.path, "read", error))
     }
 
     /// Forgets everything up to and including `seq`: the peer has it.
@@ -639,7 +639,7 @@ impl SpillStore {
     }
 
     /// Does what makes the spill smaller, or safer: on a full disk too.
-    fn must(&mut self, acked: u64, work: impl Fn(&mut Self) -> rusqlite::Result<()>) -> Result<()> {
+    fn must<T>(&mut self, acked: u64, work: impl Fn(&mut Self) -> rusqlite::Result<T>) -> Result<T> {
         let mut done = self.attempt(&work);
         if done.as_ref().is_err_and(sqlite::is_full) {
             self.reserve.release();
@@ -719,6 +719,7 @@ impl SpillStore {
         };
         (self.db, self.usage, self.unfolded, self.stuck, self.unsalvaged) = (db, usage, 0, false, None);
         self.damage = Some(salvaged.damage);
+        self.parked = parked::usage(&self.db).map_or(0, |usage| usage.0);
         true
     }
 }
@@ -779,7 +780,10 @@ fn survey(db: &Connection) -> rusqlite::Result<Survey> {
     let mut query = db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first")?;
     let mut rows = query.query([])?;
     while Instant::now() < until {
-        let Some(row) = rows.next()? else { return Ok(survey) };
+        let Some(row) = rows.next()? else {
+            parked::check(db, until)?;
+            return Ok(survey);
+        };
         let Row { item, stored_at } = read_row(row)?;
         let bytes = (item.events() > 0).then_some(item.bytes() as u64);
         seen = note(item.first(), item.last(), stored_at, bytes)?;
@@ -790,6 +794,7 @@ fn survey(db: &Connection) -> rusqlite::Result<Survey> {
     while let Some(row) = rows.next()? {
         note(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)?;
     }
+    parked::check(db, until)?;
     // Gaps are few and small, and all of them are told at the start.
     let mut query =
         db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item WHERE first > ?1 AND data IS NULL")?;

@@ -498,3 +498,24 @@ fn a_ring_of_this_boot_keeps_epoch_and_seqs_of_a_damaged_file() {
     assert_eq!(seqs, (3..=8).collect::<Vec<_>>(), "each once");
     assert_eq!(items.iter().map(Item::events).sum::<u64>(), 6);
 }
+
+#[test]
+fn parked_events_are_salvaged_and_one_that_rots_is_not_sent() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, fresh) = open(&path);
+    for seq in 1..=3 {
+        store.park(seq, Some(format!("{{\"n\":{seq}}}").as_bytes()), "no").expect("stored");
+    }
+    store
+        .db
+        .execute_batch("UPDATE parked SET wanted = 1; UPDATE parked SET json = x'7b7d' WHERE seq = 2")
+        .expect("ours");
+    let wanted = store.wanted(1 << 20).expect("salvaged");
+    assert_eq!(wanted.iter().map(|wanted| &wanted.json[..]).collect::<Vec<_>>(), [b"{\"n\":1}", b"{\"n\":3}"]);
+    assert!(store.take_damage().is_some());
+    assert_eq!(store.parked(), 2);
+    drop(store);
+    let (_, again) = open(&path);
+    assert_eq!((again.parked, again.epoch, again.damage), (2, fresh.epoch, None));
+}
