@@ -26,7 +26,8 @@ pub struct Reunion {
     pub last: u64,
     /// The next seq that may be given.
     pub next_seq: u64,
-    /// What follows `last`, without holes up to `next_seq`.
+    /// What follows `last`, without holes up to `next_seq`. The first may begin before: a block stays whole, or its place
+    /// in the ring would be given up while its rest is still needed.
     pub held: Vec<Item>,
 }
 
@@ -58,7 +59,9 @@ fn follow(last: u64, blocks: &[Block], ours: bool) -> Vec<Item> {
     let (mut held, mut end) = (Vec::new(), last);
     for block in blocks {
         let block = if shift == 0 { block.clone() } else { block.renumbered(block.first().wrapping_add(shift)) };
-        let Some(block) = block.after(end) else { continue };
+        if block.last() <= end {
+            continue;
+        }
         if block.first() > end + 1 {
             held.push(Item::Gap(Gap { from: end + 1, to: block.first() - 1, reason: GapReason::Crash }));
         }

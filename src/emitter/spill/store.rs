@@ -346,7 +346,8 @@ impl SpillStore {
         let mut meta = Meta { emitter: name, epoch, reserved: next_seq - 1, base, last };
         trim(&tx, &mut usage, &mut meta, base)?;
         if !adopts {
-            for item in held.drain(..).flat_map(|item| item.without(&refused)) {
+            let behind = held.drain(..).filter_map(|item| item.after(last));
+            for item in behind.flat_map(|item| item.without(&refused)) {
                 insert(&tx, &item, now)?;
                 usage.add(&item);
             }

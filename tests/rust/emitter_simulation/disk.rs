@@ -354,7 +354,8 @@ impl Disk {
         let roomy = |left: &Left| segments.is_some_and(|n| left.is_usable(n) && left.ring.used() * 2 <= n);
         let adopts = left.is_some_and(roomy);
         if !adopts {
-            held.drain(..).flat_map(|item| item.without(&refused)).for_each(|item| self.insert(item));
+            let behind = held.drain(..).filter_map(|item| item.after(last));
+            behind.flat_map(|item| item.without(&refused)).for_each(|item| self.insert(item));
             last = next_seq - 1;
         }
         self.base = base;
