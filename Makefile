@@ -6,7 +6,7 @@ BENCH  := benchmarks/.venv
 # Whoever changes one of these needs a new build.
 RUST   := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 
-.PHONY: setup demo test test-rust test-python lint format bench docs clean
+.PHONY: setup demo chaos test test-rust test-python lint format bench docs clean
 
 setup: $(VENV)/.built                       ## a virtual environment with the release build in it
 
@@ -22,6 +22,9 @@ $(VENV)/.built: $(VENV)/.tools $(RUST)
 
 demo: setup                                 ## a hub that is killed twice, three engines, a page: all zeros at the end
 	$(BIN)/safe-broadcaster demo $(ARGS)
+
+chaos: setup                                ## kill -9 at random until there is proof; ARGS='--kills 1000 --durability all --seed 7'
+	$(BIN)/python -m chaos $(ARGS)
 
 test: test-rust test-python                 ## everything that can fail
 

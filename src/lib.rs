@@ -7,6 +7,7 @@ mod clock;
 pub mod emitter;
 pub mod error;
 pub mod hub;
+pub mod inherited;
 pub mod local;
 mod owned;
 pub mod runtime;

@@ -15,6 +15,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::inherited::Inherited;
 use crate::owned::{self, Owned};
 use damage::Found;
 pub(crate) use damage::{beside, damaged, is_damage, is_full, remove, set_aside};
@@ -54,6 +55,7 @@ pub(crate) struct Purpose {
 /// one frees it.
 #[derive(Debug)]
 pub(crate) struct Lock {
+    _inherited: Inherited, // dropped first
     file: File,
     found: Found,
     owned: Option<Owned>,
@@ -61,8 +63,8 @@ pub(crate) struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough: a forked child has inherited the descriptor, and with it the lock. Should this fail,
-        // closing does what it can.
+        // Closing is not enough: a child that was forked without Python's knowledge has inherited the descriptor, and
+        // with it the lock. Should this fail, closing does what it can.
         drop(self.file.unlock());
     }
 }
@@ -105,14 +107,14 @@ impl Purpose {
     /// Of the kinds of the purpose: another owner has it (the pid is named), or something is wrong with the path.
     pub(crate) fn lock(&self, path: &Path) -> Result<Lock> {
         self.check_place(path)?;
-        let (file, mark) = self.lock_beside(path)?;
+        let ((inherited, file), mark) = self.lock_beside(path)?;
         let found =
             damage::judge(path, self.application_id, mark.as_deref()).map_err(|error| self.unusable(path, error))?;
         if found == Found::Foreign {
             let why = format!("its header is not that of {}", self.noun);
             return Err(self.unusable(path, std::io::Error::other(why)));
         }
-        Ok(Lock { file, found, owned: None })
+        Ok(Lock { _inherited: inherited, file, found, owned: None })
     }
 
     /// Opens or creates the file that is locked.
@@ -148,9 +150,9 @@ impl Purpose {
         }
     }
 
-    fn lock_beside(&self, path: &Path) -> Result<(File, Option<String>)> {
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(beside(path, ".lock"));
-        let mut file = open.map_err(|error| {
+    fn lock_beside(&self, path: &Path) -> Result<((Inherited, File), Option<String>)> {
+        let open = || File::options().read(true).write(true).create(true).truncate(false).open(beside(path, ".lock"));
+        let (inherited, mut file) = Inherited::open(open).map_err(|error| {
             let text = format!(
                 "{} {}: cannot write beside it; make the directory writable, or choose another path",
                 self.setting,
@@ -167,7 +169,7 @@ impl Purpose {
                 let mark = mark.filter(|mark| !mark.is_empty()).map(str::to_owned);
                 // On a full disk it may fail, and only names an owner of before.
                 drop(note(&mut file, mark.as_deref().unwrap_or_default()));
-                Ok((file, mark))
+                Ok(((inherited, file), mark))
             }
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();

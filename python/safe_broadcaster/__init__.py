@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 
@@ -58,7 +59,19 @@ __all__ = [
     "__version__",
 ]
 
-os.register_at_fork(after_in_child=_core._after_fork_in_child)
+
+def _after_fork_in_child() -> None:
+    """The parent's locks and ports are not ours to keep: it may be killed, and its successor must not be refused."""
+    for descriptor in _core._after_fork_in_child():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+os.register_at_fork(
+    before=_core._before_fork,
+    after_in_parent=_core._after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 if _core._debug_build:
     warnings.warn("safe_broadcaster is a debug build: it is many times slower than a release", stacklevel=2)

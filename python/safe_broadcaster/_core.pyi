@@ -16,6 +16,8 @@ __all__ = [
     "Mailbox",
     "__version__",
     "_after_fork_in_child",
+    "_after_fork_in_parent",
+    "_before_fork",
     "_debug_build",
     "serialize",
     "spill_events",
@@ -56,8 +58,18 @@ def spill_requeue(path: str | PathLike[str], seqs: list[int] | None) -> int:
     Raises `ConfigError` for a seq under which nothing is parked; then nothing is marked.
     """
 
-def _after_fork_in_child() -> None:
-    """Make everything that came from the parent refuse with `ForkedProcess`; the first thing in a forked child."""
+def _before_fork() -> None:
+    """Keep still while the process forks; called in the thread that forks."""
+
+def _after_fork_in_parent() -> None:
+    """Go on after the fork."""
+
+def _after_fork_in_child() -> list[int]:
+    """Make everything that came from the parent refuse with `ForkedProcess`; the first thing in a forked child.
+
+    Returns:
+        Descriptors that hold a lock or a port for the parent: to be closed.
+    """
 
 @final
 class Mailbox:

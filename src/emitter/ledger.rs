@@ -426,6 +426,7 @@ mod tests {
             emitter,
             epoch,
             next_seq: last + 1,
+            reserved: last,
             base,
             last,
             gaps,

@@ -18,6 +18,7 @@ use super::config::HubConfig;
 use super::http;
 use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inherited::Inherited;
 
 /// How long a client may take for the head of a request, also for the next one on a connection that is kept.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +34,7 @@ const BACKLOG: i32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes the address of the settings; connections wait in the backlog from here on.
-pub(super) fn bind(config: &HubConfig) -> Result<std::net::TcpListener> {
+pub(super) fn bind(config: &HubConfig) -> Result<(Inherited, std::net::TcpListener)> {
     let name = format!("{}:{}", config.host, config.port);
     let failed = |error: std::io::Error| {
         let remedy = match error.kind() {
@@ -48,25 +49,26 @@ pub(super) fn bind(config: &HubConfig) -> Result<std::net::TcpListener> {
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the host name has no address");
     for address in (config.host.as_str(), config.port).to_socket_addrs().map_err(failed)? {
         match bind_one(address) {
-            Ok(listener) => return Ok(listener),
+            Ok(bound) => return Ok(bound),
             Err(error) => last = error,
         }
     }
     Err(failed(last))
 }
 
-fn bind_one(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+fn bind_one(address: SocketAddr) -> std::io::Result<(Inherited, std::net::TcpListener)> {
+    let make = || Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP));
+    let (inherited, socket) = Inherited::open(make)?;
     // A hub that was killed leaves connections in TIME_WAIT; its successor must not wait for them.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok((inherited, socket.into()))
 }
 
 /// Accepts until the hub stops.
-pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, inherited: Inherited) {
     let room = Arc::new(Semaphore::new(shared.config.max_sessions + SPARE_CONNECTIONS));
     let accepting = async {
         loop {
@@ -82,6 +84,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         () = accepting => {}
     }
     shared.listening.store(false, Ordering::Relaxed);
+    drop(inherited);
 }
 
 /// Speaks HTTP on a connection. One that becomes a WebSocket lives on in a task of its own.

@@ -63,7 +63,7 @@ impl Hub {
     pub fn start(config: HubConfig) -> Result<Self> {
         config.validate()?;
         let handle = runtime::handle(Room::Hub)?;
-        let listener = listener::bind(&config)?;
+        let (inherited, listener) = listener::bind(&config)?;
         let unusable = |error| Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error);
         let port = listener.local_addr().map_err(unusable)?.port();
         let inside = handle.enter();
@@ -85,7 +85,7 @@ impl Hub {
             }
         };
         shared.listening.store(true, Ordering::Relaxed);
-        shared.spawn(listener::accept(shared.clone(), listener));
+        shared.spawn(listener::accept(shared.clone(), listener, inherited));
         Ok(Self { shared, port, generation: runtime::generation() })
     }
 

@@ -11,16 +11,46 @@ mod serialize;
 mod settings;
 mod spill;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 
-/// Called in a forked child, before any Python code runs there.
+/// Called before a fork, in the thread that forks.
 #[pyfunction]
-fn _after_fork_in_child() {
+fn _before_fork() {
+    crate::inherited::before_fork();
+}
+
+/// Called after a fork in the parent.
+#[pyfunction]
+fn _after_fork_in_parent() {
+    crate::inherited::forked_in_parent();
+}
+
+/// Called in a forked child, before any Python code runs there; returns the descriptors that it has to close.
+#[pyfunction]
+fn _after_fork_in_child() -> Vec<i32> {
     crate::runtime::forked();
+    crate::inherited::forked_in_child()
+}
+
+/// Exception classes and runtimes are shared by the whole process: an interpreter beside the first would raise classes
+/// that its own `except` does not know.
+fn refuse_second_interpreter(py: Python<'_>) -> PyResult<()> {
+    static FIRST: AtomicUsize = AtomicUsize::new(0);
+    let this = py.import("sys")?.getattr("modules")?.as_ptr() as usize; // each interpreter has its own
+    match FIRST.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != this => Err(PyImportError::new_err(
+            "safe_broadcaster works in one interpreter of a process; use it there, or in a process of its own",
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[pymodule(gil_used = true)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    refuse_second_interpreter(module.py())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("_debug_build", cfg!(debug_assertions))?;
     module.add_class::<emitter::Emitter>()?;
@@ -32,6 +62,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(spill::spill_verify, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_events, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_requeue, module)?)?;
+    module.add_function(wrap_pyfunction!(_before_fork, module)?)?;
+    module.add_function(wrap_pyfunction!(_after_fork_in_parent, module)?)?;
     module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
     Ok(())
 }

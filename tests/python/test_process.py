@@ -1,56 +1,28 @@
-"""What a process does to a broadcaster: fork, exit, kill, a second process, a restart."""
+"""What a process does to a broadcaster: exit, signals, kill, exec, a second process, a restart."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import multiprocessing
 import os
+import random
 import signal
-import subprocess
-import sys
-import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safe_broadcaster import SafeBroadcaster, SpillLocked
-from support import NOWHERE, PlainServer, event, eventually, numbers
+from safe_broadcaster import BroadcasterClosed, SafeBroadcaster, SpillLocked
+from scripts import run, running, second_process, spawn, told
+from support import NOWHERE, PlainServer, event, eventually, eventually_blocking, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Make = Callable[..., SafeBroadcaster]
-
-PRELUDE = """
-import asyncio, os, signal, sys, threading, time
-from support import *
-from safe_broadcaster import *
-path = sys.argv[1]
-def say(*words): print(*words, flush=True)
-"""
-
-
-def spawn(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """Run a script in a process of its own."""
-    code = PRELUDE + textwrap.dedent(script)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-
-
-def run(script: str, *arguments: object, timeout: float = 20) -> tuple[int, list[str], str]:
-    """The exit code, the lines and the standard error of a script."""
-    process = spawn(script, *arguments)
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"hangs: {out!r} {err!r}")
-    return process.returncode, out.splitlines(), err
-
 
 # ── exit ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -125,6 +97,135 @@ def test_a_failing_script_still_shows_its_own_error(spill_path: Path) -> None:
     code, _, err = run("b = SafeBroadcaster(NOWHERE, path); b.emit_nowait(event(1)); 1 / 0", spill_path)
     assert code == 1
     assert err.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
+def test_daemon_threads_that_emit_at_the_end_lose_nothing_that_returned(make: Make, spill_path: Path) -> None:
+    code, lines, err = run(
+        """
+        b = SafeBroadcaster(NOWHERE, path)
+        def work(first):
+            n = first
+            while True:
+                try: b.emit_nowait(event(n))
+                except BroadcasterClosed: return
+                tell(n)
+                n += 1
+        for k in range(4): threading.Thread(target=work, args=(1_000_000 * k,), daemon=True).start()
+        eventually_blocking(lambda: b.get_stats()["last_seq"] > 500)
+        """,
+        spill_path,
+    )
+    assert (code, err) == (0, "")
+    assert len(lines) > 100
+    kept = numbers(list(make(NOWHERE, spill_path).spill))
+    assert told(lines) <= set(kept)
+    assert len(set(kept)) == len(kept)
+
+
+def test_sys_exit_in_a_task_loses_nothing_that_returned(make: Make, spill_path: Path) -> None:
+    code, lines, err = run(
+        """
+        async def quit():
+            await asyncio.sleep(0.02)
+            sys.exit(3)
+        async def main():
+            b = SafeBroadcaster(NOWHERE, path, **QUICK)
+            starting = asyncio.ensure_future(b.start())
+            leaving = asyncio.ensure_future(quit())
+            for n in range(1_000_000):
+                await b.safe_emit(event(n))
+                tell(n)
+                if n % 50 == 0: await asyncio.sleep(0)
+        import logging; logging.disable()
+        asyncio.run(main())
+        """,
+        spill_path,
+    )
+    assert (code, err) == (3, "")
+    kept = numbers(list(make(NOWHERE, spill_path).spill))
+    assert kept == list(range(len(kept)))
+    assert told(lines) <= set(kept)
+
+
+# ── signals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_sigterm_without_a_handler_ends_at_once_and_what_was_stored_is_there(
+    make: Make, spill_path: Path
+) -> None:
+    with running(
+        """
+        b = SafeBroadcaster(NOWHERE, path)
+        for n in range(50): b.emit_nowait(event(n))
+        eventually_blocking(lambda: b.get_stats()["spill_bytes"] > 0 and b.get_stats()["outbox_bytes"] == 0)
+        say("stored")
+        time.sleep(60)
+        """,
+        spill_path,
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(5) == -signal.SIGTERM
+    assert numbers(list(make(NOWHERE, spill_path).spill)) == list(range(50))
+
+
+async def test_sigterm_with_a_handler_of_asyncio_stops_in_order(
+    make: Make, server: PlainServer, spill_path: Path
+) -> None:
+    with running(
+        """
+        async def main():
+            over = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+            async with SafeBroadcaster(sys.argv[2], path, **QUICK) as b:
+                n = 0
+                while not over.is_set():
+                    await b.safe_emit(event(n))
+                    tell(n)
+                    n += 1
+                    if n % 20 == 0: await asyncio.sleep(0)
+        asyncio.run(main())
+        """,
+        spill_path,
+        server.url,
+    ) as process:
+        reading = asyncio.create_task(asyncio.to_thread(process.communicate, timeout=20))
+        await eventually(lambda: len(server.events) > 100)
+        process.terminate()
+        out, err = await reading
+        assert (process.returncode, err) == (0, "")
+        assert numbers(server.events) == sorted(told(out.splitlines()))
+    assert list(make(server.url, spill_path).spill) == []
+
+
+# ── exec ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_program_that_replaces_itself_opens_the_same_files_again(tmp_path: Path) -> None:
+    """No descriptor, and so no lock and no port, outlives ``exec``."""
+    code, lines, err = run(
+        """
+        async def main():
+            hub = EventBroadcaster(port=int(sys.argv[2]), log_path=path + "/hub.db")
+            await hub.start()
+            b = SafeBroadcaster(NOWHERE, path + "/spill.db")
+            kept = numbers(list(b.spill))
+            say(hub.get_stats()["offset"], kept, len(os.listdir("/proc/self/fd")))
+            if len(kept) == 3: os._exit(0)
+            await hub.broadcast("t", 1)
+            b.emit_nowait(event(len(kept)))
+            await eventually(lambda: len(b.spill) > len(kept) and b.get_stats()["outbox_bytes"] == 0)
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:-1], str(hub.port)])
+        asyncio.run(main())
+        """,
+        tmp_path,
+        0,
+    )
+    assert (code, err) == (0, "")
+    said = [line.rsplit(" ", 1) for line in lines]
+    assert [words for words, _ in said] == ["0 []", "1 [0]", "2 [0, 1]", "3 [0, 1, 2]"]
+    assert len({descriptors for _, descriptors in said}) == 1, "none is left over"
 
 
 # ── kill and restart ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,126 +343,184 @@ async def test_a_killed_owner_frees_the_file(make: Make, spill_path: Path) -> No
     assert list(again.spill) == [{}]
 
 
-# ── fork ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-FORK = """
-def in_child(work):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            say("child failed:", repr(error))
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
-
-async def main():
-    b = SafeBroadcaster(NOWHERE, path, **QUICK)
-    try: await b.start(0.02)
-    except ConnectTimeout: pass
-    assert await b.safe_emit(event(1)) is False
-"""
+async def test_a_lock_file_left_by_the_dead_is_taken_over(make: Make, spill_path: Path) -> None:
+    lock = Path(f"{spill_path}.lock")
+    lock.write_text("999999999")
+    broadcaster = make(NOWHERE, spill_path)
+    await broadcaster.safe_emit(event(1))
+    await eventually(lambda: broadcaster.get_stats()["epoch"])
+    assert lock.read_text().splitlines()[0] == str(os.getpid())
 
 
-def forked(body: str, path: Path) -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_child_of_multiprocessing_is_refused_the_parents_file_and_has_its_own(spill_path: Path, method: str) -> None:
+    owner = SafeBroadcaster(NOWHERE, spill_path)
+    owner.emit_nowait(event(1))
+    eventually_blocking(lambda: owner.get_stats()["epoch"])
+    child = multiprocessing.get_context(method).Process(target=second_process, args=(str(spill_path), os.getpid()))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert numbers(list(owner.spill)) == [1]
+    owner._stop_blocking(0)
+
+
+# ── cancellation, threads, loops ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_thousands_of_cancelled_awaits_lose_and_double_nothing(make: Make, server: PlainServer) -> None:
+    broadcaster = make(server.url)
+    await broadcaster.start(5)
+    rng = random.Random(7)
+    called: list[int] = []
+    cancelled = 0
+
+    async def emit(n: int) -> None:
+        called.append(n)
+        await broadcaster.safe_emit(event(n), durability="delivered" if n % 2 else "memory")
+
+    for first in range(0, 12_000, 1000):
+        tasks = [asyncio.create_task(emit(n)) for n in range(first, first + 1000)]
+        for task in tasks:
+            if rng.random() < 0.5:
+                task.cancel()
+            elif rng.random() < 0.01:
+                await asyncio.sleep(0)
+        if first % 3000 == 0:
+            server.cut()
+        cancelled += sum(
+            isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*tasks, return_exceptions=True)
+        )
+    assert cancelled > 1000
+    assert await broadcaster.drain(10)
+    received = numbers(server.events)
+    assert set(received) == set(called), "cancelled before its first step: never called; else: delivered"
+    assert list(dict.fromkeys(received)) == called, (
+        "in the order of the calls; a plain server may see repetitions after a cut"
+    )
+    assert broadcaster.get_stats()["last_seq"] == len(called)
+
+
+@pytest.mark.parametrize("link", ["up", "down"])
+async def test_threads_that_emit_during_stop_are_told_the_truth(
+    make: Make, server: PlainServer, spill_path: Path, link: str
+) -> None:
+    broadcaster = make(server.url if link == "up" else NOWHERE, spill_path)
+    if link == "up":
+        await broadcaster.start(5)
+    returned: list[list[int]] = [[] for _ in range(4)]
+
+    def work(k: int) -> None:
+        for n in itertools.count(1_000_000 * k):
+            try:
+                broadcaster.emit_nowait(event(n))
+            except BroadcasterClosed:
+                return
+            returned[k].append(n)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    await eventually(lambda: all(len(each) > 200 for each in returned))
+    await asyncio.wait_for(broadcaster.stop(0 if link == "down" else 10), 20)
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive()
+    kept = numbers(list(make(NOWHERE, spill_path).spill))
+    assert sorted(numbers(server.events) + kept) == sorted(n for each in returned for n in each)
+
+
+def test_a_loop_that_is_closed_under_a_broadcaster_does_not_take_it_along(spill_path: Path) -> None:
+    """The loop ends with awaits and reports under way; another goes on with the same broadcaster."""
     code, lines, err = run(
-        "import logging; logging.disable()\n"
-        + FORK
-        + textwrap.indent(textwrap.dedent(body), "    ")
-        + "\nasyncio.run(main())",
-        path,
-    )
-    assert (code, err) == (0, ""), lines
-    assert lines == ["done"]
-
-
-def test_a_forked_child_is_told_and_the_parent_goes_on(spill_path: Path) -> None:
-    forked(
         """
-        def child():
-            for use in (
-                lambda: b.safe_emit(event(2)), lambda: b.emit_nowait(event(2)), b.get_stats, lambda: b.spill_count,
-                lambda: list(b.spill), lambda: asyncio.run(b.start(1)), lambda: asyncio.run(b.stop()),
-                lambda: asyncio.run(b.drain(1)), lambda: asyncio.run(b.flush_spill()),
-                lambda: asyncio.run(b.ready.wait()),
-            ):
-                try: use()
-                except ForkedProcess as error: assert "make a new one after fork" in str(error)
-                else: raise AssertionError("the child was not told")
-        assert in_child(child) == 0
-        assert await b.safe_emit(event(3)) is False
-        assert numbers(list(b.spill)) == [1, 3]
-        await b.stop(0)
-        say("done")
-        """,
-        spill_path,
-    )
-
-
-def test_a_forked_child_can_have_a_broadcaster_of_its_own(spill_path: Path) -> None:
-    forked(
-        """
-        def child():
-            async def work():
+        import logging; logging.disable()
+        class Bus:
+            async def inject(self, report): await asyncio.sleep(0.01)
+        async def second(b, server):
+            await asyncio.wait_for(b.ready.wait(), 5)
+            assert await b.safe_emit(event(1000), durability="delivered") is True
+            assert await b.drain(5)
+            await b.stop()
+            say(sorted(set(numbers(server.events))) == [*range(100), 1000])
+        def serve(started, over):
+            async def main():
                 async with PlainServer() as server:
-                    async with SafeBroadcaster(server.url, path + ".child") as own:
-                        assert await own.safe_emit(event(7), durability="delivered")
-                    assert numbers(server.events) == [7]
-            asyncio.run(work())
-        assert in_child(child) == 0
-        assert in_child(child) == 0
-        await b.stop(0)
-        say("done")
+                    started.append(server)
+                    while not over.is_set(): await asyncio.sleep(0.01)
+            asyncio.run(main())
+        started, over = [], threading.Event()
+        thread = threading.Thread(target=serve, args=(started, over))
+        thread.start()
+        eventually_blocking(lambda: started)
+        b = SafeBroadcaster(started[0].url, path, Bus(), **QUICK)
+        async def begin():
+            await b.start(5)
+            for n in range(100): b.safe_emit(event(n), durability="delivered")
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()
+        asyncio.run(second(b, started[0]))
+        over.set()
+        thread.join()
         """,
         spill_path,
     )
+    assert (code, lines, err) == (0, ["True"], "")
 
 
-def test_a_forked_child_that_exits_normally_or_collects_harms_nobody(spill_path: Path) -> None:
-    forked(
+# ── the clock ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_waits_for_the_wall_clock(spill_path: Path) -> None:
+    """An administrator may set it back by years: in the Python layer nobody asks it how long something took."""
+    code, lines, err = run(
         """
-        import gc
-        other = SafeBroadcaster(NOWHERE, path + ".other")
-        other.emit_nowait(event(1))
-        for _ in range(20):
-            pid = os.fork()
-            if pid == 0:
-                del other
-                gc.collect()
-                import atexit
-                atexit._run_exitfuncs()
-                os._exit(0)
-            deadline = time.monotonic() + 5
-            while os.waitpid(pid, os.WNOHANG) == (0, 0):
-                assert time.monotonic() < deadline, "the child hangs"
-                time.sleep(0.002)
-        assert numbers(list(other.spill)) == [1]
-        assert numbers(list(b.spill)) == [1]
-        await b.stop(0)
-        say("done")
+        import logging; logging.disable()  # records carry the time of day
+        def forbidden(): raise AssertionError("somebody asks for the time of day")
+        async def main():
+            async with PlainServer() as server:
+                b = SafeBroadcaster(server.url, path, HealthBus(), **QUICK)
+                time.time = time.time_ns = forbidden
+                await b.start(5)
+                assert await b.safe_emit(event(1), durability="delivered")
+                server.cut()
+                await b.wait_connected(5)
+                await b.flush_spill()
+                assert await b.drain(5)
+                b.get_stats()
+                await b.stop()
+                async with EventBroadcaster(port=0) as hub: await hub.broadcast("t", 1)
+                say("done")
+        asyncio.run(main())
         """,
         spill_path,
     )
+    assert (code, lines, err) == (0, ["done"], "")
 
 
-def test_a_forked_child_does_not_keep_the_parents_spill_locked(spill_path: Path) -> None:
-    forked(
+# ── interpreters ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_second_interpreter_in_the_process_is_refused(spill_path: Path) -> None:
+    code, lines, err = run(
         """
-        pid = os.fork()
-        if pid == 0:
-            time.sleep(30)
-            os._exit(0)
-        await b.stop(0)
-        again = SafeBroadcaster(NOWHERE, path)
-        assert numbers(list(again.spill)) == [1]
-        await again.stop(0)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        say("done")
+        try: import _xxsubinterpreters as interpreters
+        except ImportError: import _interpreters as interpreters
+        b = SafeBroadcaster(NOWHERE, path)
+        b.emit_nowait(event(1))
+        other = interpreters.create()
+        failure = None
+        try: failure = interpreters.run_string(other, "import safe_broadcaster")
+        except Exception as error: failure = error
+        say("ImportError" in repr(failure) or "ImportError" in str(failure))
+        interpreters.destroy(other)
+        b.emit_nowait(event(2))
+        say(numbers(list(b.spill)))
         """,
         spill_path,
     )
+    assert (code, lines, err) == (0, ["True", "[1, 2]"], "")
 
 
 # ── several in one process ───────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use fastrand::Rng;
 use proptest::prelude::*;
 use safe_broadcaster::emitter::item::{Gap, GapReason, Item};
-use safe_broadcaster::emitter::spill::store::{Recovered, SpillStore};
+use safe_broadcaster::emitter::spill::store::{RESERVE_FIRST, Recovered, SpillStore};
 use safe_broadcaster::error::ErrorKind;
 use spill::{Files, PAGE, Written, beside, block, everything, ids, open};
 
@@ -78,7 +78,7 @@ impl Model {
             let gap = Gap { from: self.last() + 1, to: next - 1, reason: GapReason::Crash };
             self.items.insert(gap.from, Item::Gap(gap));
         }
-        self.reserved = next - 1;
+        self.reserved = next - 1 + RESERVE_FIRST;
     }
 
     /// Each seq, with its event or the reason of its gap.
@@ -126,8 +126,8 @@ impl World {
     fn new(home: &Path) -> Self {
         let path = home.join("spill.db");
         let (store, recovered) = open(&path, 1).expect("usable");
-        let Recovered { epoch, next_seq: next, .. } = recovered;
-        let (model, written) = (Model::default(), Written::new());
+        let Recovered { epoch, next_seq: next, reserved, .. } = recovered;
+        let (model, written) = (Model { reserved, ..Model::default() }, Written::new());
         let mut world =
             Self { path, store: Some(store), model, epoch, next, id: 1, written, cut: 0, unsynced: Vec::new() };
         world.synced();
@@ -254,7 +254,7 @@ impl World {
         } else {
             assert_ne!(recovered.epoch, self.epoch);
         }
-        let (base, reserved) = (recovered.base, recovered.next_seq - 1);
+        let (base, reserved) = (recovered.base, recovered.reserved);
         self.model = Model { items: items.into_iter().map(|item| (item.first(), item)).collect(), base, reserved };
         self.cut = self.model.items.values().next().map_or(0, Item::last);
         (self.store, self.epoch, self.next) = (Some(store), recovered.epoch, recovered.next_seq);
@@ -292,7 +292,7 @@ impl World {
         self.model.reopened(clean);
         assert_eq!(recovered.epoch, self.epoch);
         assert_eq!((recovered.base, recovered.last), (self.model.base, self.model.last()));
-        assert_eq!(recovered.next_seq, self.model.reserved + 1);
+        assert_eq!((recovered.next_seq, recovered.reserved), (self.model.last() + 1, self.model.reserved));
         (self.store, self.next) = (Some(store), recovered.next_seq);
         self.check();
         self.synced();

@@ -29,7 +29,7 @@ use crate::emitter::ledger::Ledger;
 use crate::emitter::report::{Coalesced, Objectives, Report, SloMonitor};
 use crate::emitter::spill::Op;
 use crate::emitter::spill::parked::Wanted;
-use crate::emitter::spill::store::Recovered;
+use crate::emitter::spill::store::{RESERVE_FIRST, Recovered};
 use crate::emitter::window::Window;
 use crate::error::Error;
 
@@ -39,8 +39,6 @@ pub use crate::emitter::ledger::Time;
 
 /// A link that confirms nothing for this long while memory is full is called stalled, and memory moves to disk.
 const STALL: Duration = Duration::from_millis(100);
-/// First reservation of seqs; doubles with each one used up, so that their number stays small at any rate.
-const RESERVE_FIRST: u64 = 10_000;
 
 /// How the peer confirms what it received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,7 +306,7 @@ impl Machine {
             trimmed: recovered.base,
             reserving: false,
             probing: false,
-            reserved: recovered.next_seq - 1,
+            reserved: recovered.reserved,
             reserve_step: RESERVE_FIRST,
             refusing: Refusing::new(&config, recovered.parked),
             spill_bytes: recovered.bytes,

@@ -15,7 +15,7 @@ const APPEND_BYTES: usize = 2 << 20;
 const READ_BYTES: usize = 1 << 20;
 /// The spill rests for this after a failed operation.
 const SPILL_RETRY: Duration = Duration::from_secs(1);
-/// The largest reservation of seqs; see `RESERVE_FIRST`.
+/// The largest reservation of seqs. They double with each one used up, so that their number stays small at any rate.
 const RESERVE_MAX: u64 = 4_000_000;
 
 impl Machine {

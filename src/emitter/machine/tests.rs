@@ -22,6 +22,7 @@ fn recovered(last: u64) -> Recovered {
         emitter,
         epoch,
         next_seq,
+        reserved: last,
         base: 0,
         last,
         gaps: vec![],

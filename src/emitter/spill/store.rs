@@ -65,6 +65,10 @@ pub(super) const PURPOSE: Purpose = Purpose {
     unusable: ErrorKind::SpillCorrupt,
 };
 
+/// Seqs promised at each opening without a ring, in the transaction that says who is here: from then on none is used, or
+/// lost with the process, without a trace. The machine promises more as they are used up.
+pub const RESERVE_FIRST: u64 = 10_000;
+
 /// Bounds of the spill and the policy at them.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -96,6 +100,8 @@ pub struct Recovered {
     pub epoch: String,
     /// The next seq that may be assigned.
     pub next_seq: u64,
+    /// Seqs up to here are promised; see [`SpillStore::reserve`].
+    pub reserved: u64,
     /// Everything up to here is acknowledged or given up for good.
     pub base: u64,
     /// Last seq stored; `base` if nothing is.
@@ -304,6 +310,7 @@ impl SpillStore {
     ) -> rusqlite::Result<(Recovered, bool)> {
         let mut usage = self.usage;
         let (now, anchor) = (self.clock.now(), self.clock.unstored());
+        self.db.pragma_update(None, "synchronous", "FULL")?; // there is a promise in it
         let tx = self.db.unchecked_transaction()?;
         let taken_over: Option<i64> = get(&tx, "taken_over")?;
         let left = left.filter(|left| taken_over != Some(left.id as i64));
@@ -343,7 +350,9 @@ impl SpillStore {
             roomy && ours.is_some() && kept.is_some()
         });
         // Rows that the ring knows to be confirmed must not leave a hole before what comes.
-        let mut meta = Meta { emitter: name, epoch, reserved: next_seq - 1, base, last };
+        // What a cleanly ended process had left of its promise was never used; with a ring the exact seq is known.
+        let reserved = next_seq - 1 + if segments.is_none() { RESERVE_FIRST } else { 0 };
+        let mut meta = Meta { emitter: name, epoch, reserved, base, last };
         trim(&tx, &mut usage, &mut meta, base)?;
         if !adopts {
             let behind = held.drain(..).filter_map(|item| item.after(last));
@@ -357,12 +366,13 @@ impl SpillStore {
             }
         }
         meta.last = last;
-        meta.store(&tx)?; // what a cleanly ended process had left of its promise was never used
+        meta.store(&tx)?;
         if let Some(anchor) = anchor {
             put(&tx, "clock", anchor)?;
         }
         tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
         tx.commit()?;
+        self.db.pragma_update(None, "synchronous", "NORMAL")?;
         self.clock.note_stored();
         (self.usage, self.meta) = (usage, meta.clone());
         let Meta { emitter, epoch, .. } = meta;
@@ -374,6 +384,7 @@ impl SpillStore {
             emitter,
             epoch,
             next_seq,
+            reserved,
             base,
             last,
             gaps,

@@ -26,8 +26,9 @@ fn items(rng: &mut Rng, mut next: u64) -> Vec<Item> {
     items
 }
 
-fn what(recovered: &Recovered) -> (u64, u64, u64, &[Gap], u64, u64) {
-    (recovered.next_seq, recovered.base, recovered.last, &recovered.gaps, recovered.bytes, recovered.parked)
+fn what(recovered: &Recovered) -> (u64, u64, u64, u64, &[Gap], u64, u64) {
+    let Recovered { next_seq, reserved, base, last, gaps, bytes, parked, .. } = recovered;
+    (*next_seq, *reserved, *base, *last, gaps, *bytes, *parked)
 }
 
 struct Pair {

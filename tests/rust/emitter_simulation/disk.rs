@@ -9,7 +9,7 @@ use safe_broadcaster::emitter::ring::Left;
 use safe_broadcaster::emitter::spill::parked::{Parking, Wanted, gaps_in};
 use safe_broadcaster::emitter::spill::reunion::{Reunion, Stored, reunite};
 use safe_broadcaster::emitter::spill::salvage::Damage;
-use safe_broadcaster::emitter::spill::store::Recovered;
+use safe_broadcaster::emitter::spill::store::{RESERVE_FIRST, Recovered};
 use safe_broadcaster::emitter::spill::{Done, Op};
 use safe_broadcaster::error::{Error, ErrorKind};
 
@@ -359,15 +359,29 @@ impl Disk {
             last = next_seq - 1;
         }
         self.base = base;
-        self.reserved = next_seq - 1;
+        self.reserved = next_seq - 1 + if segments.is_none() { RESERVE_FIRST } else { 0 };
         self.has_ring = segments.is_some();
         let mut gaps: Vec<Gap> = self.rows.values().filter_map(Item::gap).collect();
         gaps.extend(refused.into_iter().filter(|_| adopts));
         let (emitter, epoch) = ("simulated".into(), "epoch".into());
+        let reserved = self.reserved;
         let (bytes, parked, oldest) = (self.bytes(), self.parked.len() as u64, None);
         let (ring, damage) = (None, None);
-        let recovered =
-            Recovered { emitter, epoch, next_seq, base, last, gaps, bytes, oldest, parked, held, ring, damage };
+        let recovered = Recovered {
+            emitter,
+            epoch,
+            next_seq,
+            reserved,
+            base,
+            last,
+            gaps,
+            bytes,
+            oldest,
+            parked,
+            held,
+            ring,
+            damage,
+        };
         (recovered, adopts)
     }
 

@@ -74,32 +74,42 @@ fn after_a_clean_end_with_everything_confirmed_nothing_is_left() {
     store.reserve(10_000, 0).expect("stored");
     store.append(&[block(1, 3, 20)], 0, 0).expect("stored");
     store.close(8, 7).expect("closed");
-    for _ in 0..2 {
-        // The second time after a crash in which no seq was used.
-        let (_, again) = open(&path);
-        assert_eq!((again.next_seq, again.base, again.last), (8, 7, 7));
-        assert!(again.gaps.is_empty());
-    }
+    let (_, again) = open(&path);
+    assert_eq!((again.next_seq, again.base, again.last), (8, 7, 7));
+    assert!(again.gaps.is_empty());
+}
+
+#[test]
+fn a_crash_after_the_opening_is_told_even_if_nothing_else_was_written() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (store, fresh) = open(&path);
+    assert_eq!((fresh.next_seq, fresh.reserved), (1, RESERVE_FIRST));
+    drop(store);
+    let (_, again) = open(&path);
+    assert_eq!((again.next_seq, again.reserved), (RESERVE_FIRST + 1, 2 * RESERVE_FIRST));
+    assert_eq!(again.gaps, [gap(1, RESERVE_FIRST, GapReason::Crash)]);
 }
 
 #[test]
 fn after_a_crash_no_promised_seq_is_used_again_and_a_gap_tells() {
+    const PROMISED: u64 = 3 * RESERVE_FIRST;
     let home = tempfile::tempdir().expect("writable");
     let path = home.path().join("spill.db");
     let (mut store, fresh) = open(&path);
-    store.reserve(100, 0).expect("stored");
+    store.reserve(PROMISED, 0).expect("stored");
     store.append(&[block(1, 10, 20)], 0, 0).expect("stored");
     drop(store);
     let (mut store, again) = open(&path);
     assert_eq!(again.epoch, fresh.epoch);
-    assert_eq!((again.next_seq, again.base, again.last), (101, 0, 100));
-    assert_eq!(again.gaps, [gap(11, 100, GapReason::Crash)]);
-    store.reserve(200, 50).expect("stored");
+    assert_eq!((again.next_seq, again.base, again.last), (PROMISED + 1, 0, PROMISED));
+    assert_eq!(again.gaps, [gap(11, PROMISED, GapReason::Crash)]);
+    store.reserve(2 * PROMISED, 50).expect("stored");
     drop(store);
     let (mut store, again) = open(&path);
-    assert_eq!((again.next_seq, again.base), (201, 50));
-    assert_eq!(again.gaps, [gap(11, 200, GapReason::Crash)], "gaps that touch are one");
-    assert_eq!(spans(&store.read(50, usize::MAX).expect("readable")), [(51, 200, false)]);
+    assert_eq!((again.next_seq, again.base), (2 * PROMISED + 1, 50));
+    assert_eq!(again.gaps, [gap(11, 2 * PROMISED, GapReason::Crash)], "gaps that touch are one");
+    assert_eq!(spans(&store.read(50, usize::MAX).expect("readable")), [(51, 2 * PROMISED, false)]);
 }
 
 #[test]
@@ -127,7 +137,7 @@ fn the_bound_on_events_leaves_one_gap_row_however_long_the_outage() {
     assert_eq!(items[0], Item::Gap(gap(1, 70, GapReason::SpillFull)));
     assert_eq!(items.iter().map(Item::events).sum::<u64>(), 10);
     assert_eq!(rows(&store), items.len() as i64);
-    drop(store);
+    store.close(81, 0).expect("closed");
     assert_eq!(open(&path).1.gaps, [gap(1, 70, GapReason::SpillFull)]);
 }
 
@@ -181,7 +191,7 @@ fn a_block_confirmed_in_part_stays_whole_and_is_read_from_its_middle() {
     store.trim(15).expect("stored");
     assert_eq!((rows(&store), store.usage.events), (1, 10));
     assert_eq!(spans(&store.read(15, usize::MAX).expect("readable")), [(16, 20, true)]);
-    drop(store);
+    store.close(21, 15).expect("closed");
     let (mut store, again) = open(&path);
     assert_eq!((again.base, again.last), (15, 20));
     store.trim(20).expect("stored");
@@ -291,7 +301,8 @@ fn a_parked_event_leaves_a_gap_in_its_row_and_is_parked_once() {
     assert_eq!((again.parked, again.gaps.first()), (1, Some(&refused(3))));
     assert_eq!(store.park(3, Some(b"{}"), "no, again").expect("stored").parked, 1);
     assert_eq!(store.park(6, None, "no").expect("stored").parked, 2);
-    assert_eq!(spans(&store.read(5, usize::MAX).expect("readable")), [(6, 6, false), (7, 7, true)]);
+    let after_crash = (8, RESERVE_FIRST, false);
+    assert_eq!(spans(&store.read(5, usize::MAX).expect("readable")), [(6, 6, false), (7, 7, true), after_crash]);
     let (_, again) = {
         drop(store);
         open(&path)

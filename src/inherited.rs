@@ -1,0 +1,73 @@
+//! What a forked child must not keep: a descriptor that it inherits holds the lock on a file, or a port, for a parent
+//! that may be killed, and whoever comes after the parent would be refused as long as the child lives.
+//!
+//! Closing is left to whoever forks (`src/python/`): a descriptor is a number here, and only the child, in which none of
+//! our threads exists, may close one that it does not own.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+// The standard library's: to unlock it in a child touches nothing but the mutex itself.
+static OPEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// Held over a fork, so that the child finds all descriptors noted, and the mutex its own.
+    static FORKING: RefCell<Option<MutexGuard<'static, Vec<RawFd>>>> = const { RefCell::new(None) };
+}
+
+fn open() -> MutexGuard<'static, Vec<RawFd>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Something with a descriptor that a forked child closes. Has to be dropped before that descriptor is closed.
+#[derive(Debug)]
+pub(crate) struct Inherited(RawFd);
+
+impl Inherited {
+    /// Notes what `make` opens; no fork comes in between.
+    pub(crate) fn open<T: AsRawFd, E>(make: impl FnOnce() -> Result<T, E>) -> Result<(Self, T), E> {
+        let mut open = open();
+        let opened = make()?;
+        let fd = opened.as_raw_fd();
+        open.push(fd);
+        Ok((Self(fd), opened))
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        open().retain(|fd| *fd != self.0);
+    }
+}
+
+/// To be called before a fork, in the thread that forks.
+pub fn before_fork() {
+    let guard = open();
+    FORKING.with_borrow_mut(|forking| *forking = Some(guard));
+}
+
+/// To be called after a fork in the parent.
+pub fn forked_in_parent() {
+    FORKING.with_borrow_mut(Option::take);
+}
+
+/// To be called after a fork in the child: what it has to close.
+#[must_use]
+pub fn forked_in_child() -> Vec<RawFd> {
+    // Without `before_fork` another thread may have the mutex for ever: then nothing is known.
+    FORKING.with_borrow_mut(Option::take).map(|mut open| std::mem::take(&mut *open)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_noted_until_it_is_dropped() {
+        let (note, file) = Inherited::open(|| std::fs::File::open("/dev/null")).expect("there");
+        assert!(open().contains(&file.as_raw_fd()));
+        drop(note);
+        assert!(!open().contains(&file.as_raw_fd()));
+    }
+}
