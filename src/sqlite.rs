@@ -187,21 +187,12 @@ impl Purpose {
     /// Opens a file, or makes it, without looking for damage first. Closing it changes nothing before
     /// [`trust`].
     pub(crate) fn connect(&self, path: &Path, new: bool) -> rusqlite::Result<Connection> {
+        if new {
+            self.make(path)?;
+        }
         let db = Connection::open(path)?;
         distrust(&db)?;
         db.busy_timeout(Duration::from_secs(5))?; // a tripwire: the lock file keeps other owners out
-        // A process that was killed while it made the file left none: SQLite takes that back here.
-        if new || pragma(&db, "page_count")? == 0 {
-            db.pragma_update(None, "page_size", PAGE as i64)?;
-            db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // takes effect only before the first table
-            // Together: a process that is killed here leaves an empty file, not half of the tables.
-            let tx = db.unchecked_transaction()?;
-            tx.pragma_update(None, "application_id", self.application_id)?;
-            tx.pragma_update(None, "user_version", self.format)?;
-            tx.execute_batch(META)?;
-            tx.execute_batch(self.schema)?;
-            tx.commit()?;
-        }
         let (id, version) = (pragma(&db, "application_id")?, pragma(&db, "user_version")?);
         if (id, version) != (self.application_id, self.format) {
             return Err(rusqlite::Error::InvalidPath(path.to_owned()));
@@ -213,6 +204,27 @@ impl Purpose {
         db.pragma_update(None, "cache_size", -2048)?; // KiB: rows are read and written once, a cache would only weigh
         db.set_prepared_statement_cache_capacity(32);
         Ok(db)
+    }
+
+    /// Makes an empty file beside the path, which takes its place when it is complete: whoever is killed here leaves
+    /// nothing at the path that could be taken for somebody else's.
+    fn make(&self, path: &Path) -> rusqlite::Result<()> {
+        let io = |error: std::io::Error| rusqlite::Error::ToSqlConversionFailure(error.into());
+        let fresh = beside(path, ".new");
+        for left in ["", "-journal"] {
+            remove(&beside(&fresh, left)).map_err(io)?;
+        }
+        let db = Connection::open(&fresh)?;
+        db.pragma_update(None, "page_size", PAGE as i64)?;
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?; // takes effect only before the first table
+        let tx = db.unchecked_transaction()?;
+        tx.pragma_update(None, "application_id", self.application_id)?;
+        tx.pragma_update(None, "user_version", self.format)?;
+        tx.execute_batch(META)?;
+        tx.execute_batch(self.schema)?;
+        tx.commit()?;
+        db.close().map_err(|(_, error)| error)?;
+        std::fs::rename(&fresh, path).map_err(io)
     }
 }
 
