@@ -1,4 +1,4 @@
-"""What README and examples show works as it is shown."""
+"""What README and examples show works as it is shown, and what the documents name exists."""
 
 from __future__ import annotations
 
@@ -54,3 +54,34 @@ async def test_the_engine_example_emits(hub, tmp_path, monkeypatch, capsys) -> N
 async def test_the_plain_server_example_receives_each_event_once(capsys) -> None:
     await load(ROOT / "examples/plain_server.py").main()
     assert capsys.readouterr().out.strip() == str(list(range(10)))
+
+
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", (ROOT / document).read_text()):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / document).parent / path if path else ROOT / document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_proof_that_is_named_exists() -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    sources = [
+        path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.*") if path.suffix in {".rs", ".py"}
+    ]
+    functions = set(re.findall(r"(?:def|fn) (\w+)", "".join(path.read_text() for path in sources)))
+    named = set(re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`", text))
+    assert len(named) > 50
+    assert named - functions == set()
+    files = re.findall(r"`((?:src|tests|chaos|benchmarks)/[\w/.]*)`", text)
+    assert [file for file in files if not (ROOT / file).exists()] == []
