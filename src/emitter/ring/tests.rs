@@ -2,6 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Random histories of each kind; the environment variable `RING_CASES` asks for more.
+fn cases() -> u32 {
+    std::env::var("RING_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200)
+}
+
 fn identity() -> Identity {
     Identity { emitter: "ada".into(), epoch: "e1".into() }
 }
@@ -166,7 +171,7 @@ fn a_full_disk_is_an_error_that_says_what_is_needed() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     /// Append, take, acknowledge and die, at random, against a plain list.
     #[test]

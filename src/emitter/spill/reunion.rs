@@ -38,7 +38,7 @@ pub fn reunite(stored: Stored, left: Option<&Left>, ours: bool) -> Reunion {
     let ring = left.filter(|_| ours);
     let base = stored.base.max(ring.map_or(0, |left| left.acked));
     let last = stored.last.max(base);
-    let mut held = left.map_or_else(Vec::new, |left| follow(last, &left.blocks, ours));
+    let mut held = left.map_or_else(Vec::new, |left| follow(last, left, ours));
     let end = held.last().map_or(last, Item::last);
     let next_seq = match (stored.next_seq, ring) {
         (Some(clean), _) => clean.max(end + 1),
@@ -54,7 +54,9 @@ pub fn reunite(stored: Stored, left: Option<&Left>, ours: bool) -> Reunion {
     Reunion { base, last, next_seq, held }
 }
 
-fn follow(last: u64, blocks: &[Block], ours: bool) -> Vec<Item> {
+fn follow(last: u64, left: &Left, ours: bool) -> Vec<Item> {
+    let blocks = &left.blocks;
+    let reason = if left.damaged > 0 { GapReason::Corrupt } else { GapReason::Crash };
     let shift = if ours { 0 } else { (last + 1).wrapping_sub(blocks.first().map_or(0, Block::first)) };
     let (mut held, mut end) = (Vec::new(), last);
     for block in blocks {
@@ -63,7 +65,7 @@ fn follow(last: u64, blocks: &[Block], ours: bool) -> Vec<Item> {
             continue;
         }
         if block.first() > end + 1 {
-            held.push(Item::Gap(Gap { from: end + 1, to: block.first() - 1, reason: GapReason::Crash }));
+            held.push(Item::Gap(Gap { from: end + 1, to: block.first() - 1, reason }));
         }
         end = block.last();
         held.push(Item::Events(block));
