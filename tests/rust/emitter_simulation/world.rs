@@ -67,6 +67,8 @@ struct Process {
     connecting: Option<(Duration, Option<u64>)>,
     /// Emissions whose seq is not final yet.
     provisional: Vec<usize>,
+    /// Emissions that came before the ring was open and found no room in it.
+    unkept: Vec<usize>,
     /// Everything up to here is waited for.
     awaited: u64,
     ended: bool,
@@ -178,6 +180,7 @@ impl Process {
             linger: None,
             connecting: None,
             provisional: Vec::new(),
+            unkept: Vec::new(),
             awaited: 0,
             ended: false,
         }
@@ -271,9 +274,12 @@ impl World {
             ring.resume(base, recovered.base);
         }
         let kept = self.process.outbox.attach(base, ring);
-        assert_eq!(kept, self.process.outbox.counts().last_seq, "the ring has room for what came before it");
         for id in std::mem::take(&mut self.process.provisional) {
-            self.emissions[id].seq += base;
+            let seq = &mut self.emissions[id].seq;
+            *seq += base;
+            if *seq > kept {
+                self.process.unkept.push(id); // whoever waits for it is told
+            }
         }
         let mut machine = Machine::new(self.config.clone(), &recovered, self.rng.u64(..));
         machine.start(self.now);
@@ -617,10 +623,11 @@ impl World {
     fn forgive(&mut self) {
         let durable = self.config.durability != Durability::Memory;
         let opening = std::mem::take(&mut self.process.provisional);
+        let unkept = std::mem::take(&mut self.process.unkept);
         let Self { emissions, receiver, disk, .. } = self;
         for (id, emission) in emissions.iter_mut().enumerate() {
             let kept = receiver.received[id] == emission.seq || disk.has(emission.seq);
-            let early = opening.binary_search(&id).is_ok();
+            let early = opening.binary_search(&id).is_ok() || (!kept && unkept.binary_search(&id).is_ok());
             if early || (!durable && emission.seq > disk.reserved && !kept) {
                 emission.untraceable = true;
             }
