@@ -224,6 +224,10 @@ impl Purpose {
         tx.execute_batch(self.schema)?;
         tx.commit()?;
         db.close().map_err(|(_, error)| error)?;
+        // SQLite would read what is left of a file that is gone into this one.
+        for left in ["-journal", "-wal", "-shm"] {
+            remove(&beside(path, left)).map_err(io)?;
+        }
         std::fs::rename(&fresh, path).map_err(io)
     }
 }

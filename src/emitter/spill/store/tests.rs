@@ -530,3 +530,20 @@ fn parked_events_are_salvaged_and_one_that_rots_is_not_sent() {
     let (_, again) = open(&path);
     assert_eq!((again.parked, again.epoch, again.damage), (2, fresh.epoch, None));
 }
+
+#[test]
+fn what_belonged_to_a_file_that_is_gone_is_no_part_of_a_new_one() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, before) = open(&path);
+    store.append(&[block(1, 300, 400)], 0, 0).expect("stored");
+    let wal = std::fs::read(home.path().join("spill.db-wal")).expect("there");
+    drop(store);
+    // After a kill the WAL stays, and somebody who cleans up may forget it.
+    std::fs::write(home.path().join("spill.db-wal"), wal).expect("writable");
+    std::fs::remove_file(&path).expect("there");
+    let (mut store, fresh) = SpillStore::open(&path, limits(), None, 8, None).expect("usable");
+    assert_eq!((fresh.next_seq, fresh.damage.is_none(), fresh.bytes), (1, true, 0));
+    assert_ne!(fresh.epoch, before.epoch);
+    assert!(store.read(0, usize::MAX).expect("readable").is_empty());
+}
