@@ -530,3 +530,154 @@ fn parked_events_are_salvaged_and_one_that_rots_is_not_sent() {
     let (_, again) = open(&path);
     assert_eq!((again.parked, again.epoch, again.damage), (2, fresh.epoch, None));
 }
+
+/// Blocks of 64 KiB with one event each, ended cleanly.
+fn full(path: &Path, rows: u64) {
+    let (mut store, _) = open_with(path, Limits { bytes: u64::MAX, ..limits() });
+    for first in 1..=rows {
+        store.append(&[block(first, 1, 64 << 10)], 0, 0).expect("stored");
+    }
+    store.close(rows + 1, 0).expect("closed");
+}
+
+fn change(path: &Path, sql: &str) {
+    Connection::open(path).and_then(|db| db.execute_batch(sql)).expect("writable");
+}
+
+fn scrubbed(store: &mut SpillStore) {
+    while store.scrub_after().is_some() {
+        store.scrub(|| false);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+fn opening_reads_as_little_of_a_large_spill_as_of_a_small_one() {
+    // Of this thread alone.
+    let read = || -> Option<u64> {
+        let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+        io.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse().ok()
+    };
+    if read().is_none() {
+        eprintln!("skipped: this kernel does not count what a thread reads");
+        return;
+    }
+    let home = tempfile::tempdir().expect("writable");
+    let bytes: Vec<u64> = [40, 2000]
+        .into_iter()
+        .map(|rows| {
+            let path = home.path().join(format!("{rows}.db"));
+            full(&path, rows);
+            let before = read().expect("counted");
+            let (store, recovered) = open(&path);
+            let after = read().expect("counted");
+            assert_eq!((recovered.last, store.usage.events), (rows, rows));
+            assert!(recovered.bytes > rows << 16 && recovered.oldest.is_some());
+            after - before
+        })
+        .collect();
+    assert!(bytes[0] > HEAD as u64, "the first rows are checked: {bytes:?}");
+    assert!(bytes[1] < bytes[0] + 16 * PAGE as u64, "{bytes:?}");
+}
+
+#[test]
+fn what_rots_far_behind_the_first_rows_is_found_in_calm_moments_and_keeps_the_epoch() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 60);
+    let epoch = open(&path).1.epoch;
+    for (wrong, gaps) in [
+        ("UPDATE item SET crc = crc + 1 WHERE first = 50", vec![gap(50, 50, GapReason::Corrupt)]),
+        ("DELETE FROM item WHERE first = 40", vec![gap(40, 40, GapReason::Corrupt)]),
+    ] {
+        change(&path, wrong);
+        let (mut store, recovered) = open(&path);
+        assert!(recovered.damage.is_none(), "it is not looked at yet");
+        scrubbed(&mut store);
+        let damage = store.take_damage().expect("told");
+        assert_eq!((damage.unreadable, recovered.epoch), (gaps, epoch.clone()));
+        assert_eq!(store.read(0, usize::MAX).expect("readable").len(), 60);
+    }
+    let (mut store, again) = open(&path);
+    assert_eq!((again.gaps.len(), again.epoch, again.bytes), (2, epoch, bytes_of(&path)));
+    scrubbed(&mut store);
+    assert!(store.take_damage().is_none(), "all is well again");
+}
+
+#[test]
+fn the_last_rows_cannot_get_lost_unnoticed() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 60);
+    change(&path, "DELETE FROM item WHERE first >= 50");
+    let damage = open(&path).1.damage.expect("at once");
+    assert_eq!(damage.salvaged, 49);
+}
+
+#[test]
+fn totals_that_are_not_those_of_the_rows_are_corrected() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 3);
+    let db = Connection::open(&path).expect("a file");
+    Usage { events: 77, bytes: 5 }.store(&db, 3).expect("writable");
+    drop(db);
+    let (mut store, recovered) = open(&path);
+    assert_eq!(recovered.bytes, 5);
+    scrubbed(&mut store);
+    assert_eq!((store.usage.events, store.bytes()), (3, bytes_of(&path)));
+    drop(store);
+    let (_, again) = open(&path);
+    assert_eq!((again.bytes, again.damage), (bytes_of(&path), None));
+}
+
+#[test]
+fn an_index_without_one_of_the_gaps_is_damage() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, _) = open(&path);
+    store.append(&[block(1, 2, 20), Item::Gap(gap(3, 3, GapReason::OutboxFull)), block(4, 1, 20)], 0, 0).expect("x");
+    store.close(5, 0).expect("closed");
+    change(
+        &path,
+        "PRAGMA writable_schema = ON;
+         CREATE TEMP TABLE kept AS SELECT * FROM sqlite_schema WHERE name = 'gap';
+         DELETE FROM sqlite_schema WHERE name = 'gap';
+         PRAGMA writable_schema = RESET;
+         CREATE TEMP TABLE changed AS SELECT * FROM item WHERE first = 3;
+         DELETE FROM item WHERE first = 3;
+         UPDATE temp.kept SET rootpage = rootpage;
+         PRAGMA writable_schema = ON;
+         INSERT INTO sqlite_schema SELECT * FROM kept;
+         PRAGMA writable_schema = RESET;
+         DELETE FROM item WHERE first = 99;",
+    );
+    let (mut store, recovered) = open(&path);
+    // Whether it is seen at once or later: no seq goes without a word.
+    scrubbed(&mut store);
+    assert!(recovered.damage.is_some() || store.take_damage().is_some());
+    let items = store.read(recovered.base, usize::MAX).expect("readable");
+    assert_eq!(spans(&items), [(1, 2, true), (3, 3, false), (4, 4, true)]);
+}
+
+#[test]
+fn the_check_of_all_pages_gives_way_and_is_tried_again_ever_later() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 60);
+    let (mut store, _) = open(&path);
+    while !matches!(store.scrub, Scrub::Whole { .. }) {
+        store.scrub(|| false);
+    }
+    let mut before = Duration::ZERO;
+    for _ in 0..4 {
+        let wait = store.scrub_after().expect("not done");
+        assert!(wait >= before * 2, "{wait:?} after {before:?}");
+        before = wait;
+        store.scrub(|| true);
+    }
+    scrubbed(&mut store);
+    assert!(store.take_damage().is_none());
+    assert_eq!(store.read(0, usize::MAX).expect("readable").len(), 60);
+}
