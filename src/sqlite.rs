@@ -22,8 +22,9 @@ pub(crate) use damage::{beside, damaged, is_damage, is_full, remove, set_aside};
 
 /// Bytes of a page. Rows are up to 64 KiB: larger pages mean fewer overflow pages.
 pub(crate) const PAGE: usize = 16 << 10;
-/// Steps of SQLite, or pages that it checks, after which somebody who works [`unless`] is asked: a millisecond or less.
-const ASK: i32 = 100;
+/// Steps of SQLite, or pages that it checks (with up to 64 KiB of overflow each), after which somebody who works
+/// [`unless`] is asked: a millisecond.
+const ASK: i32 = 5;
 /// Makes the table of [`get`] and [`put`].
 pub(crate) const META: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value, crc INTEGER NOT NULL) WITHOUT ROWID;";
 
