@@ -586,7 +586,8 @@ fn what_rots_far_behind_the_first_rows_is_found_in_calm_moments_and_keeps_the_ep
     let home = tempfile::tempdir().expect("writable");
     let path = home.path().join("spill.db");
     full(&path, 60);
-    let epoch = open(&path).1.epoch;
+    let (store, Recovered { epoch, .. }) = open(&path);
+    store.close(61, 0).expect("closed");
     for (wrong, gaps) in [
         ("UPDATE item SET crc = crc + 1 WHERE first = 50", vec![gap(50, 50, GapReason::Corrupt)]),
         ("DELETE FROM item WHERE first = 40", vec![gap(40, 40, GapReason::Corrupt)]),
@@ -598,6 +599,7 @@ fn what_rots_far_behind_the_first_rows_is_found_in_calm_moments_and_keeps_the_ep
         let damage = store.take_damage().expect("told");
         assert_eq!((damage.unreadable, recovered.epoch), (gaps, epoch.clone()));
         assert_eq!(store.read(0, usize::MAX).expect("readable").len(), 60);
+        store.close(61, 0).expect("closed");
     }
     let (mut store, again) = open(&path);
     assert_eq!((again.gaps.len(), again.epoch, again.bytes), (2, epoch, bytes_of(&path)));
@@ -655,7 +657,7 @@ fn an_index_without_one_of_the_gaps_is_damage() {
     assert!(recovered.damage.is_none() && recovered.gaps.is_empty());
     scrubbed(&mut store);
     assert_eq!(store.take_damage().expect("told").lost(), 0);
-    drop(store);
+    store.close(5, 0).expect("closed");
     assert_eq!(open(&path).1.gaps, [gap(4, 4, GapReason::OutboxFull)]);
 }
 
