@@ -7,7 +7,7 @@ mod damage;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crc_fast::{CrcAlgorithm, Digest};
 use rusqlite::config::DbConfig;
@@ -22,9 +22,9 @@ pub(crate) use damage::{beside, damaged, is_damage, is_full, remove, set_aside};
 
 /// Bytes of a page. Rows are up to 64 KiB: larger pages mean fewer overflow pages.
 pub(crate) const PAGE: usize = 16 << 10;
-/// Time that SQLite's own check of the pages may take when a file is opened; what it does not reach is found when it is
-/// read.
-const CHECK: Duration = Duration::from_millis(250);
+/// Steps of SQLite, or pages that it checks (with up to 64 KiB of overflow each), after which somebody who works
+/// [`unless`] is asked: a millisecond.
+const ASK: i32 = 5;
 /// Makes the table of [`get`] and [`put`].
 pub(crate) const META: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value, crc INTEGER NOT NULL) WITHOUT ROWID;";
 
@@ -117,7 +117,7 @@ impl Purpose {
         Ok(Lock { _inherited: inherited, file, found, owned: None })
     }
 
-    /// Opens or creates the file that is locked.
+    /// Opens or creates the file that is locked. Only what can be seen of damage without reading its pages is found.
     ///
     /// # Errors
     /// [`is_damage`], [`is_full`], or a format of another version.
@@ -129,9 +129,8 @@ impl Purpose {
         if let Some(what) = broken {
             return Err(damaged(what));
         }
-        let mut db = self.connect(path, lock.found == Found::New)?;
+        let db = self.connect(path, lock.found == Found::New)?;
         lock.mark(path);
-        check_pages(&mut db)?;
         Ok(db)
     }
 
@@ -253,22 +252,29 @@ pub(crate) fn distrust(db: &Connection) -> rusqlite::Result<()> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(|_| ())
 }
 
-/// SQLite's check of its own pages, as far as it gets in a moment.
-fn check_pages(db: &mut Connection) -> rusqlite::Result<()> {
-    let until = Instant::now() + CHECK;
-    db.progress_handler(1000, Some(move || Instant::now() >= until))?;
-    let checked = db.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+/// Does what takes long, and gives it up as soon as `stop` says so; then there is no result.
+pub(crate) fn unless<T>(
+    db: &mut Connection,
+    stop: impl FnMut() -> bool + Send + 'static,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Option<T>> {
+    db.progress_handler(ASK, Some(stop))?;
+    let done = work(db);
     db.progress_handler(0, None::<fn() -> bool>)?;
-    match checked {
-        Ok(found) if found == "ok" => Ok(()),
-        Ok(found) => Err(damaged(found)),
+    match done {
         Err(rusqlite::Error::SqliteFailure(failure, _))
             if failure.code == rusqlite::ErrorCode::OperationInterrupted =>
         {
-            Ok(())
+            Ok(None)
         }
-        Err(error) => Err(error),
+        done => done.map(Some),
     }
+}
+
+/// SQLite's check of its own pages. It reads all of them.
+pub(crate) fn check_pages(db: &Connection) -> rusqlite::Result<()> {
+    let found: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found == "ok" { Ok(()) } else { Err(damaged(found)) }
 }
 
 /// A number that SQLite tells of the file.

@@ -1,6 +1,7 @@
 //! The spill: where events wait on disk while the link is down or the peer is slow.
 //!
-//! [`store`] is the file, [`salvage`] what becomes of it when it is damaged; this module is the one thread that owns it.
+//! [`store`] is the file, [`scrub`] what is checked of it in calm moments, [`salvage`] what becomes of it when it is
+//! damaged; this module is the one thread that owns it.
 //! Work goes in as [`Op`]s, answers come back as [`Done`]s, both in order. The caller keeps at most a handful of
 //! operations under way, so the queues stay short.
 
@@ -9,6 +10,7 @@ pub mod parked;
 mod reserve;
 pub mod reunion;
 pub mod salvage;
+mod scrub;
 pub mod store;
 
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::emitter::config::{Durability, EmitterConfig};
 use crate::emitter::item::{Gap, Item};
@@ -168,7 +171,7 @@ pub fn spawn(config: &EmitterConfig, seed: u64, done: impl Fn(Done) + Send + 'st
     let work = move || match SpillStore::open(&path, limits, emitter.as_deref(), seed, segments) {
         Ok((store, recovered)) => {
             done(Done::Opened(Ok(recovered)));
-            run(store, &ops, done);
+            run(store, &Inbox::of(ops), done);
         }
         Err(error) => done(Done::Opened(Err(error))),
     };
@@ -185,8 +188,50 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of parked events handed out at a time.
 const WANTED_BYTES: usize = 1 << 20;
 
-fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
+/// Pause between steps of what is done in calm moments: half of the time at most is taken for it.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Where the operations come in. Whoever is at something long sees here that one has come, and leaves it there.
+#[derive(Clone)]
+struct Inbox(Arc<Mutex<Incoming>>);
+
+struct Incoming {
+    ops: mpsc::Receiver<Op>,
+    next: Option<Op>,
+}
+
+impl Inbox {
+    fn of(ops: mpsc::Receiver<Op>) -> Self {
+        Self(Arc::new(Mutex::new(Incoming { ops, next: None })))
+    }
+
+    /// The next operation.
+    fn take(&self, patience: Option<Duration>) -> Result<Op, mpsc::RecvTimeoutError> {
+        let mut incoming = self.0.lock();
+        match (incoming.next.take(), patience) {
+            (Some(op), _) => Ok(op),
+            (None, Some(patience)) => incoming.ops.recv_timeout(patience),
+            (None, None) => incoming.ops.recv().map_err(Into::into),
+        }
+    }
+
+    /// Waits a moment for the next operation, or the end, and tells whether it has come.
+    fn waits(&self) -> bool {
+        let mut incoming = self.0.lock();
+        if incoming.next.is_none() {
+            incoming.next = match incoming.ops.recv_timeout(PAUSE) {
+                Ok(op) => Some(op),
+                Err(mpsc::RecvTimeoutError::Timeout) => return false,
+                Err(mpsc::RecvTimeoutError::Disconnected) => None,
+            };
+        }
+        true
+    }
+}
+
+fn run(mut store: SpillStore, inbox: &Inbox, done: impl Fn(Done)) {
     let mut shrinking = false;
+    let mut calm_since = Instant::now();
     let mut looked: Option<Instant> = None;
     loop {
         if store.parked() > 0 && looked.is_none_or(|at| at.elapsed() >= LOOK) {
@@ -198,23 +243,27 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
             }
             tell_damage(&mut store, &done);
         }
-        let op = if shrinking {
-            match ops.try_recv() {
-                Err(mpsc::TryRecvError::Empty) => {
-                    shrinking = store.shrink(SHRINK_PAGES).unwrap_or(false);
-                    continue;
-                }
-                other => other.ok(),
-            }
-        } else if store.parked() > 0 {
-            match ops.recv_timeout(LOOK) {
-                Err(mpsc::RecvTimeoutError::Timeout) => continue,
-                other => other.ok(),
-            }
-        } else {
-            ops.recv().ok()
+        let scrub_after = store.scrub_after();
+        let patience = match scrub_after {
+            _ if shrinking => Some(Duration::ZERO),
+            Some(after) => Some(after.saturating_sub(calm_since.elapsed()).clamp(PAUSE, LOOK)),
+            None => (store.parked() > 0).then_some(LOOK),
         };
-        let Some(op) = op else { return };
+        let op = match inbox.take(patience) {
+            Ok(op) => op,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) if shrinking => {
+                shrinking = store.shrink(SHRINK_PAGES).unwrap_or(false);
+                continue;
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if scrub_after.is_some_and(|after| calm_since.elapsed() >= after) {
+                    store.scrub(until_busy(inbox.clone()));
+                    tell_damage(&mut store, &done);
+                }
+                continue;
+            }
+        };
         let (answer, end) = match op {
             Op::Append { items, in_flight, acked } => {
                 let upto = items.last().map_or(0, Item::last);
@@ -254,11 +303,73 @@ fn run(mut store: SpillStore, ops: &mpsc::Receiver<Op>, done: impl Fn(Done)) {
             return;
         }
         answer.into_iter().for_each(&done);
+        calm_since = Instant::now();
+    }
+}
+
+/// Whether what goes on should be left, asked often: half of the time it rests.
+fn until_busy(inbox: Inbox) -> impl FnMut() -> bool + Send + 'static {
+    let mut worked_since = Instant::now();
+    move || {
+        if worked_since.elapsed() < PAUSE {
+            return false;
+        }
+        let busy = inbox.waits();
+        worked_since = Instant::now();
+        busy
     }
 }
 
 fn tell_damage(store: &mut SpillStore, done: &impl Fn(Done)) {
     if let Some(damage) = store.take_damage() {
         done(Done::Damaged { damage, bytes: store.bytes() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emitter::tests::config;
+    use crate::wire::block::BlockBuilder;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn what_is_rotten_is_told_although_nobody_asks() {
+        let home = tempfile::tempdir().expect("writable");
+        let config = EmitterConfig { spill_path: home.path().join("spill.db"), ..config() };
+        let (mut store, _) =
+            SpillStore::open(&config.spill_path, Limits::from(&config), None, 1, None).expect("usable");
+        for seq in 1..=40 {
+            let mut builder = BlockBuilder::new(seq, bytes::BytesMut::new());
+            builder.push(&vec![b' '; 64 << 10]);
+            let item = Item::Events(builder.seal().expect("not empty"));
+            store.append(&[item], 0, 0).expect("stored");
+        }
+        store.close(41, 0).expect("closed");
+        rusqlite::Connection::open(&config.spill_path)
+            .and_then(|db| db.execute("UPDATE item SET crc = 0 WHERE first = 35", []))
+            .expect("writable");
+        let (sender, told) = mpsc::channel();
+        let ops = spawn(&config, 1, move |done| drop(sender.send(done))).expect("a thread");
+        let Ok(Done::Opened(Ok(recovered))) = told.recv_timeout(PATIENCE) else { panic!("not opened") };
+        assert!(recovered.damage.is_none());
+        let Ok(Done::Damaged { damage, .. }) = told.recv_timeout(PATIENCE) else { panic!("not told") };
+        assert_eq!(damage.unreadable.iter().map(|gap| (gap.from, gap.to)).collect::<Vec<_>>(), [(35, 35)]);
+        ops.send(Op::Close { next_seq: 41, acked: 0 }).expect("it listens");
+        assert!(matches!(told.recv_timeout(PATIENCE), Ok(Done::Closed(Ok(())))));
+    }
+
+    #[test]
+    fn whoever_is_at_something_long_sees_that_work_has_come_and_leaves_it() {
+        let (sender, ops) = mpsc::channel();
+        let inbox = Inbox::of(ops);
+        assert!(!inbox.waits());
+        let mut busy = until_busy(inbox.clone());
+        sender.send(Op::Trim { upto: 7 }).expect("it listens");
+        while !busy() {}
+        assert!(matches!(inbox.take(None), Ok(Op::Trim { upto: 7 })));
+        drop(sender);
+        assert!(inbox.waits() && inbox.take(None).is_err(), "the end has come");
     }
 }

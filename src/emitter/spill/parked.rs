@@ -2,7 +2,6 @@
 //! somebody exports it or asks for it to be sent again.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -122,18 +121,22 @@ pub(super) fn is_sound(row: &rusqlite::Row<'_>) -> rusqlite::Result<bool> {
     Ok(row.get::<_, i64>(3)? == check)
 }
 
-/// Reads every row until it is late.
-pub(super) fn check(db: &Connection, until: Instant) -> rusqlite::Result<()> {
-    let mut query = db.prepare("SELECT epoch, seq, json, crc FROM parked ORDER BY id")?;
-    let mut rows = query.query([])?;
-    while let Some(row) = rows.next()?
-        && Instant::now() < until
-    {
+/// Checks the rows behind the key `after`, about `max_bytes` of them; returns the key to go on from, if there are more.
+pub(super) fn check(db: &Connection, after: i64, max_bytes: usize) -> rusqlite::Result<Option<i64>> {
+    let mut query = db.prepare_cached("SELECT epoch, seq, json, crc, id FROM parked WHERE id > ?1 ORDER BY id")?;
+    let mut rows = query.query([after])?;
+    let (mut after, mut bytes) = (after, 0);
+    while let Some(row) = rows.next()? {
+        if bytes >= max_bytes {
+            return Ok(Some(after));
+        }
         if !is_sound(row)? {
             return Err(damaged("a parked event is not as it was written"));
         }
+        bytes += row.get_ref(2)?.as_blob()?.len() + 64;
+        after = row.get(4)?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Copies what can be read of a damaged file's parked events; the table is short, so it is enough to look for each key.

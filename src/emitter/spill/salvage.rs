@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use super::parked;
-use super::store::{Meta, PURPOSE, Row, insert, read_row};
+use super::store::{Meta, PURPOSE, Row, Usage, insert, read_row};
 use crate::emitter::item::{Gap, GapReason, Identity, Item};
 use crate::emitter::ring::Left;
 use crate::sqlite::{self, PAGE, beside, get, put, remove};
@@ -219,7 +219,7 @@ fn copy(
     let promised = number("next_seq").map(|next| next.saturating_sub(1)).or_else(|| number("reserved"));
     let db = PURPOSE.connect(fresh, true)?;
     db.pragma_update(None, "synchronous", "OFF")?; // it counts only when it is complete
-    let (mut salvaged, mut unreadable, mut bytes, mut newest) = (0, Vec::new(), 0, 0);
+    let (mut usage, mut unreadable, mut bytes, mut newest) = (Usage::default(), Vec::new(), 0, 0);
     let mut tx = db.unchecked_transaction()?;
     let hole = |tx: &Connection, from: u64, to: u64, reason, at| {
         let gap = Gap { from: from - shift, to: to - shift, reason };
@@ -234,10 +234,11 @@ fn copy(
             unreadable.push(hole(&tx, known + 1, item.first() - 1, GapReason::Corrupt, stored_at)?);
         }
         known = item.last();
-        salvaged += item.events();
         bytes += item.bytes() + 64;
         newest = newest.max(stored_at);
-        insert(&tx, &renumbered(item, shift), stored_at)?;
+        let item = renumbered(item, shift);
+        usage.add(&item);
+        insert(&tx, &item, stored_at)?;
         if bytes >= BATCH {
             tx.commit()?;
             tx = db.unchecked_transaction()?;
@@ -269,6 +270,7 @@ fn copy(
         }
         (None, Numbering::Kept(_)) => unreachable!("they are kept"),
     }
+    usage.store(&tx, known - shift)?;
     taken_over.map_or(Ok(()), |id| put(&tx, "taken_over", id))?;
     clock.map_or(Ok(()), |clock| put(&tx, "clock", clock))?;
     old.map_or(Ok(()), |old| parked::rescue(old, &tx))?;
@@ -277,7 +279,7 @@ fn copy(
     sqlite::checkpoint(&db)?;
     sqlite::trust(&db)?;
     db.close().map_err(|(_, error)| error)?;
-    Ok((salvaged, unreadable, in_ring))
+    Ok((usage.events, unreadable, in_ring))
 }
 
 fn renumbered(item: Item, shift: u64) -> Item {

@@ -18,6 +18,7 @@ use crate::emitter::spill::parked::{self, Bounds, Parking, Wanted};
 use crate::emitter::spill::reserve::{RESERVE_BYTES, Reserve};
 use crate::emitter::spill::reunion::{Reunion, Stored, reunite};
 use crate::emitter::spill::salvage::{self, Damage, Numbering};
+use crate::emitter::spill::scrub::{self, Scrub};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sqlite::{self, Lock, PAGE, Purpose, damaged, get, put};
 use crate::wire::block::Block;
@@ -35,6 +36,7 @@ const SCHEMA: &str = "
         data BLOB,                                          -- a block; NULL for a gap
         crc INTEGER NOT NULL                                -- CRC32C of all that; last, so that it is read last
     );
+    CREATE INDEX gap ON item (first) WHERE data IS NULL;    -- all of them are told at the start
     CREATE TABLE parked (
         id INTEGER PRIMARY KEY,                             -- in the order of parking
         epoch TEXT NOT NULL, seq INTEGER NOT NULL,          -- the place that the event had in the stream
@@ -47,8 +49,9 @@ const SCHEMA: &str = "
     );";
 /// 4 MiB: the reserve has to hold it.
 const WAL_PAGES: i64 = 256;
-/// Time for reading every row when the file is opened; what is not reached is checked when it is read.
-const VERIFY: Duration = Duration::from_millis(500);
+/// Bytes of events that are read when the file is opened: those that go on the wire first. The rest is left to
+/// [`scrub`](SpillStore::scrub), or is checked when it is read.
+const HEAD: usize = 1 << 20;
 /// A file that could not be salvaged is not tried again before this.
 const SALVAGE_RETRY: Duration = Duration::from_secs(60);
 /// Rows forgotten at a time while the disk is full.
@@ -122,15 +125,35 @@ pub struct Recovered {
     pub damage: Option<Damage>,
 }
 
-/// What the file holds, kept along with every change: counting rows would cost more than storing them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Usage {
-    events: u64,
-    bytes: u64,
+/// What the file holds, kept along with every change, in memory and in the file: counting rows would cost more than
+/// storing them, and keep a large spill from being sent after a start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) events: u64,
+    pub(super) bytes: u64,
 }
 
 impl Usage {
-    fn add(&mut self, item: &Item) {
+    /// What is stored of it, and the last seq of all items then.
+    fn load(tx: &Connection) -> rusqlite::Result<Option<(Self, u64)>> {
+        let Some(text) = get::<String>(tx, "totals")? else { return Ok(None) };
+        let mut numbers = text.split(' ').map(str::parse);
+        let mut number = || numbers.next().and_then(Result::ok).ok_or_else(|| damaged("its totals are no numbers"));
+        Ok(Some((Self { events: number()?, bytes: number()? }, number()?)))
+    }
+
+    pub(super) fn store(&self, tx: &Connection, last: u64) -> rusqlite::Result<()> {
+        put(tx, "totals", format!("{} {} {last}", self.events, self.bytes))
+    }
+
+    /// Counted anew. It takes long: each row is looked up.
+    pub(super) fn count(tx: &Connection) -> rusqlite::Result<Self> {
+        let sql = "SELECT coalesce(sum(last - first + 1), 0), coalesce(sum(length(data)), 0) FROM item
+                   WHERE data IS NOT NULL";
+        tx.query_row(sql, [], |row| Ok(Self { events: row.get(0)?, bytes: row.get(1)? }))
+    }
+
+    pub(super) fn add(&mut self, item: &Item) {
         self.events += item.events();
         self.bytes += item.bytes() as u64;
     }
@@ -187,6 +210,7 @@ pub struct SpillStore {
     /// The WAL could not be folded back, even with the reserve: nothing more may go into it but what makes it smaller.
     stuck: bool,
     damage: Option<Damage>,
+    scrub: Scrub,
     /// A damaged file could not be salvaged.
     unsalvaged: Option<Instant>,
     lock: Lock,
@@ -219,17 +243,14 @@ impl SpillStore {
         clock: &Clock,
     ) -> Result<(Self, Recovered)> {
         let mut random = fastrand::Rng::with_seed(seed);
+        let wish = Wish { emitter, random: [random.u64(..), random.u64(..)], segments };
         salvage::finish(path).map_err(|error| PURPOSE.unusable(path, error))?;
         let mut lock = PURPOSE.lock(path)?;
         let place = sqlite::beside(path, ".ring");
         let mut left = ring::recover(&place)?;
         let mut reserve = Reserve::of(path);
         let mut damage = None;
-        let mut opened = load(path, &mut lock, clock);
-        if opened.as_ref().is_err_and(sqlite::is_full) {
-            reserve.release();
-            opened = load(path, &mut lock, clock);
-        }
+        let mut opened = begin(path, &mut lock, &mut reserve, clock, &wish, left.as_ref());
         if let Err(cause) = &opened
             && sqlite::is_damage(cause)
         {
@@ -248,31 +269,28 @@ impl SpillStore {
             damage = Some(salvaged.damage);
             drop(lock);
             lock = PURPOSE.lock(path)?;
-            opened = load(path, &mut lock, clock);
+            opened = begin(path, &mut lock, &mut reserve, clock, &wish, left.as_ref());
         }
-        let Loaded { db, usage, oldest, clock } = opened.map_err(|error| unopened(path, error))?;
+        let (Loaded { db, usage, clock, meta, parked, oldest }, mut recovered, adopted) =
+            opened.map_err(|error| unopened(path, error))?;
+        let scrub = Scrub::Rows { at: meta.base, upto: meta.last };
         let mut store = Self {
             db,
             path: path.to_owned(),
             limits,
             usage,
-            parked: 0,
-            meta: Meta::default(),
+            parked,
+            meta,
             ring: None,
             clock,
             reserve,
             unfolded: 0,
             stuck: false,
             damage: None,
+            scrub,
             unsalvaged: None,
             lock,
         };
-        let mut adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
-        if adopted.as_ref().is_err_and(sqlite::is_full) {
-            store.make_way();
-            adopted = store.recover(emitter, &mut random, left.as_ref(), segments);
-        }
-        let (mut recovered, adopted) = adopted.map_err(|error| unopened(path, error))?;
         recovered.oldest = oldest.map(|at| Duration::from_millis((store.clock.now() - at).max(0) as u64));
         recovered.damage = damage;
         store.ring = match (left, segments) {
@@ -297,110 +315,6 @@ impl SpillStore {
         recovered.ring.clone_from(&store.ring);
         drop(store.reserve.hold()); // without it nothing is appended, which tells
         Ok((store, recovered))
-    }
-
-    /// Puts together what the file and the ring tell. The ring either stays in use, which is told, or what is in it is
-    /// taken over into the file.
-    fn recover(
-        &mut self,
-        emitter: Option<&str>,
-        random: &mut fastrand::Rng,
-        left: Option<&Left>,
-        segments: Option<usize>,
-    ) -> rusqlite::Result<(Recovered, bool)> {
-        let mut usage = self.usage;
-        let (now, anchor) = (self.clock.now(), self.clock.unstored());
-        self.db.pragma_update(None, "synchronous", "FULL")?; // there is a promise in it
-        let tx = self.db.unchecked_transaction()?;
-        let taken_over: Option<i64> = get(&tx, "taken_over")?;
-        let left = left.filter(|left| taken_over != Some(left.id as i64));
-        let (stored_name, stored_epoch): (Option<String>, Option<String>) = (get(&tx, "emitter")?, get(&tx, "epoch")?);
-        // A ring without its file goes on by itself if it tells everything: which seqs were given, and by whom.
-        let ours = left.filter(|left| match (&left.identity, &stored_epoch) {
-            (Some(identity), Some(epoch)) => identity.epoch == *epoch,
-            (Some(_), None) => left.same_boot,
-            (None, _) => false,
-        });
-        let known = left.and_then(|left| left.identity.clone());
-        let former = stored_name.or_else(|| known.as_ref().map(|known| known.emitter.clone()));
-        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(random.u64(..)));
-        // Another name means other high-water marks at the hub: seqs under it start a history of their own.
-        let kept = if former.as_deref() == Some(&name) {
-            stored_epoch.clone().or_else(|| ours.and(known).map(|known| known.epoch))
-        } else {
-            None
-        };
-        let epoch = kept.clone().unwrap_or_else(|| epoch_from(random.u64(..)));
-        let base: u64 = get(&tx, "base")?.unwrap_or(0);
-        let last: Option<u64> = tx.query_row("SELECT max(last) FROM item", [], |row| row.get(0))?;
-        let stored = Stored {
-            base,
-            last: last.unwrap_or(base).max(base),
-            reserved: get(&tx, "reserved")?.unwrap_or(0),
-            next_seq: get(&tx, "next_seq")?,
-        };
-        let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, ours.is_some());
-        // What is in the ring stays there as it was, also an event that was parked since.
-        let refused = match (&stored_epoch, &ours) {
-            (Some(epoch), Some(_)) => parked::gaps_in(&held, parked::seqs_behind(&tx, epoch, last)?),
-            _ => Vec::new(),
-        };
-        let adopts = left.is_some_and(|left| {
-            let roomy = segments.is_some_and(|segments| left.is_usable(segments) && left.ring.used() * 2 <= segments);
-            roomy && ours.is_some() && kept.is_some()
-        });
-        // Rows that the ring knows to be confirmed must not leave a hole before what comes.
-        // What a cleanly ended process had left of its promise was never used; with a ring the exact seq is known.
-        let reserved = next_seq - 1 + if segments.is_none() { RESERVE_FIRST } else { 0 };
-        let mut meta = Meta { emitter: name, epoch, reserved, base, last };
-        trim(&tx, &mut usage, &mut meta, base)?;
-        if !adopts {
-            let behind = held.drain(..).filter_map(|item| item.after(last));
-            for item in behind.flat_map(|item| item.without(&refused)) {
-                insert(&tx, &item, now)?;
-                usage.add(&item);
-            }
-            last = next_seq - 1;
-            if let Some(left) = left {
-                put(&tx, "taken_over", left.id as i64)?;
-            }
-        }
-        meta.last = last;
-        meta.store(&tx)?;
-        if let Some(anchor) = anchor {
-            put(&tx, "clock", anchor)?;
-        }
-        tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
-        tx.commit()?;
-        self.db.pragma_update(None, "synchronous", "NORMAL")?;
-        self.clock.note_stored();
-        (self.usage, self.meta) = (usage, meta.clone());
-        let Meta { emitter, epoch, .. } = meta;
-        let mut gaps = self.gaps()?;
-        gaps.extend(refused.into_iter().filter(|_| adopts));
-        self.parked = parked::usage(&self.db)?.0;
-        let (bytes, parked) = (self.usage.bytes, self.parked);
-        let recovered = Recovered {
-            emitter,
-            epoch,
-            next_seq,
-            reserved,
-            base,
-            last,
-            gaps,
-            bytes,
-            oldest: None,
-            parked,
-            held,
-            ring: None,
-            damage: None,
-        };
-        Ok((recovered, adopts))
-    }
-
-    fn gaps(&self) -> rusqlite::Result<Vec<Gap>> {
-        let mut query = self.db.prepare("SELECT first, last, reason FROM item WHERE data IS NULL ORDER BY first")?;
-        query.query_map([], gap_from)?.collect()
     }
 
     /// What became of a file that was found damaged since the last call.
@@ -463,10 +377,17 @@ impl SpillStore {
         )?;
         let mut rows = query.query([seq + 1])?;
         let (mut items, mut bytes, mut before) = (Vec::new(), 0, None);
+        let known = seq.max(self.meta.base);
         while bytes < max_bytes {
-            let Some(row) = rows.next()? else { break };
+            let Some(row) = rows.next()? else {
+                if before.unwrap_or(known) < self.meta.last {
+                    return Err(damaged("its last rows are missing"));
+                }
+                break;
+            };
             let item = read_row(row)?.item;
-            if before.is_some_and(|before| item.first() != before + 1) {
+            let follows = before.map_or(item.first() <= known + 1, |before| item.first() == before + 1);
+            if !follows {
                 return Err(damaged("rows are missing"));
             }
             before = Some(item.last());
@@ -609,6 +530,58 @@ impl SpillStore {
         sqlite::shrink(&self.db, pages).map_err(|error| failed(&self.path, "shrink", error))
     }
 
+    /// How long nobody should have wanted anything before the next step of [`scrub`](Self::scrub); `None`: it is done.
+    #[must_use]
+    pub fn scrub_after(&self) -> Option<Duration> {
+        self.scrub.after()
+    }
+
+    /// Checks a part of what was not checked when the file was opened: each row once, then all pages at once, which is
+    /// given up when `busy` says so and begun again later. What it finds is treated as if it had been found by an
+    /// operation.
+    pub fn scrub(&mut self, busy: impl FnMut() -> bool + Send + 'static) {
+        let checked = match self.scrub {
+            Scrub::Rows { at, upto } => self.read_items(at.max(self.meta.base), scrub::STEP).map(|items| {
+                let next = items.last().map(Item::last).filter(|last| *last < upto);
+                next.map_or(Scrub::Parked { after: 0 }, |at| Scrub::Rows { at, upto })
+            }),
+            Scrub::Parked { after } => parked::check(&self.db, after, scrub::STEP)
+                .map(|next| next.map_or(Scrub::Whole { tries: 0 }, |after| Scrub::Parked { after })),
+            Scrub::Whole { tries } => self.check_whole(busy).map(|done| match done {
+                Some(()) => Scrub::Done,
+                None => Scrub::Whole { tries: tries + 1 },
+            }),
+            Scrub::Done => return,
+        };
+        // A disk that cannot be read is told by the operations of the stream, and what cannot be salvaged is tried again
+        // by them, and by the next start.
+        self.scrub = *checked.as_ref().unwrap_or(&Scrub::Done);
+        if let Err(cause) = checked
+            && sqlite::is_damage(&cause)
+        {
+            self.salvage(&cause);
+        }
+    }
+
+    fn check_whole(&mut self, busy: impl FnMut() -> bool + Send + 'static) -> rusqlite::Result<Option<()>> {
+        let counted = sqlite::unless(&mut self.db, busy, |db| {
+            sqlite::check_pages(db)?;
+            check_index(db)?;
+            Usage::count(db)
+        })?;
+        let Some(counted) = counted else { return Ok(None) };
+        if counted != self.usage {
+            // If it fails it is found again.
+            drop(self.must(self.meta.base, |store| {
+                store.write(false, |_, usage, _, _| {
+                    *usage = counted;
+                    Ok(())
+                })
+            }));
+        }
+        Ok(Some(()))
+    }
+
     /// One transaction, which survives power loss if it is `durable`; what is kept along changes only if it commits.
     fn write<T>(
         &mut self,
@@ -625,7 +598,11 @@ impl SpillStore {
             if let Some(anchor) = &anchor {
                 put(&tx, "clock", anchor)?;
             }
+            let before = (usage, meta.last);
             let value = work(&tx, &mut usage, &mut meta, now)?;
+            if (usage, meta.last) != before {
+                usage.store(&tx, meta.last)?;
+            }
             tx.commit()?;
             Ok(value)
         };
@@ -722,96 +699,239 @@ impl SpillStore {
             }
             return false;
         };
-        let Ok((db, usage)) = PURPOSE.open(&self.path, &mut self.lock).and_then(|db| {
-            let usage = survey(&db)?.usage;
+        let Ok((db, survey)) = PURPOSE.open(&self.path, &mut self.lock).and_then(|db| {
+            let survey = survey(&db)?;
             sqlite::trust(&db)?;
-            Ok((db, usage))
+            Ok((db, survey))
         }) else {
             return false; // the next operation finds no tables, and comes back here
         };
-        (self.db, self.usage, self.unfolded, self.stuck, self.unsalvaged) = (db, usage, 0, false, None);
+        (self.db, self.usage, self.unfolded, self.stuck, self.unsalvaged) = (db, survey.usage, 0, false, None);
+        self.meta.last = survey.last;
+        self.scrub = Scrub::default(); // every row was just read
         self.damage = Some(salvaged.damage);
         self.parked = parked::usage(&self.db).map_or(0, |usage| usage.0);
         true
     }
 }
 
-/// An open file that was looked through.
+/// What is wanted of a start.
+struct Wish<'a> {
+    emitter: Option<&'a str>,
+    /// For a name and an epoch, should they be needed.
+    random: [u64; 2],
+    segments: Option<usize>,
+}
+
+/// An open file, and what it tells.
 struct Loaded {
     db: Connection,
     usage: Usage,
     oldest: Option<i64>,
     clock: FileClock,
+    meta: Meta,
+    parked: u64,
 }
 
-fn load(path: &Path, lock: &mut Lock, clock: &Clock) -> rusqlite::Result<Loaded> {
-    let db = PURPOSE.open(path, lock)?;
-    let Survey { usage, oldest, newest } = survey(&db)?;
-    let clock = FileClock::resume(clock.clone(), get::<String>(&db, "clock")?.as_deref(), newest);
-    sqlite::trust(&db)?;
-    Ok(Loaded { db, usage, oldest, clock })
+/// Opens the file and puts it together with what is left in the ring. If it is damaged, nothing has changed in it.
+fn begin(
+    path: &Path,
+    lock: &mut Lock,
+    reserve: &mut Reserve,
+    clock: &Clock,
+    wish: &Wish<'_>,
+    left: Option<&Left>,
+) -> rusqlite::Result<(Loaded, Recovered, bool)> {
+    let mut loaded = Loaded::load(path, lock, clock);
+    if loaded.as_ref().is_err_and(sqlite::is_full) {
+        reserve.release();
+        loaded = Loaded::load(path, lock, clock);
+    }
+    let mut loaded = loaded?;
+    let mut recovered = loaded.recover(wish, left);
+    if recovered.as_ref().is_err_and(sqlite::is_full) {
+        reserve.release();
+        sqlite::checkpoint(&loaded.db)?;
+        recovered = loaded.recover(wish, left);
+    }
+    let (recovered, adopted) = recovered?;
+    sqlite::trust(&loaded.db)?;
+    Ok((loaded, recovered, adopted))
+}
+
+impl Loaded {
+    fn load(path: &Path, lock: &mut Lock, clock: &Clock) -> rusqlite::Result<Self> {
+        let db = PURPOSE.open(path, lock)?;
+        let Survey { usage, last, oldest, newest } = survey(&db)?;
+        let clock = FileClock::resume(clock.clone(), get::<String>(&db, "clock")?.as_deref(), newest);
+        let meta = Meta { last, ..Meta::default() };
+        Ok(Self { db, usage, oldest, clock, meta, parked: 0 })
+    }
+
+    /// Puts together what the file and the ring tell. The ring either stays in use, which is told, or what is in it is
+    /// taken over into the file.
+    fn recover(
+        &mut self,
+        &Wish { emitter, random, segments }: &Wish<'_>,
+        left: Option<&Left>,
+    ) -> rusqlite::Result<(Recovered, bool)> {
+        let mut usage = self.usage;
+        let (now, anchor) = (self.clock.now(), self.clock.unstored());
+        self.db.pragma_update(None, "synchronous", "FULL")?; // there is a promise in it
+        let tx = self.db.unchecked_transaction()?;
+        let taken_over: Option<i64> = get(&tx, "taken_over")?;
+        let left = left.filter(|left| taken_over != Some(left.id as i64));
+        let (stored_name, stored_epoch): (Option<String>, Option<String>) = (get(&tx, "emitter")?, get(&tx, "epoch")?);
+        // A ring without its file goes on by itself if it tells everything: which seqs were given, and by whom.
+        let ours = left.filter(|left| match (&left.identity, &stored_epoch) {
+            (Some(identity), Some(epoch)) => identity.epoch == *epoch,
+            (Some(_), None) => left.same_boot,
+            (None, _) => false,
+        });
+        let known = left.and_then(|left| left.identity.clone());
+        let former = stored_name.or_else(|| known.as_ref().map(|known| known.emitter.clone()));
+        let name = emitter.map(str::to_owned).or_else(|| former.clone()).unwrap_or_else(|| epoch_from(random[0]));
+        // Another name means other high-water marks at the hub: seqs under it start a history of their own.
+        let kept = if former.as_deref() == Some(&name) {
+            stored_epoch.clone().or_else(|| ours.and(known).map(|known| known.epoch))
+        } else {
+            None
+        };
+        let epoch = kept.clone().unwrap_or_else(|| epoch_from(random[1]));
+        let base: u64 = get(&tx, "base")?.unwrap_or(0);
+        let stored = Stored {
+            base,
+            last: self.meta.last.max(base),
+            reserved: get(&tx, "reserved")?.unwrap_or(0),
+            next_seq: get(&tx, "next_seq")?,
+        };
+        let Reunion { base, mut last, next_seq, mut held } = reunite(stored, left, ours.is_some());
+        // What is in the ring stays there as it was, also an event that was parked since.
+        let refused = match (&stored_epoch, &ours) {
+            (Some(epoch), Some(_)) => parked::gaps_in(&held, parked::seqs_behind(&tx, epoch, last)?),
+            _ => Vec::new(),
+        };
+        let adopts = left.is_some_and(|left| {
+            let roomy = segments.is_some_and(|segments| left.is_usable(segments) && left.ring.used() * 2 <= segments);
+            roomy && ours.is_some() && kept.is_some()
+        });
+        // Rows that the ring knows to be confirmed must not leave a hole before what comes.
+        // What a cleanly ended process had left of its promise was never used; with a ring the exact seq is known.
+        let reserved = next_seq - 1 + if segments.is_none() { RESERVE_FIRST } else { 0 };
+        let mut meta = Meta { emitter: name, epoch, reserved, base, last };
+        trim(&tx, &mut usage, &mut meta, base)?;
+        if !adopts {
+            let behind = held.drain(..).filter_map(|item| item.after(last));
+            for item in behind.flat_map(|item| item.without(&refused)) {
+                insert(&tx, &item, now)?;
+                usage.add(&item);
+            }
+            last = next_seq - 1;
+            if let Some(left) = left {
+                put(&tx, "taken_over", left.id as i64)?;
+            }
+        }
+        meta.last = last;
+        meta.store(&tx)?;
+        usage.store(&tx, last)?;
+        if let Some(anchor) = anchor {
+            put(&tx, "clock", anchor)?;
+        }
+        tx.execute("DELETE FROM meta WHERE key = 'next_seq'", [])?; // there again after the next clean stop
+        let mut gaps: Vec<Gap> = gap_rows(&tx)?.iter().filter_map(|row| row.item.gap()).collect();
+        gaps.extend(refused.into_iter().filter(|_| adopts));
+        let (bytes, parked) = (usage.bytes, parked::usage(&tx)?.0);
+        tx.commit()?; // at last, so that a file that is found damaged here is salvaged as it was
+        self.db.pragma_update(None, "synchronous", "NORMAL")?;
+        self.clock.note_stored();
+        (self.usage, self.meta, self.parked) = (usage, meta.clone(), parked);
+        let Meta { emitter, epoch, .. } = meta;
+        let recovered = Recovered {
+            emitter,
+            epoch,
+            next_seq,
+            reserved,
+            base,
+            last,
+            gaps,
+            bytes,
+            oldest: None,
+            parked,
+            held,
+            ring: None,
+            damage: None,
+        };
+        Ok((recovered, adopts))
+    }
 }
 
 #[derive(Default)]
 struct Survey {
     usage: Usage,
+    last: u64,
     oldest: Option<i64>,
     newest: Option<i64>,
 }
 
-/// Looks through the file: every seq must be covered once, and the rows must be as they were written, as far as they
-/// can be read in a moment.
+/// Looks at the file's own values, its first rows, its last one and its gaps, which is the same work however much is
+/// stored.
 fn survey(db: &Connection) -> rusqlite::Result<Survey> {
-    let until = Instant::now() + VERIFY;
     let base: Option<u64> = get(db, "base")?;
-    if [base.is_some(), get::<u64>(db, "reserved")?.is_some()] != [get::<String>(db, "epoch")?.is_some(); 2] {
+    let totals = Usage::load(db)?;
+    let numbers = [base.is_some(), get::<u64>(db, "reserved")?.is_some(), totals.is_some()];
+    if numbers != [get::<String>(db, "epoch")?.is_some(); 3] {
         return Err(damaged("some of its own values are missing"));
     }
     for key in ["emitter", "next_seq", "clock", "taken_over"] {
         get::<rusqlite::types::Value>(db, key)?;
     }
-    let (mut survey, mut before) = (Survey::default(), None);
-    let mut note = |first: u64, last: u64, stored_at: i64, bytes: Option<u64>| {
-        let fits = match before {
-            None => base.is_some_and(|base| first <= base + 1),
-            Some(before) => first == before + 1,
-        };
-        if !fits || first == 0 || last < first {
-            return Err(damaged("rows are missing"));
-        }
-        before = Some(last);
-        survey.newest = survey.newest.max(Some(stored_at));
-        if let Some(bytes) = bytes {
-            survey.usage.events += last - first + 1;
-            survey.usage.bytes += bytes;
-            survey.oldest = Some(survey.oldest.map_or(stored_at, |oldest| oldest.min(stored_at)));
-        }
-        Ok(last)
-    };
-    let mut seen = 0;
+    let base = base.unwrap_or(0);
+    let (usage, last) = totals.unwrap_or_default();
+    let gaps = gap_rows(db)?;
+    let sql = "SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first DESC LIMIT 1";
+    let end = db.query_row(sql, [], read_row).optional()?;
+    if end.as_ref().map_or(base, |row| row.item.last()).max(base) != last {
+        return Err(damaged("its last rows are missing"));
+    }
+    let (mut oldest, mut known, mut bytes) = (None, base, 0);
     let mut query = db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first")?;
     let mut rows = query.query([])?;
-    while Instant::now() < until {
-        let Some(row) = rows.next()? else {
-            parked::check(db, until)?;
-            return Ok(survey);
-        };
+    while bytes < HEAD
+        && let Some(row) = rows.next()?
+    {
         let Row { item, stored_at } = read_row(row)?;
-        let bytes = (item.events() > 0).then_some(item.bytes() as u64);
-        seen = note(item.first(), item.last(), stored_at, bytes)?;
+        let follows = if bytes == 0 { item.first() <= known + 1 } else { item.first() == known + 1 };
+        if !follows || item.first() == 0 {
+            return Err(damaged("rows are missing"));
+        }
+        known = item.last();
+        bytes += item.bytes() + 64;
+        oldest = oldest.or((item.events() > 0).then_some(stored_at));
     }
-    let mut query =
-        db.prepare("SELECT first, last, stored_at, length(data) FROM item WHERE first > ?1 ORDER BY first")?;
-    let mut rows = query.query([seen])?;
-    while let Some(row) = rows.next()? {
-        note(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)?;
+    // In the order of the rows, only gaps are newer than what follows them.
+    let newest = gaps.iter().chain(&end).map(|row| row.stored_at).max();
+    Ok(Survey { usage, last, oldest, newest })
+}
+
+/// The index of the gaps must have just those in the table, which SQLite's quick check does not look at.
+fn check_index(db: &Connection) -> rusqlite::Result<()> {
+    let gaps = |source: &str| {
+        let sql = format!("SELECT count(*), total(first) FROM item {source} WHERE data IS NULL");
+        db.query_row(&sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, f64>(1)?)))
+    };
+    if gaps("INDEXED BY gap")? == gaps("NOT INDEXED")? {
+        Ok(())
+    } else {
+        Err(damaged("the index of the gaps has others than the table"))
     }
-    parked::check(db, until)?;
-    // Gaps are few and small, and all of them are told at the start.
-    let mut query =
-        db.prepare("SELECT first, last, stored_at, reason, data, crc FROM item WHERE first > ?1 AND data IS NULL")?;
-    query.query_map([seen], read_row)?.try_for_each(|row| row.map(drop))?;
-    Ok(survey)
+}
+
+/// All gaps. They are few and small.
+fn gap_rows(tx: &Connection) -> rusqlite::Result<Vec<Row>> {
+    let mut query = tx.prepare(
+        "SELECT first, last, stored_at, reason, data, crc FROM item INDEXED BY gap WHERE data IS NULL ORDER BY first",
+    )?;
+    query.query_map([], read_row)?.collect()
 }
 
 /// Gives up the oldest stored events that are not on their way until all bounds hold again.
@@ -873,11 +993,6 @@ fn trim(tx: &Connection, usage: &mut Usage, meta: &mut Meta, seq: u64) -> rusqli
     meta.base = seq;
     meta.last = meta.last.max(seq);
     put(tx, "base", seq)
-}
-
-fn gap_from(row: &rusqlite::Row<'_>) -> rusqlite::Result<Gap> {
-    let reason = GapReason::parse(row.get_ref(2)?.as_str()?).unwrap_or(GapReason::SpillFull);
-    Ok(Gap { from: row.get(0)?, to: row.get(1)?, reason })
 }
 
 /// Reads `first, last, stored_at, reason, data, crc`.

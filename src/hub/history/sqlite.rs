@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -17,6 +17,8 @@ use crate::hub::log::{LogLimits, cost};
 use crate::sqlite::{self, Lock, Purpose, damaged, get, put};
 use crate::wire::subscriber::Carried;
 
+/// Time that SQLite's own check of the pages may take at the start; what it does not reach is found when it is read.
+const CHECK: Duration = Duration::from_millis(250);
 const PURPOSE: Purpose = Purpose {
     setting: "log_path",
     noun: "a hub's log",
@@ -135,7 +137,9 @@ impl LogStore {
         clock: &Clock,
         mut lock: Lock,
     ) -> std::result::Result<(Self, Recovered), (rusqlite::Error, Lock)> {
-        let opened = PURPOSE.open(path, &mut lock).and_then(|db| {
+        let opened = PURPOSE.open(path, &mut lock).and_then(|mut db| {
+            let until = Instant::now() + CHECK;
+            sqlite::unless(&mut db, move || Instant::now() >= until, sqlite::check_pages)?;
             let newest = db.query_row("SELECT stored_at FROM entry ORDER BY first DESC LIMIT 1", [], |row| row.get(0));
             let newest = newest.optional()?;
             let clock = FileClock::resume(clock.clone(), get::<String>(&db, "clock")?.as_deref(), newest);

@@ -47,7 +47,7 @@ pub(crate) struct Disk {
     pub(crate) failing: f64,
     /// No room: nothing can be added, but what makes the spill smaller succeeds.
     pub(crate) full: bool,
-    /// Share of operations that find some rows unreadable.
+    /// Share of operations that find some rows unreadable; in calm moments they are found too.
     pub(crate) rotting: f64,
     /// The answer of the operation that found it.
     answer: Option<Done>,
@@ -121,7 +121,10 @@ impl Disk {
             return Some(answer);
         }
         if self.queue.front().is_none_or(|(at, _)| *at > now) {
-            return None;
+            // In a calm moment it looks by itself.
+            let found = rng.f64() < self.rotting / 10.0;
+            let damage = if found { self.rot(rng) } else { None };
+            return damage.map(|damage| Done::Damaged { damage, bytes: self.bytes() });
         }
         let (_, op) = self.queue.pop_front()?;
         let full = self.full && matches!(op, Op::Append { .. } | Op::Probe);

@@ -112,6 +112,13 @@ pub(crate) fn everything(store: &mut SpillStore, after: u64) -> Vec<Item> {
     items
 }
 
+/// Nobody wants anything for as long as it takes.
+pub(crate) fn scrub(store: &mut SpillStore) {
+    while store.scrub_after().is_some() {
+        store.scrub(|| false);
+    }
+}
+
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -547,3 +547,154 @@ fn what_belonged_to_a_file_that_is_gone_is_no_part_of_a_new_one() {
     assert_ne!(fresh.epoch, before.epoch);
     assert!(store.read(0, usize::MAX).expect("readable").is_empty());
 }
+
+/// Blocks of 64 KiB with one event each, ended cleanly.
+fn full(path: &Path, rows: u64) {
+    let (mut store, _) = open_with(path, Limits { bytes: u64::MAX, ..limits() });
+    for first in 1..=rows {
+        store.append(&[block(first, 1, 64 << 10)], 0, 0).expect("stored");
+    }
+    store.close(rows + 1, 0).expect("closed");
+}
+
+fn change(path: &Path, sql: &str) {
+    Connection::open(path).and_then(|db| db.execute_batch(sql)).expect("writable");
+}
+
+fn scrubbed(store: &mut SpillStore) {
+    while store.scrub_after().is_some() {
+        store.scrub(|| false);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+fn opening_reads_as_little_of_a_large_spill_as_of_a_small_one() {
+    // Of this thread alone.
+    let read = || -> Option<u64> {
+        let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+        io.lines().find_map(|line| line.strip_prefix("rchar: "))?.parse().ok()
+    };
+    if read().is_none() {
+        eprintln!("skipped: this kernel does not count what a thread reads");
+        return;
+    }
+    let home = tempfile::tempdir().expect("writable");
+    let bytes: Vec<u64> = [40, 2000]
+        .into_iter()
+        .map(|rows| {
+            let path = home.path().join(format!("{rows}.db"));
+            full(&path, rows);
+            let before = read().expect("counted");
+            let (store, recovered) = open(&path);
+            let after = read().expect("counted");
+            assert_eq!((recovered.last, store.usage.events), (rows, rows));
+            assert!(recovered.bytes > rows << 16 && recovered.oldest.is_some());
+            after - before
+        })
+        .collect();
+    assert!(bytes[0] > HEAD as u64, "the first rows are checked: {bytes:?}");
+    assert!(bytes[1] < bytes[0] + 16 * PAGE as u64, "{bytes:?}");
+}
+
+#[test]
+fn what_rots_far_behind_the_first_rows_is_found_in_calm_moments_and_keeps_the_epoch() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 60);
+    let (store, Recovered { epoch, .. }) = open(&path);
+    store.close(61, 0).expect("closed");
+    for (wrong, gaps) in [
+        ("UPDATE item SET crc = crc + 1 WHERE first = 50", vec![gap(50, 50, GapReason::Corrupt)]),
+        ("DELETE FROM item WHERE first = 40", vec![gap(40, 40, GapReason::Corrupt)]),
+    ] {
+        change(&path, wrong);
+        let (mut store, recovered) = open(&path);
+        assert!(recovered.damage.is_none(), "it is not looked at yet");
+        scrubbed(&mut store);
+        let damage = store.take_damage().expect("told");
+        assert_eq!((damage.unreadable, recovered.epoch), (gaps, epoch.clone()));
+        assert_eq!(store.read(0, usize::MAX).expect("readable").len(), 60);
+        store.close(61, 0).expect("closed");
+    }
+    let (mut store, again) = open(&path);
+    assert_eq!((again.gaps.len(), again.epoch, again.bytes), (2, epoch, bytes_of(&path)));
+    scrubbed(&mut store);
+    assert!(store.take_damage().is_none(), "all is well again");
+}
+
+#[test]
+fn the_last_rows_cannot_get_lost_unnoticed() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 60);
+    change(&path, "DELETE FROM item WHERE first >= 50");
+    let damage = open(&path).1.damage.expect("at once");
+    assert_eq!(damage.salvaged, 49);
+}
+
+#[test]
+fn totals_that_are_not_those_of_the_rows_are_corrected() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 3);
+    let db = Connection::open(&path).expect("a file");
+    Usage { events: 77, bytes: 5 }.store(&db, 3).expect("writable");
+    drop(db);
+    let (mut store, recovered) = open(&path);
+    assert_eq!(recovered.bytes, 5);
+    scrubbed(&mut store);
+    assert_eq!((store.usage.events, store.bytes()), (3, bytes_of(&path)));
+    drop(store);
+    let (_, again) = open(&path);
+    assert_eq!((again.bytes, again.damage), (bytes_of(&path), None));
+}
+
+#[test]
+fn an_index_without_one_of_the_gaps_is_damage() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, _) = open(&path);
+    store.append(&[block(1, 3, 20)], 0, 0).expect("stored");
+    store.close(4, 0).expect("closed");
+    let db = Connection::open(&path).expect("a file");
+    db.execute_batch(
+        "PRAGMA writable_schema = ON;
+         CREATE TEMP TABLE hidden AS SELECT * FROM sqlite_schema WHERE name = 'gap';
+         DELETE FROM sqlite_schema WHERE name = 'gap';
+         PRAGMA writable_schema = RESET;",
+    )
+    .expect("writable");
+    insert(&db, &Item::Gap(gap(4, 4, GapReason::OutboxFull)), 0).expect("writable");
+    Usage { events: 3, bytes: 0 }.store(&db, 4).expect("writable");
+    db.execute_batch("PRAGMA writable_schema = ON; INSERT INTO sqlite_schema SELECT * FROM hidden").expect("writable");
+    drop(db);
+    let (mut store, recovered) = open(&path);
+    assert!(recovered.damage.is_none() && recovered.gaps.is_empty());
+    scrubbed(&mut store);
+    assert_eq!(store.take_damage().expect("told").lost(), 0);
+    store.close(5, 0).expect("closed");
+    assert_eq!(open(&path).1.gaps, [gap(4, 4, GapReason::OutboxFull)]);
+}
+
+#[test]
+fn the_check_of_all_pages_gives_way_and_is_tried_again_ever_later() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    full(&path, 60);
+    let (mut store, _) = open(&path);
+    while !matches!(store.scrub, Scrub::Whole { .. }) {
+        store.scrub(|| false);
+    }
+    let mut before = Duration::ZERO;
+    for _ in 0..4 {
+        let wait = store.scrub_after().expect("not done");
+        assert!(wait >= before * 2, "{wait:?} after {before:?}");
+        before = wait;
+        store.scrub(|| true);
+    }
+    scrubbed(&mut store);
+    assert!(store.take_damage().is_none());
+    assert_eq!(store.read(0, usize::MAX).expect("readable").len(), 60);
+}
