@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! file     header page │ segment 0 │ segment 1 │ …            64 KiB each; a large event takes several in a row
-//! header   magic │ geometry │ last seq given │ acknowledged │ boot │ id │ identity (length, CRC32C, emitter, epoch)
+//! header   magic │ geometry │ last seq given │ acknowledged │ boot │ id │ promised? │ identity
+//! identity length │ CRC32C │ emitter, epoch
 //! segment  first seq │ check │ blocks ▶ ………………………………………………………… ◀ slots
 //! block    13 bytes of header, written when it is sealed │ length u32, JSON │ length u32, JSON │ …   (`wire::block`)
 //! slot     CRC32C of the JSON and its seq │ first of a block? │ length      one word for each event, from the end down
@@ -52,7 +53,8 @@ const AT_LAST: usize = 16;
 const AT_ACKED: usize = 24;
 const AT_BOOT: usize = 32;
 const AT_ID: usize = 48;
-const AT_IDENTITY: usize = 56;
+const AT_PROMISED: usize = 56;
+const AT_IDENTITY: usize = 64;
 
 /// In a slot: the event is the first of its block.
 const FIRST_OF_BLOCK: u64 = 1 << 31;
@@ -70,8 +72,6 @@ struct Arena {
     segments: usize,
     /// One bit for each segment. Set by whoever holds the [`Writer`], cleared by whoever drops the last block.
     used: Box<[AtomicU64]>,
-    /// Somebody was promised that an event survives power loss: it may leave the ring only for what does too.
-    promised: AtomicBool,
     /// The file's name is on the disk.
     named: AtomicBool,
 }
@@ -149,14 +149,7 @@ impl Ring {
 
     fn over(memory: Memory, file: Option<(File, PathBuf)>, segments: usize) -> Self {
         let used = (0..segments.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self(Arc::new(Arena {
-            memory,
-            file,
-            segments,
-            used,
-            promised: AtomicBool::default(),
-            named: AtomicBool::default(),
-        }))
+        Self(Arc::new(Arena { memory, file, segments, used, named: AtomicBool::default() }))
     }
 
     /// Whether it outlives the process.
@@ -181,15 +174,16 @@ impl Ring {
         self.0.memory.word(AT_ACKED).store(seq, Ordering::Release);
     }
 
-    /// From now on events leave the ring only for what survives power loss.
+    /// Somebody is promised that an event survives power loss: from now on events leave the ring only for what does too,
+    /// also those that the next process finds in it.
     pub fn promise(&self) {
-        self.0.promised.store(true, Ordering::Relaxed);
+        self.0.memory.word(AT_PROMISED).store(1, Ordering::Release);
     }
 
-    /// Whether [`promise`](Self::promise) was called.
+    /// Whether [`promise`](Self::promise) was called, by this process or one before it.
     #[must_use]
     pub fn has_promised(&self) -> bool {
-        self.0.promised.load(Ordering::Relaxed)
+        self.0.memory.word(AT_PROMISED).load(Ordering::Acquire) != 0
     }
 
     /// Brings everything written so far to the disk.
