@@ -211,7 +211,7 @@ async def test_delivered_to_a_hub_does_not_wait_for_the_company_of_other_acks(ma
                 began = time.perf_counter()
                 assert await broadcaster.safe_emit(event(n), durability="delivered") is True
                 took.append(time.perf_counter() - began)
-            assert min(took) < 0.004, "an ack that nobody asks for comes after 5 ms"
+            assert min(took) < 0.01, "an ack that nobody asks for comes after 20 ms"
             await broadcaster.stop()
 
 

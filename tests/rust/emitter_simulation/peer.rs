@@ -8,7 +8,7 @@ use safe_broadcaster::emitter::item::Item;
 use safe_broadcaster::emitter::machine::{Confirm, Outgoing, Welcome};
 
 // As in hub/machine/emitter.rs.
-const ACK_DELAY: Duration = Duration::from_millis(5);
+const ACK_DELAY: Duration = Duration::from_millis(20);
 const ACK_EVENTS: u64 = 64;
 
 /// What comes back over a link.
