@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
+use crate::clock::boot_id;
 use crate::emitter::item::Identity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::block::{BLOCK_KIND, Block, EVENT_OVERHEAD, HEADER_BYTES};
@@ -376,7 +377,7 @@ fn slot(checksum: u32, seq: u64, first_of_block: bool, len: usize) -> u64 {
 
 /// This boot of the machine: what a process wrote to a mapped file is all there as long as it lasts. Zeros if unknown.
 fn boot() -> (u64, u64) {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let id = boot_id().unwrap_or_default();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&digits, 16).map_or((0, 0), |id| (id as u64, (id >> 64) as u64))
 }

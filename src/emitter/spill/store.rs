@@ -815,10 +815,10 @@ impl Loaded {
             let roomy = segments.is_some_and(|segments| left.is_usable(segments) && left.ring.used() * 2 <= segments);
             roomy && ours.is_some() && kept.is_some()
         });
-        // Rows that the ring knows to be confirmed must not leave a hole before what comes.
         // What a cleanly ended process had left of its promise was never used; with a ring the exact seq is known.
         let reserved = next_seq - 1 + if segments.is_none() { RESERVE_FIRST } else { 0 };
         let mut meta = Meta { emitter: name, epoch, reserved, base, last };
+        // Rows that the ring knows to be confirmed must not leave a hole before what comes.
         trim(&tx, &mut usage, &mut meta, base)?;
         if !adopts {
             let behind = held.drain(..).filter_map(|item| item.after(last));
