@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc as blocking;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,8 +13,8 @@ use tokio::sync::mpsc;
 use crate::emitter::config::Durability;
 use crate::emitter::item::{Identity, Item};
 use crate::emitter::link::{self, Link, LinkEvent, PeerEvent};
-use crate::emitter::machine::{Action, FlushOutcome, Machine, Time, Welcome};
-use crate::emitter::outbox::Pushed;
+use crate::emitter::machine::{Action, FlushOutcome, Machine, Snapshot, Time, Welcome};
+use crate::emitter::outbox::{Beyond, Pushed};
 use crate::emitter::report::Report;
 use crate::emitter::ring::sync::Syncer;
 use crate::emitter::spill::parked::Wanted;
@@ -490,14 +489,10 @@ impl Driver {
     fn publish(&mut self) {
         self.note_acked();
         let snapshot = self.machine.snapshot();
-        let outbox = &self.shared.outbox;
-        outbox.live.store(snapshot.live, Ordering::Relaxed);
-        outbox.held.store(snapshot.held, Ordering::Relaxed);
-        outbox.settled.store(snapshot.settled, Ordering::Relaxed);
-        outbox.spill_bytes.store(snapshot.spill_bytes, Ordering::Relaxed);
-        let (live, ready, acked, dropped) = (snapshot.live, snapshot.ready, snapshot.acked_seq, snapshot.dropped);
+        let Snapshot { live, held, settled, spill_bytes, .. } = snapshot;
+        let (ready, acked, dropped) = (snapshot.ready, snapshot.acked_seq, snapshot.dropped);
         *self.shared.published.lock() = snapshot;
-        outbox.release();
+        self.shared.outbox.tell(Beyond { live, held, settled, spill_bytes });
         if live {
             self.waiters.live.drain(..).for_each(|reply| reply(Ok(())));
         }

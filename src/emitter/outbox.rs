@@ -8,7 +8,6 @@
 //! [`attach`](Outbox::attach) gives them their final seqs and their place.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -88,6 +87,20 @@ struct State {
     closed: bool,
     /// Whether seqs are final, and events are where their durability wants them.
     attached: bool,
+    driver: Beyond,
+}
+
+/// What lies beyond the outbox, as its driver last told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beyond {
+    /// The link is up.
+    pub live: bool,
+    /// Bytes that the driver holds in memory.
+    pub held: usize,
+    /// Seqs that need no room any more (acknowledged, or given up).
+    pub settled: u64,
+    /// Bytes in the spill.
+    pub spill_bytes: u64,
 }
 
 /// A callback that is run once, outside all locks.
@@ -100,14 +113,6 @@ pub struct Outbox {
     waiting: Mutex<Vec<Waiter>>,
     /// Tells the driver that there is something to fetch.
     pub bell: Notify,
-    /// Set by the driver: the link is up.
-    pub live: AtomicBool,
-    /// Set by the driver: bytes that it holds beside those still here.
-    pub held: AtomicUsize,
-    /// Set by the driver: seqs that need no room any more (acknowledged, or given up).
-    pub settled: AtomicU64,
-    /// Set by the driver: bytes in the spill.
-    pub spill_bytes: AtomicU64,
     limits: Limits,
     /// Whether events get a checksum, by which a ring on disk is read back.
     durable: bool,
@@ -142,15 +147,12 @@ impl Outbox {
             armed: true,
             closed: false,
             attached: false,
+            driver: Beyond::default(),
         };
         Ok(Self {
             state: Mutex::new(state),
             waiting: Mutex::default(),
             bell: Notify::new(),
-            live: AtomicBool::new(false),
-            held: AtomicUsize::new(0),
-            settled: AtomicU64::new(0),
-            spill_bytes: AtomicU64::new(0),
             limits: Limits {
                 soft: config.outbox_bytes,
                 spill_events: config.spill_max_events,
@@ -171,8 +173,8 @@ impl Outbox {
         if state.closed {
             return Err(closed());
         }
-        let live = live.unwrap_or_else(|| self.live.load(Ordering::Relaxed));
-        let memory = state.bytes + self.held.load(Ordering::Relaxed);
+        let live = live.unwrap_or(state.driver.live);
+        let memory = state.bytes + state.driver.held;
         let mut pressed = memory >= self.limits.soft;
         let brimful = memory >= self.limits.soft * HARD_LIMIT_FACTOR || !state.make_room(json.len());
         if brimful || ((!live || pressed) && self.full(&state, memory, 1, json.len())) {
@@ -202,8 +204,8 @@ impl Outbox {
 
     /// Whether the spill would be over its bound with so many more events and bytes.
     fn full(&self, state: &State, memory: usize, events: u64, bytes: usize) -> bool {
-        let backlog = state.counts.last_seq.saturating_sub(self.settled.load(Ordering::Relaxed));
-        let stored = self.spill_bytes.load(Ordering::Relaxed) + memory as u64;
+        let backlog = state.counts.last_seq.saturating_sub(state.driver.settled);
+        let stored = state.driver.spill_bytes + memory as u64;
         let more = if events > 0 { HEADER_BYTES + EVENT_OVERHEAD + bytes } else { 0 };
         backlog + events > self.limits.spill_events || stored + more as u64 > self.limits.spill_bytes
     }
@@ -231,8 +233,15 @@ impl Outbox {
     pub fn take(&self) -> VecDeque<Fresh> {
         let mut state = self.state.lock();
         state.seal();
-        state.bytes = 0;
+        // Counted until the driver counts them: the bounds must not miss what is between the two.
+        state.driver.held += std::mem::take(&mut state.bytes);
         std::mem::take(&mut state.sealed)
+    }
+
+    /// What lies beyond the outbox now; lets callers go on who waited for room. The driver's, after each step.
+    pub fn tell(&self, beyond: Beyond) {
+        self.state.lock().driver = beyond;
+        self.release();
     }
 
     /// Says that the driver sleeps until the bell; `false` if something is there already.
@@ -252,7 +261,7 @@ impl Outbox {
         state.counts.last_seq += by;
         let mut kept = state.counts.last_seq;
         // The seqs below need no room; until the driver speaks the bounds would take them for a backlog.
-        self.settled.fetch_add(by, Ordering::Relaxed);
+        state.driver.settled += by;
         let mut writer = ring.map(Writer::new);
         for fresh in &mut state.sealed {
             fresh.item = match &fresh.item {
@@ -320,9 +329,9 @@ impl Outbox {
     #[must_use]
     pub fn has_room(&self) -> bool {
         let state = self.state.lock();
-        let memory = state.bytes + self.held.load(Ordering::Relaxed);
+        let memory = state.bytes + state.driver.held;
         let full = self.limits.when_full == WhenFull::Wait
-            && !self.live.load(Ordering::Relaxed)
+            && !state.driver.live
             && self.full(&state, memory, 0, 0);
         // Half of it, so that a caller who waited can go on for a while.
         state.closed || (memory < self.limits.soft / 2 && !full)
@@ -339,8 +348,7 @@ impl Outbox {
         }
     }
 
-    /// Lets waiting callers go on if there is room. The driver's, after each step.
-    pub fn release(&self) {
+    fn release(&self) {
         let mut waiting = self.waiting.lock();
         if waiting.is_empty() || !self.has_room() {
             return;
@@ -476,10 +484,23 @@ mod tests {
         assert!(matches!(outcomes[1].as_ref().expect("accepted"), Pushed::Accepted { pressed: false, .. }));
         assert!(matches!(outcomes[2].as_ref().expect("accepted"), Pushed::Accepted { seq: 3, pressed: true, .. }));
         assert!(!outbox.has_room());
-        outbox.settled.store(1, Ordering::Relaxed);
+        outbox.tell(Beyond { settled: 1, ..Beyond::default() });
         assert!(outbox.has_room());
         let (_, outcomes) = fill(WhenFull::DropOldest);
         assert!(matches!(outcomes[2].as_ref().expect("accepted"), Pushed::Accepted { seq: 3, .. }));
+    }
+
+    #[test]
+    fn what_the_driver_has_fetched_counts_until_it_counts_it_itself() {
+        let outbox = outbox(&EmitterConfig { spill_max_bytes: 4096, when_full: WhenFull::Raise, ..config() });
+        outbox.push(&[b'x'; 4000], None).expect("room");
+        let fetched = outbox.take();
+        assert_eq!(outbox.push(&[b'x'; 4000], None).expect_err("full").kind(), ErrorKind::SpillFull);
+        let held = fetched.iter().map(|fresh| fresh.item.bytes()).sum();
+        outbox.tell(Beyond { held, ..Beyond::default() });
+        assert_eq!(outbox.push(&[b'x'; 4000], None).expect_err("full").kind(), ErrorKind::SpillFull);
+        outbox.tell(Beyond::default());
+        outbox.push(&[b'x'; 4000], None).expect("room again");
     }
 
     #[test]
