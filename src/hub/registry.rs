@@ -36,6 +36,8 @@ pub enum Role {
     Emitter,
     /// `sb.v1.json`.
     Subscriber,
+    /// One event in each frame.
+    Publisher,
 }
 
 /// What the task of a session waits for.
@@ -87,6 +89,8 @@ pub struct Counts {
     pub emitters: usize,
     /// Subscriber sessions open now.
     pub subscribers: usize,
+    /// Plain publishers open now.
+    pub publishers: usize,
     /// Sessions closed so far because they read too slowly.
     pub slow: u64,
 }
@@ -115,7 +119,7 @@ impl Registry {
     /// How many sessions are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.counts.emitters + self.counts.subscribers
+        self.counts.emitters + self.counts.subscribers + self.counts.publishers
     }
 
     /// Whether none is open.
@@ -365,6 +369,7 @@ impl Counts {
         match role {
             Role::Emitter => &mut self.emitters,
             Role::Subscriber => &mut self.subscribers,
+            Role::Publisher => &mut self.publishers,
         }
     }
 }

@@ -20,6 +20,8 @@ pub struct HubStats {
     pub emitters: usize,
     /// Subscriber sessions open now.
     pub subscribers: usize,
+    /// Plain publishers connected.
+    pub publishers: usize,
     /// Emitters whose mark is remembered, connected or not.
     pub known_emitters: usize,
     /// Entries kept for replay.
@@ -58,6 +60,7 @@ impl HubStats {
                 offset: state.log.head(),
                 emitters: counts.emitters,
                 subscribers: counts.subscribers,
+                publishers: counts.publishers,
                 known_emitters: status
                     .map_or(state.emitters.len(), |status| status.known_emitters.load(Ordering::Relaxed)),
                 log_events: state.log.len(),
