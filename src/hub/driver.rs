@@ -37,7 +37,7 @@ const READ_BATCH: usize = 128 << 10;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
 const WRITE_BATCH: usize = 64 << 10;
 /// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
-const SUBSCRIBER_READ_BUFFER: usize = 4 << 10;
+const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
 /// Buffer of a session that sends blocks; also the most that one system call reads.
 const EMITTER_READ_BUFFER: usize = 64 << 10;
 /// Largest frame of a subscriber: `subscribe` with as many patterns as allowed, each as long as allowed.
@@ -121,7 +121,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S
         }
     }
     if session.deaf {
-        session.linger().await;
+        // Boxed: its buffer would be a part of every session's memory.
+        Box::pin(session.linger()).await;
     }
 }
 

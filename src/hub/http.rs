@@ -122,7 +122,10 @@ async fn switch(seat: Seat, request: Request<Incoming>) {
     let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
     // The socket itself, without the box around it: every read and write of the session goes through here.
     if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
-        driver::run(seat, parts.io.into_inner(), parts.read_buf).await;
+        // A copy: hyper's buffer would be kept for as long as the session.
+        let read_ahead = Bytes::copy_from_slice(&parts.read_buf);
+        drop(parts.read_buf);
+        driver::run(seat, parts.io.into_inner(), read_ahead).await;
     }
 }
 
