@@ -47,7 +47,13 @@ impl SubscriberMachine {
                 let last = state.registry.prev(self.id);
                 state.registry.push(self.id, subscriber::pong(last));
             }
-            SubscriberFrame::Ack { .. } | SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
+            SubscriberFrame::Ack { sequence } => match state.registry.record_ack(self.id, sequence) {
+                Ok(()) => state.counters.acks += 1,
+                Err(last) => {
+                    self.refuse(state, &format!("data.sequence is {sequence}, the last one sent was {last}"));
+                }
+            },
+            SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
         }
     }
 
