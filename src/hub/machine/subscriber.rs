@@ -196,6 +196,24 @@ mod tests {
     }
 
     #[test]
+    fn events_that_want_an_ack_say_so_live_and_replayed() {
+        let mut session = Session::new(100);
+        let limits = LogLimits { events: 9, bytes: 1 << 20, age: None };
+        let wanted = crate::hub::entry::Filter::new([crate::wire::topic::Pattern::parse("alert.*").expect("valid")]);
+        session.state.log = crate::hub::log::Log::new("k3f9".into(), limits).requiring_acks(wanted);
+        session.say(r#"{"type":"subscribe","data":{"events":["*"]}}"#);
+        session.emit("alert.disk");
+        session.emit("other");
+        let flags = |heard: Vec<Value>| heard.iter().map(|frame| frame["requires_ack"].clone()).collect::<Vec<_>>();
+        assert_eq!(flags(session.heard()), [json!(true), json!(null)]);
+        let again = r#"{"type":"subscribe","data":{"events":["*"],"since":{"epoch":"k3f9","offset":0}}}"#;
+        assert_eq!(flags(session.say(again)), [json!(null), json!(true), json!(null)]);
+        assert!(session.say(r#"{"type":"ack","data":{"sequence":2}}"#).is_empty());
+        assert_eq!(session.say(r#"{"type":"ack","data":{"sequence":3}}"#)[0]["type"], "error");
+        assert_eq!(session.state.counters.acks, 1);
+    }
+
+    #[test]
     fn a_bad_frame_is_answered_and_the_session_stays() {
         let mut session = Session::new(100);
         for bad in ["", "{", "[]", "null", r#"{"type":"subscribe"}"#, r#"{"type":"ack","data":{}}"#] {
