@@ -187,7 +187,7 @@ impl World {
             data["since"] = json!({"epoch": epoch, "offset": offset});
         }
         let frame = json!({"type": "subscribe", "data": data}).to_string();
-        link.shadow.subscribe(&mut self.shadow, &add, since, now);
+        link.shadow.subscribe(&mut self.shadow, &add, since.as_ref(), now);
         link.machine.on_text(&frame, &mut self.state, now);
     }
 

@@ -92,7 +92,7 @@ impl Shadow {
         let LogLimits { events, bytes, age } = self.limits;
         while let Some(oldest) = self.entries.get(self.trimmed) {
             let left = &self.entries[self.trimmed..];
-            let expired = age.is_some_and(|age| now - oldest.at > age);
+            let expired = age.is_some_and(|age| now > oldest.at + age);
             let large = left.iter().map(|entry| cost(&entry.record)).sum::<usize>() > bytes;
             if !expired && !large && left.len() <= events {
                 return;
@@ -126,7 +126,7 @@ impl Session {
         &mut self,
         log: &mut Shadow,
         add: &[&'static str],
-        since: Option<(String, u64)>,
+        since: Option<&(String, u64)>,
         now: Duration,
     ) {
         if self.overflowed {
@@ -138,7 +138,7 @@ impl Session {
             }
         }
         self.epoch.clone_from(&log.epoch);
-        let found = since.as_ref().map(|position| log.since(position, now));
+        let found = since.map(|position| log.since(position, now));
         let replay = found.clone().and_then(Result::ok).unwrap_or_default();
         let replay: Vec<_> = replay.into_iter().filter(|entry| matches(add, entry)).collect();
         let subscribed = Expected::Subscribed {
@@ -150,7 +150,7 @@ impl Session {
         };
         self.expect(subscribed);
         if let Some((_, offset)) = since {
-            let mut prev = offset;
+            let mut prev = *offset;
             for entry in replay {
                 let seq = entry.offset;
                 let frame = self.entry(&entry, prev, true);
