@@ -7,6 +7,8 @@
 //!
 //! `HUB_MODEL=100000` is the long form. A failure names its seed; `HUB_MODEL_SEED=n` runs that schedule alone.
 
+#![expect(clippy::print_stderr, reason = "the seeds, and how much was tried")]
+
 #[path = "hub_model/shadow.rs"]
 mod shadow;
 
@@ -327,18 +329,18 @@ fn setting(name: &str) -> Option<u64> {
 #[test]
 fn every_subscriber_gets_exactly_what_it_asked_for_or_knows_why_not() {
     if let Some(seed) = setting("HUB_MODEL_SEED") {
-        println!("{:?}", run(seed));
+        eprintln!("{:?}", run(seed));
         return;
     }
     let schedules = setting("HUB_MODEL").unwrap_or(SCHEDULES);
     let first = fastrand::u64(..) >> 16;
-    println!("seeds {first}..{}", first + schedules);
+    eprintln!("seeds {first}..{}", first + schedules);
     let mut seen = Seen::default();
     for seed in first..first + schedules {
         let ran = std::panic::catch_unwind(|| run(seed));
         seen.add(&ran.unwrap_or_else(|_| panic!("HUB_MODEL_SEED={seed} shows it again")));
     }
-    println!("{seen:?}");
+    eprintln!("{seen:?}");
     let tried = [seen.live, seen.replayed, seen.recovered, seen.slow, seen.restarts, seen.acks];
     assert!(tried.iter().chain(&seen.not_recovered).all(|count| *count > 0), "not everything was tried: {seen:?}");
 }

@@ -234,9 +234,16 @@ impl Expected {
                 put("events", patterns.clone().into());
                 put("epoch", epoch.clone().into());
                 put("offset", (*offset).into());
-                recovered.iter().for_each(|yes| put("recovered", (*yes).into()));
-                replayed.iter().for_each(|count| put("replayed", (*count).into()));
-                reason.iter().for_each(|why| put("reason", (*why).into()));
+                let answers = [
+                    ("recovered", recovered.map(Value::from)),
+                    ("replayed", replayed.map(Value::from)),
+                    ("reason", reason.map(Value::from)),
+                ];
+                for (name, value) in answers {
+                    if let Some(value) = value {
+                        put(name, value);
+                    }
+                }
             }
             Self::Unsubscribed(pattern) => {
                 put("action", "unsubscribed".into());
