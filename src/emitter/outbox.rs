@@ -330,9 +330,7 @@ impl Outbox {
     pub fn has_room(&self) -> bool {
         let state = self.state.lock();
         let memory = state.bytes + state.driver.held;
-        let full = self.limits.when_full == WhenFull::Wait
-            && !state.driver.live
-            && self.full(&state, memory, 0, 0);
+        let full = self.limits.when_full == WhenFull::Wait && !state.driver.live && self.full(&state, memory, 0, 0);
         // Half of it, so that a caller who waited can go on for a while.
         state.closed || (memory < self.limits.soft / 2 && !full)
     }
