@@ -5,7 +5,7 @@
 //!  dialer ─────────────▶ ┘  ◀── acks ──┘
 //! ```
 //!
-//! `entry`, `log`, `emitters`, `outbox`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
+//! `entry`, `log`, `emitters`, `matching`, `outbox`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
@@ -18,6 +18,7 @@ mod http;
 mod listener;
 pub mod log;
 pub mod machine;
+pub mod matching;
 pub mod outbox;
 pub mod registry;
 mod shared;

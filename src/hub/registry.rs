@@ -1,10 +1,9 @@
 //! Who is connected and wants what, and the fan-out of an entry to them.
 //!
-//! Sessions with equal filters form a group, so that a pattern is held against an entry once for all dashboards that
-//! show the same page, and the frame is encoded once for all that stand at the same `prev`, which after their first
-//! event is all of them.
+//! Sessions with equal filters form a group, found by the index of [`Groups`]; the frame is encoded once for all of a
+//! group that stand at the same `prev`, which after their first event is all of them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -12,6 +11,7 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::entry::{Entry, Filter};
+use super::matching::Groups;
 use super::outbox::{Item, Outbox};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
@@ -84,7 +84,7 @@ struct Slot {
 pub struct Registry {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    groups: HashMap<Arc<Filter>, Vec<SessionId>>,
+    groups: Groups,
     queue_bytes: usize,
     woken: Vec<Waker>,
     unserved: usize,
@@ -124,7 +124,7 @@ impl Registry {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            groups: HashMap::new(),
+            groups: Groups::default(),
             queue_bytes,
             woken: Vec::new(),
             unserved: 0,
@@ -211,7 +211,7 @@ impl Registry {
         let Some(session) = self.get_mut(id).filter(|session| !session.outbox.is_closing()) else { return };
         session.filter = filter.clone();
         if !filter.patterns().is_empty() {
-            self.groups.entry(filter).or_default().push(id);
+            self.groups.join(&filter, id);
         }
     }
 
@@ -314,10 +314,7 @@ impl Registry {
         let mut reached = 0;
         let mut slow = Vec::new();
         let Self { groups, slots, woken, unserved, .. } = self;
-        for (filter, members) in groups {
-            if !filter.matches(&entry.record) {
-                continue;
-            }
+        groups.for_each(&entry.record, |members| {
             reached += members.len();
             let mut encoded: Option<(u64, Bytes)> = None;
             for id in members {
@@ -332,7 +329,7 @@ impl Registry {
                     Err(_) => slow.push(*id),
                 }
             }
-        }
+        });
         for id in slow {
             self.close_slow(id);
         }
@@ -388,12 +385,7 @@ impl Registry {
     fn leave(&mut self, id: SessionId) {
         let Some(session) = self.get_mut(id) else { return };
         let filter = std::mem::take(&mut session.filter);
-        if let Some(members) = self.groups.get_mut(&filter) {
-            members.retain(|member| *member != id);
-            if members.is_empty() {
-                self.groups.remove(&filter);
-            }
-        }
+        self.groups.leave(&filter, id);
     }
 
     fn get(&self, id: SessionId) -> Option<&Session> {
