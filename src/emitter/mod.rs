@@ -19,11 +19,12 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::clock::since_boot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{self, Room};
 use config::{Durability, EmitterConfig};
@@ -65,7 +66,8 @@ struct Shared {
     outbox: Arc<Outbox>,
     /// Once the spill is open and there is a ring.
     syncer: OnceLock<Arc<Syncer>>,
-    origin: Instant,
+    /// When it was made, since the machine's boot.
+    origin: Duration,
     generation: u64,
     /// The machine as of the driver's last step.
     published: Mutex<Snapshot>,
@@ -139,7 +141,7 @@ impl Emitter {
             syncer: OnceLock::new(),
             config,
             target,
-            origin: Instant::now(),
+            origin: since_boot(),
             generation: runtime::generation(),
             published: Mutex::new(snapshot),
             identity: Mutex::default(),
@@ -323,8 +325,7 @@ impl Emitter {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let snapshot = self.shared.published.lock().clone();
-        let age =
-            snapshot.oldest.map_or(0.0, |since| (self.shared.origin.elapsed().saturating_sub(since)).as_secs_f64());
+        let age = snapshot.oldest.map_or(0.0, |since| self.shared.now().saturating_sub(since).as_secs_f64());
         Stats {
             counts: self.shared.outbox.counts(),
             snapshot,
@@ -356,17 +357,22 @@ impl Shared {
 
 /// The ring as the [`Syncer`] knows it.
 struct RingDisk {
-    ring: Ring,
+    ring: Mutex<Ring>,
     outbox: Arc<Outbox>,
 }
 
 impl Disk for RingDisk {
     fn written(&self) -> u64 {
-        self.ring.last()
+        self.ring.lock().last()
     }
 
     fn sync(&self) -> std::io::Result<()> {
-        self.ring.sync()
+        let (known, now) = (self.ring.lock().clone(), self.outbox.ring());
+        if !known.is(&now) {
+            *self.ring.lock() = now;
+            return Err(std::io::Error::other("the outbox's file was removed, and is made anew"));
+        }
+        known.sync()
     }
 
     fn part(&self) -> u64 {
