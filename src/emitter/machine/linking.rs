@@ -144,7 +144,7 @@ impl Machine {
             && now > self.link_deadline(live) + LATE
             && !live.excused
         {
-            let since = now.saturating_sub(self.config.ack_timeout - patience);
+            let since = now.saturating_sub(self.config.ack_timeout.saturating_sub(patience));
             if let Phase::Live(live) = &mut self.phase {
                 live.excused = true;
                 live.idle_ping = live.welcome.confirm != Confirm::Sends;
