@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
 
 use super::history::Flow;
-use super::machine::{Beat, EmitterMachine, Liveness, Step, SubscriberMachine};
+use super::machine::{Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Seat, Shared};
@@ -37,7 +37,7 @@ const READ_BATCH: usize = 128 << 10;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
 const WRITE_BATCH: usize = 64 << 10;
 /// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
-const SUBSCRIBER_READ_BUFFER: usize = 4 << 10;
+const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
 /// Buffer of a session that sends blocks; also the most that one system call reads.
 const EMITTER_READ_BUFFER: usize = 64 << 10;
 /// Largest frame of a subscriber: `subscribe` with as many patterns as allowed, each as long as allowed.
@@ -50,6 +50,7 @@ const LINGER: Duration = Duration::from_secs(1);
 enum Machine {
     Emitter(Box<EmitterMachine>),
     Subscriber(SubscriberMachine),
+    Publisher(PublisherMachine),
 }
 
 /// Why the task stops polling its stream.
@@ -120,14 +121,15 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S
         }
     }
     if session.deaf {
-        session.linger().await;
+        // Boxed: its buffer would be a part of every session's memory.
+        Box::pin(session.linger()).await;
     }
 }
 
 fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
     let largest = shared.config.max_message_bytes;
     let (read_buffer, incoming) = match role {
-        Role::Emitter => (EMITTER_READ_BUFFER, largest),
+        Role::Emitter | Role::Publisher => (EMITTER_READ_BUFFER, largest),
         Role::Subscriber => (SUBSCRIBER_READ_BUFFER, SUBSCRIBER_MESSAGE),
     };
     WebSocketConfig::default()
@@ -145,6 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let machine = match seat.role {
             Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id))),
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
+            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id)),
         };
         Self {
             ws,
@@ -306,19 +309,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn must_give_way(&self) -> bool {
-        matches!(self.machine, Machine::Emitter(_)) && self.with_registry(|registry, id| registry.has_unserved(id))
+        !matches!(self.machine, Machine::Subscriber(_)) && self.with_registry(|registry, id| registry.has_unserved(id))
     }
 
     fn on_message(&mut self, message: Message) {
-        let step = match (&mut self.machine, message) {
-            (Machine::Emitter(machine), Message::Text(text)) => machine.on_text(&text),
-            (Machine::Emitter(machine), Message::Binary(block)) => machine.on_block(block),
+        let step = match (&mut self.machine, &message) {
+            (Machine::Emitter(machine), Message::Text(text)) => machine.on_text(text),
+            (Machine::Emitter(machine), Message::Binary(block)) => machine.on_block(block.clone()),
             (Machine::Subscriber(machine), Message::Text(text)) => {
-                self.seat.shared.with(|state, now| machine.on_text(&text, state, now));
+                self.seat.shared.with(|state, now| machine.on_text(text, state, now));
                 Step::More
             }
             (Machine::Subscriber(machine), Message::Binary(_)) => {
                 self.seat.shared.with(|state, _| machine.on_binary(state));
+                Step::More
+            }
+            (Machine::Publisher(machine), Message::Text(_) | Message::Binary(_)) => {
+                if let Err(answer) = machine.on_event(message.into_data()) {
+                    self.seat.shared.with(|state, _| state.refuse(self.seat.id, answer));
+                }
                 Step::More
             }
             // Pings and closes are answered by the WebSocket layer.
@@ -330,15 +339,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn commit(&mut self) {
-        if let Machine::Emitter(machine) = &mut self.machine
-            && machine.wants_commit(self.seat.shared.now())
-        {
-            let Some(history) = &self.seat.shared.history else {
-                return self.seat.shared.with(|state, now| machine.commit(state, now));
-            };
-            if !history.submit(machine.turn(self.seat.shared.now()), &self.flow) {
-                self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
+        let shared = &self.seat.shared;
+        let turn = match (&mut self.machine, &shared.history) {
+            (Machine::Emitter(machine), _) if !machine.wants_commit(shared.now()) => return,
+            (Machine::Publisher(machine), _) if !machine.wants_commit() => return,
+            (Machine::Subscriber(_), _) => return,
+            (Machine::Emitter(machine), None) => return shared.with(|state, now| machine.commit(state, now)),
+            (Machine::Publisher(machine), None) => {
+                return shared.with(|state, now| drop(machine.turn().settle(None, state, now)));
             }
+            (Machine::Emitter(machine), Some(_)) => machine.turn(shared.now()),
+            (Machine::Publisher(machine), Some(_)) => machine.turn(),
+        };
+        if shared.history.as_ref().is_some_and(|history| !history.submit(turn, &self.flow)) {
+            self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
         }
     }
 

@@ -30,7 +30,14 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> An
         return text(StatusCode::FORBIDDEN, "this origin is not among allowed_origins");
     }
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/ws") => upgrade(&shared, request),
+        (&Method::GET, "/ws") => match negotiate(request.headers()) {
+            Some((role, protocol)) => upgrade(&shared, role, protocol, request),
+            None => text(
+                StatusCode::BAD_REQUEST,
+                "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are",
+            ),
+        },
+        (&Method::GET, "/publish") => upgrade(&shared, Role::Publisher, None, request),
         (&Method::POST, "/publish") => publish(&shared, request).await,
         (&Method::GET | &Method::HEAD, "/") => {
             typed(StatusCode::OK, "text/html; charset=utf-8", shared.config.page.clone())
@@ -39,7 +46,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> An
         (&Method::GET | &Method::HEAD, "/readyz") => health(!shared.is_stopping()),
         (&Method::GET | &Method::HEAD, "/stats") => json(StatusCode::OK, &HubStats::read(&shared)),
         (_, "/ws" | "/healthz" | "/readyz" | "/stats" | "/") => not_allowed("GET"),
-        (_, "/publish") => not_allowed("POST"),
+        (_, "/publish") => not_allowed("GET, POST"),
         _ => text(StatusCode::NOT_FOUND, "not found"),
     }
 }
@@ -57,7 +64,7 @@ fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
 }
 
 /// Turns the connection into a WebSocket session (RFC 6455 §4.2).
-fn upgrade(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+fn upgrade(shared: &Arc<Shared>, role: Role, protocol: Option<&'static str>, request: Request<Incoming>) -> Answer {
     let headers = request.headers();
     let is_upgrade =
         has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket");
@@ -72,12 +79,6 @@ fn upgrade(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
         return text(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing or not 16 bytes in base 64");
     };
     let accept = derive_accept_key(key.as_bytes());
-    let Some((role, protocol)) = negotiate(headers) else {
-        return text(
-            StatusCode::BAD_REQUEST,
-            "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are",
-        );
-    };
     let seat = match shared.open(role) {
         Ok(seat) => seat,
         Err(Refused::Full) => return text(StatusCode::SERVICE_UNAVAILABLE, "max_sessions is reached"),
@@ -121,7 +122,10 @@ async fn switch(seat: Seat, request: Request<Incoming>) {
     let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
     // The socket itself, without the box around it: every read and write of the session goes through here.
     if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
-        driver::run(seat, parts.io.into_inner(), parts.read_buf).await;
+        // A copy: hyper's buffer would be kept for as long as the session.
+        let read_ahead = Bytes::copy_from_slice(&parts.read_buf);
+        drop(parts.read_buf);
+        driver::run(seat, parts.io.into_inner(), read_ahead).await;
     }
 }
 

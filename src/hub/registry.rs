@@ -1,16 +1,17 @@
 //! Who is connected and wants what, and the fan-out of an entry to them.
 //!
-//! Sessions with equal filters form a group, so that a pattern is held against an entry once for all dashboards that
-//! show the same page, and the frame is encoded once for all that stand at the same `prev`, which after their first
-//! event is all of them.
+//! Sessions with equal filters form a group, found by the index of [`Groups`]; the frame is encoded once for all of a
+//! group that stand at the same `prev`, which after their first event is all of them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
+use serde::{Serialize, Serializer};
 
 use super::entry::{Entry, Filter};
+use super::matching::Groups;
 use super::outbox::{Item, Outbox};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
@@ -20,6 +21,12 @@ use crate::wire::frame::HubFrame;
 pub struct SessionId {
     slot: u32,
     generation: u32,
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}-{}", self.slot, self.generation))
+    }
 }
 
 impl SessionId {
@@ -36,6 +43,8 @@ pub enum Role {
     Emitter,
     /// `sb.v1.json`.
     Subscriber,
+    /// One event in each frame.
+    Publisher,
 }
 
 /// What the task of a session waits for.
@@ -54,6 +63,8 @@ struct Session {
     filter: Arc<Filter>,
     /// The last seq that was queued for this session, or where its live events begin.
     prev: u64,
+    /// The last seq that the subscriber said it has processed; `None` if it never said so.
+    acked: Option<u64>,
     /// What an emitter may be told to be ours, once more has come or it is time.
     ack_withheld: Option<u64>,
     /// The task that empties the outbox; taken when it is woken, so it is woken once for many frames.
@@ -73,11 +84,24 @@ struct Slot {
 pub struct Registry {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    groups: HashMap<Arc<Filter>, Vec<SessionId>>,
+    groups: Groups,
     queue_bytes: usize,
     woken: Vec<Waker>,
     unserved: usize,
     counts: Counts,
+}
+
+/// How far a subscriber is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Laggard {
+    /// The session.
+    pub session: SessionId,
+    /// The last seq that it acknowledged, if it ever did.
+    pub acked: Option<u64>,
+    /// How many offsets of the log lie between that and the last one that was queued for it.
+    pub lag: Option<u64>,
+    /// Bytes that wait for its socket.
+    pub queued_bytes: usize,
 }
 
 /// How many sessions there are.
@@ -87,6 +111,8 @@ pub struct Counts {
     pub emitters: usize,
     /// Subscriber sessions open now.
     pub subscribers: usize,
+    /// Plain publishers open now.
+    pub publishers: usize,
     /// Sessions closed so far because they read too slowly.
     pub slow: u64,
 }
@@ -98,7 +124,7 @@ impl Registry {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            groups: HashMap::new(),
+            groups: Groups::default(),
             queue_bytes,
             woken: Vec::new(),
             unserved: 0,
@@ -115,7 +141,7 @@ impl Registry {
     /// How many sessions are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.counts.emitters + self.counts.subscribers
+        self.counts.emitters + self.counts.subscribers + self.counts.publishers
     }
 
     /// Whether none is open.
@@ -136,6 +162,7 @@ impl Registry {
             outbox: Outbox::new(self.queue_bytes),
             filter: Arc::default(),
             prev: 0,
+            acked: None,
             ack_withheld: None,
             waker: None,
             unserved: false,
@@ -161,13 +188,14 @@ impl Registry {
     /// All open sessions.
     #[must_use]
     pub fn sessions(&self) -> Vec<(SessionId, Role)> {
-        let with_slot = self.slots.iter().enumerate();
-        with_slot
-            .filter_map(|(index, slot)| {
-                let id = SessionId { slot: index as u32, generation: slot.generation };
-                slot.session.as_ref().map(|session| (id, session.role))
-            })
-            .collect()
+        self.each().map(|(id, session)| (id, session.role)).collect()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let id = SessionId { slot: index as u32, generation: slot.generation };
+            slot.session.as_ref().map(|session| (id, session))
+        })
     }
 
     /// The filter of a session; empty before it subscribes.
@@ -183,7 +211,7 @@ impl Registry {
         let Some(session) = self.get_mut(id).filter(|session| !session.outbox.is_closing()) else { return };
         session.filter = filter.clone();
         if !filter.patterns().is_empty() {
-            self.groups.entry(filter).or_default().push(id);
+            self.groups.join(&filter, id);
         }
     }
 
@@ -198,6 +226,35 @@ impl Registry {
         if let Some(session) = self.get_mut(id) {
             session.prev = prev;
         }
+    }
+
+    /// Notes that a subscriber has processed everything up to `seq`. Acks are cumulative: an older one changes nothing.
+    ///
+    /// # Errors
+    /// The last seq that was queued for it, if `seq` lies beyond.
+    pub fn record_ack(&mut self, id: SessionId, seq: u64) -> Result<(), u64> {
+        let Some(session) = self.get_mut(id) else { return Ok(()) };
+        if seq > session.prev {
+            return Err(session.prev);
+        }
+        session.acked = session.acked.max(Some(seq));
+        Ok(())
+    }
+
+    /// The subscribers that are furthest behind with their acks, or with reading where they do not acknowledge: at
+    /// most `most` of them.
+    #[must_use]
+    pub fn laggards(&self, most: usize) -> Vec<Laggard> {
+        let of = |(id, session): (SessionId, &Session)| Laggard {
+            session: id,
+            acked: session.acked,
+            lag: session.acked.map(|acked| session.prev - acked),
+            queued_bytes: session.outbox.bytes(),
+        };
+        let mut all: Vec<_> = self.each().filter(|(_, session)| session.role == Role::Subscriber).map(of).collect();
+        all.sort_unstable_by_key(|laggard| std::cmp::Reverse((laggard.lag, laggard.queued_bytes)));
+        all.truncate(most);
+        all
     }
 
     /// Queues a frame for one session; closes it as slow if its outbox is full.
@@ -257,10 +314,7 @@ impl Registry {
         let mut reached = 0;
         let mut slow = Vec::new();
         let Self { groups, slots, woken, unserved, .. } = self;
-        for (filter, members) in groups {
-            if !filter.matches(&entry.record) {
-                continue;
-            }
+        groups.for_each(&entry.record, |members| {
             reached += members.len();
             let mut encoded: Option<(u64, Bytes)> = None;
             for id in members {
@@ -275,7 +329,7 @@ impl Registry {
                     Err(_) => slow.push(*id),
                 }
             }
-        }
+        });
         for id in slow {
             self.close_slow(id);
         }
@@ -331,12 +385,7 @@ impl Registry {
     fn leave(&mut self, id: SessionId) {
         let Some(session) = self.get_mut(id) else { return };
         let filter = std::mem::take(&mut session.filter);
-        if let Some(members) = self.groups.get_mut(&filter) {
-            members.retain(|member| *member != id);
-            if members.is_empty() {
-                self.groups.remove(&filter);
-            }
-        }
+        self.groups.leave(&filter, id);
     }
 
     fn get(&self, id: SessionId) -> Option<&Session> {
@@ -365,6 +414,7 @@ impl Counts {
         match role {
             Role::Emitter => &mut self.emitters,
             Role::Subscriber => &mut self.subscribers,
+            Role::Publisher => &mut self.publishers,
         }
     }
 }

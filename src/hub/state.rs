@@ -43,6 +43,8 @@ pub struct Counters {
     pub replayed: u64,
     /// Positions that could not be served.
     pub not_recovered: u64,
+    /// Acks of subscribers.
+    pub acks: u64,
     /// Emitter connections closed because a newer one took over.
     pub superseded: u64,
     /// Sessions closed, or frames refused, because they broke the protocol.
@@ -156,6 +158,12 @@ impl State {
         self.registry.push(id, subscriber::unsubscribed(events));
     }
 
+    /// Answers a publisher whose event is none.
+    pub fn refuse(&mut self, id: SessionId, answer: bytes::Bytes) {
+        self.counters.refused += 1;
+        self.registry.push(id, answer);
+    }
+
     /// Says goodbye to everyone, each in its own protocol, and closes after what is queued.
     pub fn shutdown(&mut self, reconnect: Reconnect) {
         let code = CloseCode::Shutdown.code();
@@ -164,7 +172,7 @@ impl State {
         for (id, role) in self.registry.sessions() {
             let bye = match role {
                 Role::Emitter => to_emitters.clone(),
-                Role::Subscriber => to_subscribers.clone(),
+                Role::Subscriber | Role::Publisher => to_subscribers.clone(),
             };
             self.registry.acknowledge(id);
             self.registry.push(id, bye);

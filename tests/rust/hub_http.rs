@@ -35,6 +35,28 @@ async fn a_published_event_reaches_subscribers() {
 }
 
 #[tokio::test]
+async fn any_websocket_client_publishes_an_event_with_each_frame() {
+    let home = tempfile::tempdir().expect("writable");
+    for log_path in [None, Some(home.path().join("log.db"))] {
+        let hub = hub(|config| config.log_path.clone_from(&log_path));
+        let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+        let mut publisher = Client::try_path(hub.port(), "/publish", &[]).await.expect("accepted");
+        publisher.say(r#"{"type":"x","n":1}"#).await;
+        publisher.say("[]").await;
+        publisher.say(r#"{"type":"x","n":2}"#).await;
+        assert_eq!(publisher.json().await["data"]["code"], "bad_event");
+        for n in [1, 2] {
+            assert_eq!(subscriber.json().await["data"], json!({"type": "x", "n": n}), "{log_path:?}");
+        }
+        let stats = hub.stats();
+        assert_eq!((stats.publishers, stats.subscribers, stats.counters.refused), (1, 1, 1));
+        hub.stop().await;
+        assert_eq!(publisher.json().await["type"], "bye");
+        assert_eq!(publisher.close_code().await, 3001);
+    }
+}
+
+#[tokio::test]
 async fn the_port_tells_how_it_is() {
     let hub = hub(|config| config.page = "<p>page</p>".into());
     assert_eq!(ask(hub.port(), "GET / HTTP/1.1", "").await, (200, "<p>page</p>".into()));
@@ -46,7 +68,7 @@ async fn the_port_tells_how_it_is() {
     assert_eq!((code, &stats["offset"], &stats["subscribers"]), (200, &json!(0), &json!(0)));
     assert_eq!(stats["epoch"], hub.stats().epoch);
     assert_eq!(ask(hub.port(), "GET /elsewhere HTTP/1.1", "").await.0, 404);
-    assert_eq!(ask(hub.port(), "GET /publish HTTP/1.1", "").await.0, 405);
+    assert_eq!(ask(hub.port(), "PUT /publish HTTP/1.1", "").await.0, 405);
     assert_eq!(ask(hub.port(), "POST /ws HTTP/1.1", "").await.0, 405);
     assert_eq!(ask(hub.port(), "GET /ws HTTP/1.1", "").await.0, 426);
 }

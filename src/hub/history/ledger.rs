@@ -62,8 +62,8 @@ impl Ledger {
             let (have, superseded) = self.emitters.hello(turn.id, &turn.name, &greeting.epoch, greeting.next);
             return Verdict::Greeted { have, superseded };
         }
-        if turn.records.is_empty() && turn.marks.0 == turn.marks.1 && turn.name.is_empty() {
-            return Verdict::Stored; // it only broke the protocol before it said who it is
+        if turn.name.is_empty() {
+            return Verdict::Stored; // no emitter: it has no mark, or broke the protocol before it said who it is
         }
         let (from, upto) = turn.marks;
         let continues = self.emitters.get(&turn.name).is_some_and(|(_, have)| have == from);

@@ -116,6 +116,22 @@ impl Turn {
         Self { id, name, greeting: None, marks, records, duplicates: 0, ack: Ack::Now, refusal: None, violation: None }
     }
 
+    /// What a session without a name brought: nothing to be numbered or acknowledged.
+    pub(super) fn plain(id: SessionId, records: Vec<Record>) -> Self {
+        let name = Arc::default();
+        Self {
+            id,
+            name,
+            greeting: None,
+            marks: (0, 0),
+            records,
+            duplicates: 0,
+            ack: Ack::Nothing,
+            refusal: None,
+            violation: None,
+        }
+    }
+
     /// Up to where it acknowledges, if it does.
     #[must_use]
     pub fn acknowledges(&self) -> Option<u64> {

@@ -3,8 +3,10 @@
 
 mod emitter;
 mod liveness;
+mod publisher;
 mod subscriber;
 
 pub use emitter::{CREDIT, EmitterMachine, Greeting, Step, Turn};
 pub use liveness::{Beat, Liveness};
+pub use publisher::PublisherMachine;
 pub use subscriber::SubscriberMachine;

@@ -30,7 +30,12 @@ pub(crate) struct Client<S>(pub(crate) WebSocketStream<S>);
 
 impl Client<TcpStream> {
     pub(crate) async fn try_connect(port: u16, headers: &[(&'static str, &str)]) -> Result<Self, WsError> {
-        let mut request = format!("ws://127.0.0.1:{port}/ws").into_client_request().expect("valid");
+        Self::try_path(port, "/ws", headers).await
+    }
+
+    /// Connects to a path of the port.
+    pub(crate) async fn try_path(port: u16, path: &str, headers: &[(&'static str, &str)]) -> Result<Self, WsError> {
+        let mut request = format!("ws://127.0.0.1:{port}{path}").into_client_request().expect("valid");
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().expect("valid"));
         }
