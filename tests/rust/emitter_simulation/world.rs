@@ -926,7 +926,7 @@ impl World {
         assert_ne!(snapshot.breaker, "open");
         assert!(!self.disk.needless, "events were given up although confirmed ones took the room");
         let Tally { connects, hurried, idle_wakes, lives, written, actions, slept } = self.tally;
-        let awake = self.now - slept;
+        let awake = self.now.saturating_sub(slept);
         let shortest = self.config.backoff_initial.mul_f64(1.0 - self.config.jitter);
         let most = lives + hurried + (awake.as_secs_f64() / shortest.as_secs_f64()) as u64 + 1;
         assert!(connects <= most, "{connects} attempts to connect, {most} allowed");
