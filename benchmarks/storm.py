@@ -17,7 +17,7 @@ from kit.event import event
 from kit.processes import answer, ask, client_cpus, closed_port, folder_on_disk, process, role, server_cpus, start, tool
 from kit.rounds import Figures, options
 
-RATE = 200
+RATE = 20
 """Events per second meanwhile."""
 
 
