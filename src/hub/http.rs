@@ -1,12 +1,13 @@
 //! The routes of the port. Every answer that is not a WebSocket is small and comes from memory.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::Body;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -24,8 +25,16 @@ type Answer = Response<Full<Bytes>>;
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A request's body, read by us or by the server of another door.
+pub(super) trait RequestBody:
+    Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static
+{
+}
+
+impl<B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static> RequestBody for B {}
+
 /// Answers one request.
-pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
+pub(super) async fn serve(shared: Arc<Shared>, request: Request<impl RequestBody>) -> Answer {
     if !origin_is_allowed(request.headers(), &shared.config.allowed_origins) {
         return text(StatusCode::FORBIDDEN, "this origin is not among allowed_origins");
     }
@@ -53,7 +62,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> An
 
 /// A browser names the page's origin; other clients name none. A page may connect if it was served from here, or is
 /// allowed by name.
-fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
+pub(super) fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -64,7 +73,12 @@ fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
 }
 
 /// Turns the connection into a WebSocket session (RFC 6455 §4.2).
-fn upgrade(shared: &Arc<Shared>, role: Role, protocol: Option<&'static str>, request: Request<Incoming>) -> Answer {
+fn upgrade(
+    shared: &Arc<Shared>,
+    role: Role,
+    protocol: Option<&'static str>,
+    request: Request<impl RequestBody>,
+) -> Answer {
     let headers = request.headers();
     let is_upgrade =
         has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket");
@@ -100,7 +114,7 @@ fn upgrade(shared: &Arc<Shared>, role: Role, protocol: Option<&'static str>, req
 }
 
 /// Which of the offered subprotocols is spoken; none offered is a subscriber.
-fn negotiate(headers: &HeaderMap) -> Option<(Role, Option<&'static str>)> {
+pub(super) fn negotiate(headers: &HeaderMap) -> Option<(Role, Option<&'static str>)> {
     if !headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
         return Some((Role::Subscriber, None));
     }
@@ -117,7 +131,7 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
 }
 
 /// Runs the session once the answer is sent and the socket is free.
-async fn switch(seat: Seat, request: Request<Incoming>) {
+async fn switch(seat: Seat, request: Request<impl RequestBody>) {
     // An error means that the client was gone before the answer.
     let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
     // The socket itself, without the box around it: every read and write of the session goes through here.
@@ -129,7 +143,7 @@ async fn switch(seat: Seat, request: Request<Incoming>) {
     }
 }
 
-async fn publish(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+async fn publish(shared: &Arc<Shared>, request: Request<impl RequestBody>) -> Answer {
     #[derive(serde::Serialize)]
     struct Accepted {
         offset: u64,

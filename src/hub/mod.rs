@@ -10,6 +10,7 @@
 //! [`history`] stores it before.
 
 mod config;
+pub mod doors;
 mod driver;
 pub mod emitters;
 pub mod entry;
@@ -31,6 +32,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{HeaderMap, Request};
 
 pub use config::HubConfig;
 pub use state::Published;
@@ -40,6 +43,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
+use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use history::Reply;
 use log::Log;
@@ -136,6 +140,31 @@ impl Hub {
             let gone = || io::Error::new(io::ErrorKind::ConnectionRefused, "the hub was stopped");
             driver::dial(&shared.upgrade().ok_or_else(gone)?)
         })
+    }
+
+    /// Lets a client in that another server has shaken hands with, by its path (`/ws`, `/publish`) and header fields;
+    /// gives its session and the subprotocol to answer with. `bell` is rung when there is something to take, or room
+    /// to feed again; it must not wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        bell: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Result<(Guest, Option<&'static str>), Refusal>> {
+        self.check_process()?;
+        Ok(doors::admit(&self.shared, path, headers, bell))
+    }
+
+    /// Answers an HTTP request that another server has read; `bell` is rung when there is something to take.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn answer(&self, request: Request<Full<Bytes>>, bell: impl Fn() + Send + Sync + 'static) -> Result<Exchange> {
+        self.check_process()?;
+        Ok(doors::answer(&self.shared, request, bell))
     }
 
     /// Fails in a child that inherited the hub over `fork`; to be asked before [`Hub::stats`], because the child may

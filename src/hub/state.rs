@@ -118,7 +118,7 @@ impl State {
         if since.is_some() && self.registry.is_replaying(id) {
             return false;
         }
-        let filter = self.registry.filter(id).with(events);
+        let filter = self.registry.own_filter(id).with(events);
         let recovery = since.map(|position| self.log.since(position, &Filter::new(events.iter().cloned()), now));
         let (epoch, offset) = (self.log.epoch(), self.log.head());
         let mut answer = Subscribed {
@@ -149,6 +149,28 @@ impl State {
         self.registry.set_filter(id, filter);
         self.registry.set_prev(id, offset);
         true
+    }
+
+    /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this.
+    pub fn preset(&mut self, id: SessionId, events: &[Pattern]) {
+        let head = self.log.head();
+        self.registry.set_filter(id, Filter::new(events.iter().cloned()));
+        self.registry.set_prev(id, head);
+        self.registry.set_preset(id);
+    }
+
+    /// Notes how far a subscriber is; what it cannot have seen is answered as the bad frame that it is.
+    pub fn record_ack(&mut self, id: SessionId, seq: u64) {
+        match self.registry.record_ack(id, seq) {
+            Ok(()) => self.counters.acks += 1,
+            Err(last) => self.bad_frame(id, &format!("data.sequence is {seq}, the last one sent was {last}")),
+        }
+    }
+
+    /// Answers a subscriber's frame that is wrong.
+    pub fn bad_frame(&mut self, id: SessionId, message: &str) {
+        self.counters.bad_frames += 1;
+        self.registry.push(id, subscriber::error("bad_frame", message));
     }
 
     /// Takes patterns from a session.

@@ -102,7 +102,8 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
     })
 }
 
-fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
+/// Patterns of a setting.
+pub(super) fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
     let parse = |text: &String| {
         Pattern::parse(text).map_err(|error| refused(setting, &format!("'{text}'"), &error.to_string()))
     };

@@ -200,6 +200,12 @@ pub fn pong(last_seq: u64) -> Bytes {
     format!(r#"{{"type":"pong","lastSeq":{last_seq}}}"#).into()
 }
 
+/// Asks whether the subscriber is there, where nobody else does; `last_seq` as in [`pong`].
+#[must_use]
+pub fn ping(last_seq: u64) -> Bytes {
+    format!(r#"{{"type":"ping","lastSeq":{last_seq}}}"#).into()
+}
+
 /// Says what was wrong with a frame.
 #[must_use]
 pub fn error(code: &str, message: &str) -> Bytes {

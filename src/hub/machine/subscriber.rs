@@ -36,7 +36,7 @@ impl SubscriberMachine {
     fn on_frame(&mut self, frame: SubscriberFrame, state: &mut State, now: Duration) {
         match frame {
             SubscriberFrame::Subscribe { events, since } => {
-                if state.registry.filter(self.id).with(&events).patterns().len() > MAX_PATTERNS {
+                if state.registry.own_filter(self.id).with(&events).patterns().len() > MAX_PATTERNS {
                     self.refuse(state, &format!("a session has at most {MAX_PATTERNS} patterns"));
                 } else if !state.subscribe(self.id, &events, since.as_ref(), now) {
                     self.refuse(state, "the last replay is still on its way; subscribe again after it");
@@ -47,19 +47,13 @@ impl SubscriberMachine {
                 let last = state.registry.prev(self.id);
                 state.registry.push(self.id, subscriber::pong(last));
             }
-            SubscriberFrame::Ack { sequence } => match state.registry.record_ack(self.id, sequence) {
-                Ok(()) => state.counters.acks += 1,
-                Err(last) => {
-                    self.refuse(state, &format!("data.sequence is {sequence}, the last one sent was {last}"));
-                }
-            },
+            SubscriberFrame::Ack { sequence } => state.record_ack(self.id, sequence),
             SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
         }
     }
 
     fn refuse(&self, state: &mut State, message: &str) {
-        state.counters.bad_frames += 1;
-        state.registry.push(self.id, subscriber::error("bad_frame", message));
+        state.bad_frame(self.id, message);
     }
 }
 
