@@ -421,7 +421,10 @@ impl Driver {
     fn spill(&mut self, done: Option<Done>) {
         let Some(done) = done else { return };
         if let Done::NewRing(ring) = &done {
-            self.shared.outbox.move_to(ring.clone());
+            let last = self.shared.outbox.move_to(ring.clone());
+            if let Some(syncer) = self.shared.syncer.get() {
+                syncer.give_up(last, "the outbox's file was removed");
+            }
             self.shared.outbox.note_acked(self.machine.acked());
             self.fetch(); // what is in the old one is known to the machine, which moves it into the spill
         }

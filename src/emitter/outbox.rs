@@ -287,8 +287,9 @@ impl Outbox {
         kept
     }
 
-    /// Events go into another ring from now on; those so far stay where they are. The driver's, when a file is gone.
-    pub fn move_to(&self, ring: Ring) {
+    /// Events go into another ring from now on; those so far stay where they are. The driver's, when the file is gone.
+    /// Returns the last seq of those.
+    pub fn move_to(&self, ring: Ring) -> u64 {
         let mut state = self.state.lock();
         state.seal();
         if state.writer.ring().has_promised() {
@@ -296,6 +297,7 @@ impl Outbox {
         }
         ring.note_last(state.counts.last_seq);
         state.writer = Writer::new(ring);
+        state.counts.last_seq
     }
 
     /// The ring that events go into at present.

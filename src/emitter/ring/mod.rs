@@ -253,12 +253,6 @@ impl Ring {
         self.0.file.as_ref().and_then(|(file, _)| key_of(&file.metadata()))
     }
 
-    /// Whether both are the same memory.
-    #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// All bytes, free segments too.
     #[cfg(test)]
     fn pages(&self) -> Vec<u8> {
