@@ -37,6 +37,7 @@ PLAN = [
     ("durable", "asyncio", "free"),
     ("durable", "uvloop", "free"),
     ("restart", "asyncio", "free"),
+    ("fanout", "asyncio", "split"),
 ]
 PACKAGES = (
     "safe-broadcaster",
@@ -44,6 +45,7 @@ PACKAGES = (
     "websockets",
     "aiohttp",
     "picows",
+    "socketify",
     "starlette",
     "uvicorn",
     "uvloop",

@@ -59,6 +59,9 @@ class HubConfig:
     allowed_origins: Sequence[str] = ()
     """Origins (``https://dash.example``) whose pages may connect although they were not served from here; ``*`` allows
     every page. None by default: a page of another site must not read events through its visitor's browser."""
+    requires_ack: Sequence[str] = ()
+    """Patterns: events that match one of them ask subscribers for an ack (``"requires_ack": true``). None by default:
+    acks cost a frame each and only say how far a client is; nothing is held back for them."""
     ping_interval: float = 25.0
     """How often a session is pinged, below the 30 to 60 s after which proxies drop silent connections; one that shows
     no sign of life until the next ping is closed."""

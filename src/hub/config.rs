@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::log::LogLimits;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::topic::Pattern;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -37,6 +38,9 @@ pub struct HubConfig {
     /// Origins (`https://dash.example`) whose pages may connect although they were not served from here; `*` allows
     /// every page. Default none: a page of another site must not read the events through its visitor's browser.
     pub allowed_origins: Vec<String>,
+    /// Events that match one of these patterns ask subscribers for an ack. Default none: acks cost a frame each, and
+    /// only say how far a client is; nothing is held back for them.
+    pub requires_ack: Vec<Pattern>,
     /// How often a session is pinged; one that shows no sign of life until the next is closed. Default 25 s: below
     /// the 30 to 60 s after which proxies drop silent connections.
     pub ping_interval: Duration,
@@ -57,6 +61,7 @@ impl Default for HubConfig {
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
             allowed_origins: Vec::new(),
+            requires_ack: Vec::new(),
             ping_interval: Duration::from_secs(25),
             page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
         }

@@ -7,13 +7,15 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::wire::event::EventHead;
-use crate::wire::subscriber::{self, Carried};
+use crate::wire::subscriber::{Carried, Envelope};
 use crate::wire::topic::Pattern;
 
 /// A valid event, or a gap, that has no place in the log yet. Cloning shares the bytes.
 #[derive(Clone, Debug)]
 pub struct Record {
     carried: Carried,
+    /// Whether subscribers are asked for an ack; the log's setting decides.
+    pub(super) requires_ack: bool,
     json: Bytes,
     kind: Name,
     topic: Name,
@@ -60,7 +62,7 @@ impl Record {
         std::str::from_utf8(&json).map_err(serde::de::Error::custom)?;
         let head = EventHead::parse(&json)?;
         let (kind, topic) = (Name::of(head.kind, &json), Name::of(head.topic, &json));
-        Ok(Self { carried: Carried::Event, json, kind, topic })
+        Ok(Self { carried: Carried::Event, requires_ack: false, json, kind, topic })
     }
 
     /// The news that events of an emitter will never come.
@@ -82,7 +84,7 @@ impl Record {
     #[must_use]
     pub fn stored_gap(json: Bytes) -> Self {
         let nothing = Name::Within { start: 0, end: 0 };
-        Self { carried: Carried::Gap, json, kind: nothing.clone(), topic: nothing }
+        Self { carried: Carried::Gap, requires_ack: false, json, kind: nothing.clone(), topic: nothing }
     }
 
     /// Event or gap.
@@ -123,7 +125,8 @@ impl Entry {
     /// The frame that brings this entry to a subscriber whose previous entry was `prev`.
     #[must_use]
     pub fn frame(&self, prev: u64, replay: bool) -> Bytes {
-        subscriber::entry(self.record.carried, self.offset, prev, replay, &self.record.json)
+        let Record { carried, requires_ack, ref json, .. } = self.record;
+        Envelope { carried, seq: self.offset, prev, replay, requires_ack }.around(json)
     }
 }
 

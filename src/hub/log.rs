@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::entry::{Entry, Filter, Record};
 use crate::wire::position::Position;
+use crate::wire::subscriber::Carried;
 
 /// How much the log keeps; whichever bound is met first evicts the oldest entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,19 +65,26 @@ pub struct Log {
     entries: VecDeque<(Duration, Entry)>,
     bytes: usize,
     limits: LogLimits,
+    requires_ack: Filter,
 }
 
 impl Log {
     /// An empty log. The epoch must be new: offsets start from 1 again.
     #[must_use]
     pub fn new(epoch: String, limits: LogLimits) -> Self {
-        Self { epoch, head: 0, entries: VecDeque::new(), bytes: 0, limits }
+        Self { epoch, head: 0, entries: VecDeque::new(), bytes: 0, limits, requires_ack: Filter::default() }
     }
 
     /// A log that goes on after the entry with the offset `head`.
     #[must_use]
     pub fn resume(epoch: String, head: u64, limits: LogLimits) -> Self {
         Self { head, ..Self::new(epoch, limits) }
+    }
+
+    /// The same log, whose events ask for an ack if they match.
+    #[must_use]
+    pub fn requiring_acks(self, of: Filter) -> Self {
+        Self { requires_ack: of, ..self }
     }
 
     /// The epoch of all its offsets.
@@ -110,7 +118,8 @@ impl Log {
     }
 
     /// Gives the record its place.
-    pub fn append(&mut self, record: Record, now: Duration) -> Entry {
+    pub fn append(&mut self, mut record: Record, now: Duration) -> Entry {
+        record.requires_ack = record.carried() == Carried::Event && self.requires_ack.matches(&record);
         self.head += 1;
         let entry = Entry { offset: self.head, record };
         self.bytes += cost(&entry.record);

@@ -40,7 +40,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
-use entry::Record;
+use entry::{Filter, Record};
 use history::Reply;
 use log::Log;
 use shared::Shared;
@@ -70,15 +70,15 @@ impl Hub {
         let inside = handle.enter();
         let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
         drop(inside);
-        let limits = config.log_limits();
+        let (limits, requires_ack) = (config.log_limits(), Filter::new(config.requires_ack.iter().cloned()));
         let shared = match &config.log_path {
             None => {
-                let log = Log::new(fresh_epoch()?, limits);
+                let log = Log::new(fresh_epoch()?, limits).requiring_acks(requires_ack);
                 Arc::new(Shared::new(config, (log, Duration::ZERO), None, handle))
             }
             Some(path) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
-                let log = history::replay(recovered, limits);
+                let log = history::replay(recovered, limits, requires_ack);
                 let shared = Arc::new(Shared::new(config, log, Some(history), handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
                 drop(handle.spawn(history::settle(shared.clone(), outcomes)));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
+use serde::{Serialize, Serializer};
 
 use super::entry::{Entry, Filter};
 use super::matching::Groups;
@@ -20,6 +21,12 @@ use crate::wire::frame::HubFrame;
 pub struct SessionId {
     slot: u32,
     generation: u32,
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}-{}", self.slot, self.generation))
+    }
 }
 
 impl SessionId {
@@ -56,6 +63,8 @@ struct Session {
     filter: Arc<Filter>,
     /// The last seq that was queued for this session, or where its live events begin.
     prev: u64,
+    /// The last seq that the subscriber said it has processed; `None` if it never said so.
+    acked: Option<u64>,
     /// What an emitter may be told to be ours, once more has come or it is time.
     ack_withheld: Option<u64>,
     /// The task that empties the outbox; taken when it is woken, so it is woken once for many frames.
@@ -80,6 +89,19 @@ pub struct Registry {
     woken: Vec<Waker>,
     unserved: usize,
     counts: Counts,
+}
+
+/// How far a subscriber is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Laggard {
+    /// The session.
+    pub session: SessionId,
+    /// The last seq that it acknowledged, if it ever did.
+    pub acked: Option<u64>,
+    /// How many offsets of the log lie between that and the last one that was queued for it.
+    pub lag: Option<u64>,
+    /// Bytes that wait for its socket.
+    pub queued_bytes: usize,
 }
 
 /// How many sessions there are.
@@ -140,6 +162,7 @@ impl Registry {
             outbox: Outbox::new(self.queue_bytes),
             filter: Arc::default(),
             prev: 0,
+            acked: None,
             ack_withheld: None,
             waker: None,
             unserved: false,
@@ -165,13 +188,14 @@ impl Registry {
     /// All open sessions.
     #[must_use]
     pub fn sessions(&self) -> Vec<(SessionId, Role)> {
-        let with_slot = self.slots.iter().enumerate();
-        with_slot
-            .filter_map(|(index, slot)| {
-                let id = SessionId { slot: index as u32, generation: slot.generation };
-                slot.session.as_ref().map(|session| (id, session.role))
-            })
-            .collect()
+        self.each().map(|(id, session)| (id, session.role)).collect()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let id = SessionId { slot: index as u32, generation: slot.generation };
+            slot.session.as_ref().map(|session| (id, session))
+        })
     }
 
     /// The filter of a session; empty before it subscribes.
@@ -202,6 +226,35 @@ impl Registry {
         if let Some(session) = self.get_mut(id) {
             session.prev = prev;
         }
+    }
+
+    /// Notes that a subscriber has processed everything up to `seq`. Acks are cumulative: an older one changes nothing.
+    ///
+    /// # Errors
+    /// The last seq that was queued for it, if `seq` lies beyond.
+    pub fn record_ack(&mut self, id: SessionId, seq: u64) -> Result<(), u64> {
+        let Some(session) = self.get_mut(id) else { return Ok(()) };
+        if seq > session.prev {
+            return Err(session.prev);
+        }
+        session.acked = session.acked.max(Some(seq));
+        Ok(())
+    }
+
+    /// The subscribers that are furthest behind with their acks, or with reading where they do not acknowledge: at
+    /// most `most` of them.
+    #[must_use]
+    pub fn laggards(&self, most: usize) -> Vec<Laggard> {
+        let of = |(id, session): (SessionId, &Session)| Laggard {
+            session: id,
+            acked: session.acked,
+            lag: session.acked.map(|acked| session.prev - acked),
+            queued_bytes: session.outbox.bytes(),
+        };
+        let mut all: Vec<_> = self.each().filter(|(_, session)| session.role == Role::Subscriber).map(of).collect();
+        all.sort_unstable_by_key(|laggard| std::cmp::Reverse((laggard.lag, laggard.queued_bytes)));
+        all.truncate(most);
+        all
     }
 
     /// Queues a frame for one session; closes it as slow if its outbox is full.

@@ -43,6 +43,8 @@ pub struct Counters {
     pub replayed: u64,
     /// Positions that could not be served.
     pub not_recovered: u64,
+    /// Acks of subscribers.
+    pub acks: u64,
     /// Emitter connections closed because a newer one took over.
     pub superseded: u64,
     /// Sessions closed, or frames refused, because they broke the protocol.

@@ -6,8 +6,12 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::history::Status;
+use super::registry::Laggard;
 use super::shared::Shared;
 use super::state::Counters;
+
+/// How many of the subscribers that are furthest behind are named: enough to see who holds a queue.
+const LAGGARDS: usize = 10;
 
 /// A hub's numbers at one moment. Reading them costs a lock and no more.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -42,6 +46,8 @@ pub struct HubStats {
     pub log_set_aside: Option<PathBuf>,
     /// Sessions closed because they read too slowly.
     pub slow: u64,
+    /// The subscribers that are furthest behind.
+    pub laggards: Vec<Laggard>,
     /// What happened so far.
     #[serde(flatten)]
     pub counters: Counters,
@@ -72,6 +78,7 @@ impl HubStats {
                 log_commits: count(|status| status.commits.load(Ordering::Relaxed)),
                 log_set_aside: status.and_then(|status| status.set_aside.lock().clone()),
                 slow: counts.slow,
+                laggards: state.registry.laggards(LAGGARDS),
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
             }

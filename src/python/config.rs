@@ -10,6 +10,7 @@ use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::error::Result;
 use crate::hub::HubConfig;
+use crate::wire::topic::Pattern;
 
 /// Reads the attributes of the dataclass.
 pub(super) fn emitter_config(source: &Bound<'_, PyAny>, spill_path: PathBuf) -> Result<EmitterConfig> {
@@ -95,7 +96,15 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
         allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
+        requires_ack: patterns("requires_ack", &settings.get::<Vec<String>>("requires_ack", "a sequence of texts")?)?,
         ping_interval: settings.seconds("ping_interval")?,
         page: settings.get("page", "a text")?,
     })
+}
+
+fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
+    let parse = |text: &String| {
+        Pattern::parse(text).map_err(|error| refused(setting, &format!("'{text}'"), &error.to_string()))
+    };
+    texts.iter().map(parse).collect()
 }

@@ -46,7 +46,7 @@ pub enum SubscriberFrame {
 }
 
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct Said<'a> {
     #[serde(borrow, rename = "type")]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -74,9 +74,9 @@ impl SubscriberFrame {
         if !text.trim_start().starts_with('{') {
             return Err("a frame is a JSON object".to_owned());
         }
-        let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let data = envelope.data.map_or("{}", RawValue::get);
-        Ok(match envelope.kind.as_ref() {
+        let said: Said<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let data = said.data.map_or("{}", RawValue::get);
+        Ok(match said.kind.as_ref() {
             "subscribe" => {
                 let (events, since) = selection(data)?;
                 Self::Subscribe { events, since }
@@ -146,22 +146,41 @@ pub enum Carried {
     Gap,
 }
 
-/// A frame that carries a log entry; `data` is inserted as it is.
-#[must_use]
-pub fn entry(carried: Carried, seq: u64, prev: u64, replay: bool, data: &[u8]) -> Bytes {
-    /// Room for the names and two numbers of 20 digits.
-    const ENVELOPE: usize = 96;
-    let kind = match carried {
-        Carried::Event => "event",
-        Carried::Gap => "gap",
-    };
-    let replay = if replay { r#""replay":true,"# } else { "" };
-    let mut frame = Vec::with_capacity(ENVELOPE + data.len());
-    // Writing to a vector cannot fail.
-    drop(write!(frame, r#"{{"type":"{kind}","seq":{seq},"prev":{prev},{replay}"data":"#));
-    frame.extend_from_slice(data);
-    frame.push(b'}');
-    frame.into()
+/// What stands around a log entry on its way to a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Event or gap.
+    pub carried: Carried,
+    /// Its offset in the log.
+    pub seq: u64,
+    /// The offset before it that the same filter matched.
+    pub prev: u64,
+    /// Whether it is sent again.
+    pub replay: bool,
+    /// Whether the hub asks for an ack.
+    pub requires_ack: bool,
+}
+
+impl Envelope {
+    /// The frame; `data` is inserted as it is.
+    #[must_use]
+    pub fn around(self, data: &[u8]) -> Bytes {
+        /// Room for the names and two numbers of 20 digits.
+        const ENVELOPE: usize = 96;
+        let Self { carried, seq, prev, replay, requires_ack } = self;
+        let kind = match carried {
+            Carried::Event => "event",
+            Carried::Gap => "gap",
+        };
+        let replay = if replay { r#""replay":true,"# } else { "" };
+        let requires_ack = if requires_ack { r#""requires_ack":true,"# } else { "" };
+        let mut frame = Vec::with_capacity(ENVELOPE + data.len());
+        // Writing to a vector cannot fail.
+        drop(write!(frame, r#"{{"type":"{kind}","seq":{seq},"prev":{prev},{replay}{requires_ack}"data":"#));
+        frame.extend_from_slice(data);
+        frame.push(b'}');
+        frame.into()
+    }
 }
 
 /// Answer to `unsubscribe`.
@@ -262,9 +281,12 @@ mod tests {
     fn an_event_is_passed_on_byte_for_byte() {
         let data = br#"{ "type" : "x", "n":1.0 }"#;
         let want = br#"{"type":"event","seq":12,"prev":3,"data":{ "type" : "x", "n":1.0 }}"#;
-        assert_eq!(&entry(Carried::Event, 12, 3, false, data)[..], &want[..]);
+        let envelope = Envelope { carried: Carried::Event, seq: 12, prev: 3, replay: false, requires_ack: false };
+        assert_eq!(&envelope.around(data)[..], &want[..]);
         let want = br#"{"type":"gap","seq":12,"prev":3,"replay":true,"data":{}}"#;
-        assert_eq!(&entry(Carried::Gap, 12, 3, true, b"{}")[..], &want[..]);
+        assert_eq!(&Envelope { carried: Carried::Gap, replay: true, ..envelope }.around(b"{}")[..], &want[..]);
+        let want = br#"{"type":"event","seq":12,"prev":3,"requires_ack":true,"data":{}}"#;
+        assert_eq!(&Envelope { requires_ack: true, ..envelope }.around(b"{}")[..], &want[..]);
     }
 
     #[test]

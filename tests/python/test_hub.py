@@ -110,6 +110,7 @@ async def test_the_numbers_are_the_same_inside_and_outside(hub):
     async with connect(hub.url) as ws:
         await subscribe(ws, "*")
         await hub.broadcast("a", 1)
+        await ws.recv()
         stats = hub.get_stats()
         assert (stats["running"], stats["port"], stats["subscribers"]) == (True, hub.port, 1)
         assert (stats["offset"], stats["events"], stats["delivered"], stats["log_events"]) == (1, 1, 1, 1)
@@ -229,6 +230,7 @@ async def test_threads_may_publish_while_the_loop_does(hub):
         ({"ping_interval": 0}, ["ping_interval=0", "0.1 to 3600"]),
         ({"allowed_origins": "https://one.example"}, ["allowed_origins='https://one.example'", "sequence"]),
         ({"allowed_origins": ["one.example"]}, ["'one.example'", "https://host"]),
+        ({"requires_ack": ["alert.*", ""]}, ["requires_ack=''", "empty"]),
     ],
 )
 async def test_a_wrong_setting_is_named_with_what_is_allowed(settings, words):

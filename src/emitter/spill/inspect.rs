@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 
 use super::parked;
-use super::store::{APPLICATION_ID, FORMAT, read_row};
+use super::rows::read_row;
+use super::store::{APPLICATION_ID, FORMAT};
 use crate::clock::{Clock, FileClock};
 use crate::emitter::item::GapReason;
 use crate::error::{Error, ErrorKind, Result};

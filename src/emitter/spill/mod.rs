@@ -1,6 +1,6 @@
 //! The spill: where events wait on disk while the link is down or the peer is slow.
 //!
-//! [`store`] is the file, [`scrub`] what is checked of it in calm moments, [`salvage`] what becomes of it when it is
+//! [`store`] is the file, [`rows`] what is in it, [`scrub`] what is checked of it in calm moments, [`salvage`] what becomes of it when it is
 //! damaged; this module is the one thread that owns it.
 //! Work goes in as [`Op`]s, answers come back as [`Done`]s, both in order. The caller keeps at most a handful of
 //! operations under way, so the queues stay short.
@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod parked;
 mod reserve;
 pub mod reunion;
+mod rows;
 pub mod salvage;
 mod scrub;
 pub mod store;

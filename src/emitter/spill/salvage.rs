@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use super::parked;
-use super::store::{Meta, PURPOSE, Row, Usage, insert, read_row};
+use super::rows::{Meta, Row, Usage, insert, read_row};
+use super::store::PURPOSE;
 use crate::emitter::item::{Gap, GapReason, Identity, Item};
 use crate::emitter::ring::Left;
 use crate::sqlite::{self, PAGE, beside, get, put, remove};

@@ -27,7 +27,7 @@ use ledger::{Ledger, Verdict};
 use sqlite::{LogStore, Recovered};
 
 use super::emitters::{Emitters, REMEMBERED};
-use super::entry::Record;
+use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, cost};
 use super::machine::Turn;
 use super::registry::SessionId;
@@ -141,12 +141,12 @@ pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Histo
 
 /// The log in memory as an earlier life of the hub left it, and the age of its oldest entry: the present on the log's
 /// scale of time.
-pub(super) fn replay(recovered: Recovered, limits: LogLimits) -> (Log, Duration) {
+pub(super) fn replay(recovered: Recovered, limits: LogLimits, requires_ack: Filter) -> (Log, Duration) {
     let Recovered { epoch, head, entries, now, .. } = recovered;
     let oldest = entries.first().map_or(0, |(at, _)| *at);
     let since = |at: i64| Duration::from_millis(at.saturating_sub(oldest).max(0) as u64);
     let now = if entries.is_empty() { Duration::ZERO } else { since(now) };
-    let mut log = Log::resume(epoch, head - entries.len() as u64, limits);
+    let mut log = Log::resume(epoch, head - entries.len() as u64, limits).requiring_acks(requires_ack);
     for (at, record) in entries {
         log.append(record, since(at).min(now));
     }

@@ -47,7 +47,13 @@ impl SubscriberMachine {
                 let last = state.registry.prev(self.id);
                 state.registry.push(self.id, subscriber::pong(last));
             }
-            SubscriberFrame::Ack { .. } | SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
+            SubscriberFrame::Ack { sequence } => match state.registry.record_ack(self.id, sequence) {
+                Ok(()) => state.counters.acks += 1,
+                Err(last) => {
+                    self.refuse(state, &format!("data.sequence is {sequence}, the last one sent was {last}"));
+                }
+            },
+            SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
         }
     }
 
@@ -187,6 +193,24 @@ mod tests {
         for quiet in [r#"{"type":"ack","data":{"sequence":1}}"#, r#"{"type":"pong"}"#, r#"{"type":"later"}"#] {
             assert!(session.say(quiet).is_empty(), "{quiet}");
         }
+    }
+
+    #[test]
+    fn events_that_want_an_ack_say_so_live_and_replayed() {
+        let mut session = Session::new(100);
+        let limits = LogLimits { events: 9, bytes: 1 << 20, age: None };
+        let wanted = crate::hub::entry::Filter::new([crate::wire::topic::Pattern::parse("alert.*").expect("valid")]);
+        session.state.log = crate::hub::log::Log::new("k3f9".into(), limits).requiring_acks(wanted);
+        session.say(r#"{"type":"subscribe","data":{"events":["*"]}}"#);
+        session.emit("alert.disk");
+        session.emit("other");
+        let flags = |heard: Vec<Value>| heard.iter().map(|frame| frame["requires_ack"].clone()).collect::<Vec<_>>();
+        assert_eq!(flags(session.heard()), [json!(true), json!(null)]);
+        let again = r#"{"type":"subscribe","data":{"events":["*"],"since":{"epoch":"k3f9","offset":0}}}"#;
+        assert_eq!(flags(session.say(again)), [json!(null), json!(true), json!(null)]);
+        assert!(session.say(r#"{"type":"ack","data":{"sequence":2}}"#).is_empty());
+        assert_eq!(session.say(r#"{"type":"ack","data":{"sequence":3}}"#)[0]["type"], "error");
+        assert_eq!(session.state.counters.acks, 1);
     }
 
     #[test]

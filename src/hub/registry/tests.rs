@@ -80,3 +80,21 @@ fn an_old_id_does_not_reach_a_new_session() {
     assert_eq!(registry.fan_out(&entry(1, "a")), 0);
     assert_eq!((registry.len(), registry.groups.len()), (1, 0));
 }
+
+#[test]
+fn acks_are_cumulative_and_who_is_furthest_behind_is_named_first() {
+    let mut registry = Registry::new(1 << 20);
+    let [quick, silent, late] = [(); 3].map(|()| subscriber(&mut registry, "*"));
+    for offset in 1..=9 {
+        registry.fan_out(&entry(offset, "a"));
+    }
+    for (id, seq) in [(quick, 9), (quick, 3), (late, 4)] {
+        assert_eq!(registry.record_ack(id, seq), Ok(()));
+    }
+    assert_eq!(registry.record_ack(late, 10), Err(9));
+    let laggards = registry.laggards(2);
+    let named: Vec<_> = laggards.iter().map(|of| (of.session, of.acked, of.lag)).collect();
+    assert_eq!(named, [(late, Some(4), Some(5)), (quick, Some(9), Some(0))]);
+    assert!(laggards[0].queued_bytes > 0);
+    assert_eq!(registry.laggards(10)[2].session, silent);
+}

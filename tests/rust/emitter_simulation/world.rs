@@ -9,8 +9,8 @@ use fastrand::Rng;
 use futures_util::FutureExt;
 use safe_broadcaster::emitter::config::{Durability, EmitterConfig, WhenFull};
 use safe_broadcaster::emitter::item::{Gap, GapReason, Identity, Item};
-use safe_broadcaster::emitter::machine::{Action, Confirm, Machine, Outgoing, Welcome};
-use safe_broadcaster::emitter::outbox::{Outbox, Pushed};
+use safe_broadcaster::emitter::machine::{Action, Confirm, Machine, Outgoing, Snapshot, Welcome};
+use safe_broadcaster::emitter::outbox::{Beyond, Outbox, Pushed};
 use safe_broadcaster::emitter::ring::{Ring, revive};
 use safe_broadcaster::emitter::spill::Done;
 use safe_broadcaster::error::{Error, ErrorKind};
@@ -427,16 +427,12 @@ impl World {
     }
 
     fn publish(&mut self) {
-        use std::sync::atomic::Ordering::Relaxed;
         let acked = self.machine().acked();
         self.process.outbox.note_acked(acked);
         let snapshot = self.machine().snapshot();
         let outbox = &self.process.outbox;
-        outbox.live.store(snapshot.live, Relaxed);
-        outbox.held.store(snapshot.held, Relaxed);
-        outbox.settled.store(snapshot.settled, Relaxed);
-        outbox.spill_bytes.store(snapshot.spill_bytes, Relaxed);
-        outbox.release();
+        let Snapshot { live, held, settled, spill_bytes, .. } = snapshot;
+        outbox.tell(Beyond { live, held, settled, spill_bytes });
         let counts = outbox.counts();
         let depth = counts.spilled as i64 + snapshot.balance;
         assert!(depth >= 0, "{depth} events are spilled: {counts:?} {snapshot:?}");

@@ -1,9 +1,11 @@
 use std::path::Path;
 
+use super::opening::HEAD;
 use super::*;
 use crate::clock::tests::{HOUR, Hands};
 use crate::emitter::ring::{Writer, checksum};
 use crate::emitter::tests::config;
+use crate::error::Error;
 use crate::wire::block::BlockBuilder;
 
 fn limits() -> Limits {
