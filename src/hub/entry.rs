@@ -162,6 +162,13 @@ impl Filter {
         Self::new(self.patterns.iter().filter(|pattern| !fewer.contains(pattern)).cloned())
     }
 
+    /// This filter without the patterns that reach beyond a grant.
+    #[must_use]
+    pub fn within(&self, grant: &Self) -> Self {
+        let granted = |pattern: &&Pattern| grant.patterns.iter().any(|wide| wide.contains(pattern));
+        Self::new(self.patterns.iter().filter(granted).cloned())
+    }
+
     /// The patterns in the order in which they came.
     #[must_use]
     pub fn patterns(&self) -> &[Pattern] {

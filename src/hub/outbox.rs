@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::entry::Entry;
+use super::entry::Filter;
+use super::log::Log;
+use super::replay::{Cursor, Lost, Replays};
 use crate::wire::close::CloseCode;
 
 /// What a frame costs beside its bytes, so that many small frames are not counted as nothing.
@@ -29,16 +31,12 @@ pub struct Overflow;
 #[derive(Debug)]
 enum Queued {
     Item(Item),
-    Replay(Replay),
+    /// Not counted in the bound: it is read from the log as the socket takes it.
+    Replay(Box<Cursor>),
 }
 
-/// Entries on their way to a session that came back. They share their bytes with the log and are turned into frames
-/// only as the socket takes them, so a replay may be larger than the queue.
-#[derive(Debug)]
-struct Replay {
-    entries: std::vec::IntoIter<Entry>,
-    prev: u64,
-}
+/// Most replays on their way to one session at a time: more panels than a dashboard opens at once.
+pub const MAX_REPLAYS: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -46,7 +44,7 @@ pub struct Outbox {
     queue: VecDeque<Queued>,
     bytes: usize,
     limit: usize,
-    replaying: bool,
+    replays: usize,
     closing: bool,
 }
 
@@ -54,7 +52,7 @@ impl Outbox {
     /// An empty queue of at most `limit` bytes. A frame that is larger is taken while nothing else waits.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, limit, replaying: false, closing: false }
+        Self { queue: VecDeque::new(), bytes: 0, limit, replays: 0, closing: false }
     }
 
     /// Adds a text frame. Ignored after a close.
@@ -74,18 +72,27 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds entries to be sent again; the first one's `prev` is the position they continue.
-    pub fn push_replay(&mut self, prev: u64, entries: Vec<Entry>) {
-        if !self.closing && !entries.is_empty() {
-            self.replaying = true;
-            self.queue.push_back(Queued::Replay(Replay { entries: entries.into_iter(), prev }));
+    /// Adds what is to be sent again, behind everything that waits.
+    pub fn push_replay(&mut self, cursor: Cursor) {
+        if !self.closing && !cursor.is_done() {
+            self.replays += 1;
+            self.queue.push_back(Queued::Replay(Box::new(cursor)));
         }
     }
 
-    /// Whether a replay is on its way. One at a time, because replays are not counted in the bound.
+    /// How many replays are on their way.
     #[must_use]
-    pub fn is_replaying(&self) -> bool {
-        self.replaying
+    pub fn replays(&self) -> usize {
+        self.replays
+    }
+
+    /// Leaves out of the replays what lies beyond a grant.
+    pub fn narrow(&mut self, grant: &Filter, replays: &mut Replays) {
+        for queued in &mut self.queue {
+            if let Queued::Replay(cursor) = queued {
+                cursor.narrow(grant, replays);
+            }
+        }
     }
 
     /// Adds a ping.
@@ -107,7 +114,7 @@ impl Outbox {
     pub fn abandon(&mut self, code: CloseCode) {
         self.queue.clear();
         self.bytes = 0;
-        self.replaying = false;
+        self.replays = 0;
         self.closing = false;
         self.close(code);
     }
@@ -125,56 +132,68 @@ impl Outbox {
     }
 
     /// Moves items to `into` until they hold about `budget` bytes.
-    pub fn take(&mut self, budget: usize, into: &mut VecDeque<Item>) {
+    ///
+    /// # Errors
+    /// [`Lost`]; the caller closes the session. What was moved before is good.
+    pub fn take(
+        &mut self,
+        budget: usize,
+        into: &mut VecDeque<Item>,
+        log: &Log,
+        replays: &mut Replays,
+    ) -> Result<(), Lost> {
         let mut taken = 0;
         while taken < budget {
-            let Some(item) = self.next() else { return };
-            taken += match &item {
-                Item::Text(frame) => FRAME_BYTES + frame.len(),
-                Item::Ping | Item::Close(_) => FRAME_BYTES,
-            };
-            into.push_back(item);
-        }
-    }
-
-    fn next(&mut self) -> Option<Item> {
-        loop {
-            match self.queue.pop_front()? {
-                Queued::Item(item) => {
+            match self.queue.pop_front() {
+                None => break,
+                Some(Queued::Item(item)) => {
+                    taken += FRAME_BYTES;
                     if let Item::Text(frame) = &item {
+                        taken += frame.len();
                         self.bytes -= FRAME_BYTES + frame.len();
                     }
-                    return Some(item);
+                    into.push_back(item);
                 }
-                Queued::Replay(mut replay) => match replay.next_frame() {
-                    Some(frame) => {
-                        self.queue.push_front(Queued::Replay(replay));
-                        return Some(Item::Text(frame));
+                Some(Queued::Replay(mut cursor)) => {
+                    taken += cursor.read(budget - taken, into, log, replays)?;
+                    if cursor.is_done() {
+                        self.replays -= 1;
+                    } else {
+                        self.queue.push_front(Queued::Replay(cursor));
                     }
-                    None => self.replaying = false,
-                },
+                }
             }
         }
-    }
-}
-
-impl Replay {
-    fn next_frame(&mut self) -> Option<Bytes> {
-        let entry = self.entries.next()?;
-        let frame = entry.frame(self.prev, true);
-        self.prev = entry.offset;
-        Some(frame)
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::hub::entry::Record;
+    use crate::hub::log::LogLimits;
+    use crate::wire::topic::Pattern;
+
+    /// A log with events of the types `a` and `b` in turns.
+    fn log(events: usize) -> Log {
+        let mut log = Log::new("e".into(), LogLimits { events: 100, bytes: 1 << 20, age: None });
+        for n in 0..events {
+            let json = if n % 2 == 0 { r#"{"type":"a"}"# } else { r#"{"type":"b"}"# };
+            log.append(Record::event(Bytes::from_static(json.as_bytes())).expect("valid"), Duration::ZERO);
+        }
+        log
+    }
+
+    fn filter(pattern: &str) -> Filter {
+        Filter::new([Pattern::parse(pattern).expect("valid")])
+    }
 
     fn take(outbox: &mut Outbox, budget: usize) -> Vec<Item> {
         let mut out = VecDeque::new();
-        outbox.take(budget, &mut out);
+        outbox.take(budget, &mut out, &log(0), &mut Replays::default()).expect("no replay");
         out.into()
     }
 
@@ -217,17 +236,36 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_keeps_its_place_and_chains_its_entries() {
-        let entry = |offset| Entry { offset, record: Record::event(Bytes::from_static(b"{}")).expect("valid") };
+    fn replays_keep_their_places_and_chain_their_entries() {
+        let (mut log, mut replays) = (log(4), Replays::default());
         let mut outbox = Outbox::new(1000);
         outbox.push("subscribed".into()).expect("room");
-        outbox.push_replay(3, vec![entry(5), entry(9)]);
+        outbox.push_replay(replays.cursor(filter("a"), 0, &log));
         outbox.push("live".into()).expect("room");
-        assert!(outbox.is_replaying());
-        let frames = take(&mut outbox, 10_000);
-        let first = r#"{"type":"event","seq":5,"prev":3,"replay":true,"data":{}}"#;
-        let second = r#"{"type":"event","seq":9,"prev":5,"replay":true,"data":{}}"#;
-        assert_eq!(frames, [text("subscribed"), text(first), text(second), text("live")]);
-        assert!(!outbox.is_replaying() && outbox.bytes() == 0);
+        outbox.push("subscribed again".into()).expect("room");
+        outbox.push_replay(replays.cursor(filter("b"), 1, &log));
+        outbox.push_replay(replays.cursor(filter("none"), 1, &log));
+        outbox.push("more".into()).expect("room");
+        assert_eq!(outbox.replays(), 2);
+        log.append(Record::event(Bytes::from_static(b"{\"type\":\"b\"}")).expect("valid"), Duration::ZERO);
+        let frame = |kind, seq, prev| {
+            text(&format!(r#"{{"type":"event","seq":{seq},"prev":{prev},"replay":true,"data":{{"type":"{kind}"}}}}"#))
+        };
+        let wanted = [
+            text("subscribed"),
+            frame("a", 1, 0),
+            frame("a", 3, 1),
+            text("live"),
+            text("subscribed again"),
+            frame("b", 2, 1),
+            frame("b", 4, 2),
+            text("more"),
+        ];
+        let mut taken = VecDeque::new();
+        for n in 1..=wanted.len() {
+            outbox.take(1, &mut taken, &log, &mut replays).expect("the log has it");
+            assert_eq!(taken, &wanted[..n]);
+        }
+        assert!(outbox.replays() == 0 && outbox.bytes() == 0);
     }
 }

@@ -11,10 +11,13 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::entry::{Entry, Filter};
+use super::log::Log;
 use super::matching::Groups;
 use super::outbox::{Item, Outbox};
+use super::replay::{Cursor, Replays};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
+use crate::wire::topic::Pattern;
 
 /// A session; never reused for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +64,8 @@ struct Session {
     role: Role,
     outbox: Outbox,
     filter: Arc<Filter>,
+    /// What it may receive; `None`: everything.
+    grant: Option<Arc<Filter>>,
     /// The last seq that was queued for this session, or where its live events begin.
     prev: u64,
     /// The last seq that the subscriber said it has processed; `None` if it never said so.
@@ -85,6 +90,7 @@ pub struct Registry {
     slots: Vec<Slot>,
     free: Vec<u32>,
     groups: Groups,
+    replays: Replays,
     queue_bytes: usize,
     woken: Vec<Waker>,
     unserved: usize,
@@ -125,6 +131,7 @@ impl Registry {
             slots: Vec::new(),
             free: Vec::new(),
             groups: Groups::default(),
+            replays: Replays::default(),
             queue_bytes,
             woken: Vec::new(),
             unserved: 0,
@@ -161,6 +168,7 @@ impl Registry {
             role,
             outbox: Outbox::new(self.queue_bytes),
             filter: Arc::default(),
+            grant: None,
             prev: 0,
             acked: None,
             ack_withheld: None,
@@ -204,7 +212,8 @@ impl Registry {
         self.get(id).map(|session| session.filter.clone()).unwrap_or_default()
     }
 
-    /// Replaces the filter of a session. An empty one receives nothing, and so does a session that is to end.
+    /// Replaces the filter of a session, whose patterns all lie within its grant. An empty one receives nothing, and so
+    /// does a session that is to end.
     pub fn set_filter(&mut self, id: SessionId, filter: Filter) {
         self.leave(id);
         let filter = Arc::new(filter);
@@ -213,6 +222,33 @@ impl Registry {
         if !filter.patterns().is_empty() {
             self.groups.join(&filter, id);
         }
+    }
+
+    /// Those of the patterns that the session's grant allows.
+    #[must_use]
+    pub fn granted(&self, id: SessionId, patterns: Filter) -> Filter {
+        match self.get(id).and_then(|session| session.grant.as_ref()) {
+            Some(grant) => patterns.within(grant),
+            None => patterns,
+        }
+    }
+
+    /// Says what a session may receive from now on; `None`: everything. Patterns that reach beyond it are taken from
+    /// the session and from the replays on their way to it, and returned.
+    pub fn set_grant(&mut self, id: SessionId, grant: Option<Arc<Filter>>) -> Vec<Pattern> {
+        let Self { slots, replays, .. } = self;
+        let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return Vec::new() };
+        session.grant.clone_from(&grant);
+        let Some(grant) = grant else { return Vec::new() };
+        session.outbox.narrow(&grant, replays);
+        let before = session.filter.clone();
+        let after = before.within(&grant);
+        let taken = before.without(after.patterns());
+        if !taken.patterns().is_empty() {
+            self.set_filter(id, after);
+        }
+        taken.patterns().to_vec()
     }
 
     /// Where the session's next entry continues.
@@ -271,15 +307,20 @@ impl Registry {
         self.with_outbox(id, Outbox::push_ping);
     }
 
-    /// Queues entries to be sent again, see [`Outbox::push_replay`].
-    pub fn push_replay(&mut self, id: SessionId, prev: u64, entries: Vec<Entry>) {
-        self.with_outbox(id, |outbox| outbox.push_replay(prev, entries));
+    /// A replay of what matches after an offset; the log has all of that.
+    pub fn cursor(&mut self, filter: Filter, since: u64, log: &Log) -> Cursor {
+        self.replays.cursor(filter, since, log)
     }
 
-    /// Whether a replay is on its way to the session.
+    /// Queues what is to be sent again, see [`Outbox::push_replay`].
+    pub fn push_replay(&mut self, id: SessionId, cursor: Cursor) {
+        self.with_outbox(id, |outbox| outbox.push_replay(cursor));
+    }
+
+    /// How many replays are on their way to the session.
     #[must_use]
-    pub fn is_replaying(&self, id: SessionId) -> bool {
-        self.get(id).is_some_and(|session| session.outbox.is_replaying())
+    pub fn replays(&self, id: SessionId) -> usize {
+        self.get(id).map_or(0, |session| session.outbox.replays())
     }
 
     /// Notes that everything up to `upto` may be acknowledged.
@@ -336,12 +377,19 @@ impl Registry {
         reached
     }
 
-    /// Moves what is queued for a session to `into`, about `budget` bytes.
-    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
-        let Some(session) = self.get_mut(id) else { return };
-        session.outbox.take(budget, into);
+    /// Moves what is queued for a session to `into`, about `budget` bytes. One whose replay the log has overtaken is
+    /// closed: it comes back and is told so.
+    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>, log: &Log) {
+        let Self { slots, replays, .. } = self;
+        let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return };
+        let taken = session.outbox.take(budget, into, log, replays);
         let served = std::mem::take(&mut session.unserved);
         self.unserved -= usize::from(served);
+        if taken.is_err() {
+            self.close_slow(id);
+            self.take(id, budget, into, log);
+        }
     }
 
     /// Whether sessions other than this one were woken and have not had their turn.
