@@ -1,14 +1,17 @@
-//! What waits to be sent to one session: bounded in bytes, and never skipped. Whoever lets it overflow is told so
-//! (close 3008) and comes back for what it missed.
+//! What waits to be sent to one session: bounded in bytes. Whoever lets it overflow is closed with 3008 and comes back
+//! for what it missed, or has chosen to be told of events that are left out, see [`slow`](super::slow).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::entry::Filter;
 use super::log::Log;
 use super::replay::{Cursor, Lost, Replays};
+use super::slow::{Left, LeftOut, Mark, conflate, leave_out};
 use crate::wire::close::CloseCode;
+use crate::wire::subscriber::{Missed, Slow};
 
 /// What a frame costs beside its bytes, so that many small frames are not counted as nothing.
 pub const FRAME_BYTES: usize = 32;
@@ -24,13 +27,31 @@ pub enum Item {
     Close(CloseCode),
 }
 
+impl Item {
+    /// What it takes of the bound.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        FRAME_BYTES
+            + match self {
+                Self::Text(frame) => frame.len(),
+                Self::Ping | Self::Close(_) => 0,
+            }
+    }
+}
+
 /// The queue is at its bound. The session must be closed: a frame left out would be a silent loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overflow;
 
+/// What waits.
 #[derive(Debug)]
-enum Queued {
+pub(super) enum Queued {
+    /// To be sent whatever happens.
     Item(Item),
+    /// May be left out.
+    Event(Item, Arc<Mark>),
+    /// Was left out.
+    Left(Left),
     /// Not counted in the bound: it is read from the log as the socket takes it.
     Replay(Box<Cursor>),
 }
@@ -44,6 +65,7 @@ pub struct Outbox {
     queue: VecDeque<Queued>,
     bytes: usize,
     limit: usize,
+    slow: Slow,
     replays: usize,
     closing: bool,
 }
@@ -51,25 +73,71 @@ pub struct Outbox {
 impl Outbox {
     /// An empty queue of at most `limit` bytes. A frame that is larger is taken while nothing else waits.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, limit, replays: 0, closing: false }
+    pub fn new(limit: usize, slow: Slow) -> Self {
+        Self { queue: VecDeque::new(), bytes: 0, limit, slow, replays: 0, closing: false }
     }
 
-    /// Adds a text frame. Ignored after a close.
+    /// What happens at the bound.
+    #[must_use]
+    pub fn slow(&self) -> Slow {
+        self.slow
+    }
+
+    /// Chooses what happens at the bound from now on.
+    pub fn set_slow(&mut self, slow: Slow) {
+        self.slow = slow;
+    }
+
+    /// Adds a text frame that is never left out. Ignored after a close.
     ///
     /// # Errors
     /// [`Overflow`]; the caller closes the session.
     pub fn push(&mut self, frame: Bytes) -> Result<(), Overflow> {
+        self.push_item(Item::Text(frame))
+    }
+
+    /// Adds an item that is never left out, as [`Outbox::push`] does.
+    ///
+    /// # Errors
+    /// [`Overflow`].
+    pub fn push_item(&mut self, item: Item) -> Result<(), Overflow> {
         if self.closing {
             return Ok(());
         }
-        let cost = FRAME_BYTES + frame.len();
-        if self.bytes > 0 && self.bytes + cost > self.limit {
+        let cost = item.cost();
+        if !self.has_room(cost) {
             return Err(Overflow);
         }
         self.bytes += cost;
-        self.queue.push_back(Queued::Item(Item::Text(frame)));
+        self.queue.push_back(Queued::Item(item));
         Ok(())
+    }
+
+    /// Adds an event's frame; at the bound does what was chosen, and returns what was left out.
+    ///
+    /// # Errors
+    /// [`Overflow`], unless events may be left out.
+    pub fn push_event(&mut self, item: Item, mark: &Arc<Mark>) -> Result<LeftOut, Overflow> {
+        let (cost, mut left) = (item.cost(), LeftOut::default());
+        if self.slow == Slow::Disconnect || self.closing {
+            return self.push_item(item).map(|()| left);
+        }
+        if !self.has_room(cost) && self.slow == Slow::Conflate {
+            let room = (self.limit / 8 * 7).min(self.limit.saturating_sub(cost));
+            self.bytes = conflate(&mut self.queue, self.bytes, mark, room, &mut left);
+        }
+        if self.has_room(cost) {
+            self.bytes += cost;
+            self.queue.push_back(Queued::Event(item, mark.clone()));
+        } else {
+            left.shed += 1;
+            leave_out(&mut self.queue, Left::out(mark.offset, Missed::Shed));
+        }
+        Ok(left)
+    }
+
+    fn has_room(&self, cost: usize) -> bool {
+        self.bytes == 0 || self.bytes + cost <= self.limit
     }
 
     /// Adds what is to be sent again, behind everything that waits.
@@ -125,6 +193,12 @@ impl Outbox {
         self.closing
     }
 
+    /// How many frames wait, without those that tell what was left out.
+    #[cfg(test)]
+    pub(super) fn frames(&self) -> usize {
+        self.queue.iter().filter(|queued| matches!(queued, Queued::Item(_) | Queued::Event(..))).count()
+    }
+
     /// Bytes that wait.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -146,12 +220,16 @@ impl Outbox {
         while taken < budget {
             match self.queue.pop_front() {
                 None => break,
-                Some(Queued::Item(item)) => {
-                    taken += FRAME_BYTES;
-                    if let Item::Text(frame) = &item {
-                        taken += frame.len();
-                        self.bytes -= FRAME_BYTES + frame.len();
+                Some(Queued::Item(item) | Queued::Event(item, _)) => {
+                    taken += item.cost();
+                    if !matches!(item, Item::Ping | Item::Close(_)) {
+                        self.bytes -= item.cost();
                     }
+                    into.push_back(item);
+                }
+                Some(Queued::Left(left)) => {
+                    let item = Item::Text(left.frame());
+                    taken += item.cost();
                     into.push_back(item);
                 }
                 Some(Queued::Replay(mut cursor)) => {
@@ -203,7 +281,7 @@ mod tests {
 
     #[test]
     fn it_overflows_by_bytes_and_recovers_by_sending() {
-        let mut outbox = Outbox::new(2 * (FRAME_BYTES + 1));
+        let mut outbox = Outbox::new(2 * (FRAME_BYTES + 1), Slow::Disconnect);
         assert_eq!(outbox.push("a".into()), Ok(()));
         assert_eq!(outbox.push("b".into()), Ok(()));
         assert_eq!(outbox.push("c".into()), Err(Overflow));
@@ -215,21 +293,21 @@ mod tests {
 
     #[test]
     fn a_frame_larger_than_the_bound_passes_alone() {
-        let mut outbox = Outbox::new(10);
+        let mut outbox = Outbox::new(10, Slow::Disconnect);
         assert_eq!(outbox.push(vec![b'x'; 1000].into()), Ok(()));
         assert_eq!(outbox.push("y".into()), Err(Overflow));
     }
 
     #[test]
     fn nothing_follows_a_close_and_an_abandoned_queue_holds_only_it() {
-        let mut outbox = Outbox::new(1000);
+        let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("a".into()).expect("room");
         outbox.close(CloseCode::Shutdown);
         outbox.push("b".into()).expect("ignored");
         outbox.close(CloseCode::Slow);
         assert_eq!(take(&mut outbox, 1000), [text("a"), Item::Close(CloseCode::Shutdown)]);
 
-        let mut outbox = Outbox::new(1000);
+        let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("a".into()).expect("room");
         outbox.abandon(CloseCode::Slow);
         assert_eq!(take(&mut outbox, 1000), [Item::Close(CloseCode::Slow)]);
@@ -238,7 +316,7 @@ mod tests {
     #[test]
     fn replays_keep_their_places_and_chain_their_entries() {
         let (mut log, mut replays) = (log(4), Replays::default());
-        let mut outbox = Outbox::new(1000);
+        let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("subscribed".into()).expect("room");
         outbox.push_replay(replays.cursor(filter("a"), 0, &log));
         outbox.push("live".into()).expect("room");

@@ -15,8 +15,10 @@ use super::log::Log;
 use super::matching::Groups;
 use super::outbox::{Item, Outbox};
 use super::replay::{Cursor, Replays};
+use super::slow::{self, LeftOut};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
+use crate::wire::subscriber::Slow;
 use crate::wire::topic::Pattern;
 
 /// A session; never reused for another one.
@@ -92,6 +94,8 @@ pub struct Registry {
     groups: Groups,
     replays: Replays,
     queue_bytes: usize,
+    /// What happens to slow sessions that do not choose.
+    pub slow: Slow,
     woken: Vec<Waker>,
     unserved: usize,
     counts: Counts,
@@ -121,6 +125,8 @@ pub struct Counts {
     pub publishers: usize,
     /// Sessions closed so far because they read too slowly.
     pub slow: u64,
+    /// Events left out so far because sessions that allow it read too slowly.
+    pub left_out: LeftOut,
 }
 
 impl Registry {
@@ -133,6 +139,7 @@ impl Registry {
             groups: Groups::default(),
             replays: Replays::default(),
             queue_bytes,
+            slow: Slow::default(),
             woken: Vec::new(),
             unserved: 0,
             counts: Counts::default(),
@@ -166,7 +173,7 @@ impl Registry {
         let entry = &mut self.slots[slot as usize];
         entry.session = Some(Session {
             role,
-            outbox: Outbox::new(self.queue_bytes),
+            outbox: Outbox::new(self.queue_bytes, self.slow),
             filter: Arc::default(),
             grant: None,
             prev: 0,
@@ -249,6 +256,13 @@ impl Registry {
             self.set_filter(id, after);
         }
         taken.patterns().to_vec()
+    }
+
+    /// Chooses what happens if the session reads too slowly.
+    pub fn set_slow(&mut self, id: SessionId, slow: Slow) {
+        if let Some(session) = self.get_mut(id) {
+            session.outbox.set_slow(slow);
+        }
     }
 
     /// Where the session's next entry continues.
@@ -353,8 +367,9 @@ impl Registry {
     /// Brings an entry to every session that wants it; returns how many.
     pub fn fan_out(&mut self, entry: &Entry) -> usize {
         let mut reached = 0;
-        let mut slow = Vec::new();
-        let Self { groups, slots, woken, unserved, .. } = self;
+        let mut overflown = Vec::new();
+        let mut mark = None; // made for the first session that may be left out
+        let Self { groups, slots, woken, unserved, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
             reached += members.len();
             let mut encoded: Option<(u64, Bytes)> = None;
@@ -365,13 +380,19 @@ impl Registry {
                     _ => encoded.insert((session.prev, entry.frame(session.prev, false))).1.clone(),
                 };
                 session.prev = entry.offset;
-                match session.outbox.push(frame) {
+                let pushed = if session.outbox.slow() == Slow::Disconnect {
+                    session.outbox.push(frame)
+                } else {
+                    let mark = mark.get_or_insert_with(|| slow::mark(entry));
+                    session.outbox.push_event(Item::Text(frame), mark).map(|left| counts.left_out += left)
+                };
+                match pushed {
                     Ok(()) => *unserved += usize::from(session.wake(woken)),
-                    Err(_) => slow.push(*id),
+                    Err(_) => overflown.push(*id),
                 }
             }
         });
-        for id in slow {
+        for id in overflown {
             self.close_slow(id);
         }
         reached

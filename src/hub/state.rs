@@ -13,8 +13,7 @@ use super::outbox::{Item, MAX_REPLAYS};
 use super::registry::{Registry, Role, SessionId};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
-use crate::wire::position::Position;
-use crate::wire::subscriber::{self, Carried, Subscribed};
+use crate::wire::subscriber::{self, Carried, Slow, Subscribe, Subscribed};
 use crate::wire::topic::Pattern;
 
 /// Where a published event came to lie, and whom it reached.
@@ -84,6 +83,13 @@ impl State {
         }
     }
 
+    /// The same state; what happens to slow sessions that do not choose.
+    #[must_use]
+    pub fn treating_slow(mut self, slow: Slow) -> Self {
+        self.registry.slow = slow;
+        self
+    }
+
     /// Appends a record and brings it to the subscribers.
     pub fn append(&mut self, record: Record, now: Duration) -> Published {
         match record.carried() {
@@ -115,10 +121,13 @@ impl State {
     }
 
     /// Adds patterns to a session, answers, and queues what it missed.
-    pub fn subscribe(&mut self, id: SessionId, events: &[Pattern], since: Option<&Position>, now: Duration) {
-        let events = self.registry.granted(id, Filter::new(events.iter().cloned()));
+    pub fn subscribe(&mut self, id: SessionId, wanted: &Subscribe, now: Duration) {
+        if let Some(slow) = wanted.slow {
+            self.registry.set_slow(id, slow);
+        }
+        let events = self.registry.granted(id, Filter::new(wanted.events.iter().cloned()));
         let filter = self.registry.filter(id).with(events.patterns());
-        let recovery = since.map(|position| {
+        let recovery = wanted.since.as_ref().map(|position| {
             drop(self.log.since(position, now)?);
             if self.registry.replays(id) >= MAX_REPLAYS {
                 return Err(NotRecovered::Limit);

@@ -35,11 +35,11 @@ impl SubscriberMachine {
 
     fn on_frame(&mut self, frame: SubscriberFrame, state: &mut State, now: Duration) {
         match frame {
-            SubscriberFrame::Subscribe { events, since } => {
-                if state.registry.filter(self.id).with(&events).patterns().len() > MAX_PATTERNS {
+            SubscriberFrame::Subscribe(wanted) => {
+                if state.registry.filter(self.id).with(&wanted.events).patterns().len() > MAX_PATTERNS {
                     self.refuse(state, &format!("a session has at most {MAX_PATTERNS} patterns"));
                 } else {
-                    state.subscribe(self.id, &events, since.as_ref(), now);
+                    state.subscribe(self.id, &wanted, now);
                 }
             }
             SubscriberFrame::Unsubscribe { events } => state.unsubscribe(self.id, &events),
