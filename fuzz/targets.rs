@@ -36,7 +36,7 @@ fn state() -> State {
 
 fn heard(state: &mut State, id: SessionId) -> VecDeque<Item> {
     let mut items = VecDeque::new();
-    state.registry.take(id, usize::MAX, &mut items);
+    state.take(id, usize::MAX, &mut items);
     items
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use safe_broadcaster::hub::entry::Record;
 use safe_broadcaster::hub::log::{LogLimits, cost};
-use safe_broadcaster::hub::outbox::FRAME_BYTES;
+use safe_broadcaster::hub::outbox::{FRAME_BYTES, MAX_REPLAYS};
 use safe_broadcaster::wire::subscriber::Carried;
 use serde_json::Value;
 
@@ -138,7 +138,11 @@ impl Session {
             }
         }
         self.epoch.clone_from(&log.epoch);
-        let found = since.map(|position| log.since(position, now));
+        let busy = self.replays() >= MAX_REPLAYS;
+        let found = since.map(|position| match log.since(position, now) {
+            Ok(_) if busy => Err("limit"),
+            found => found,
+        });
         let replay = found.clone().and_then(Result::ok).unwrap_or_default();
         let replay: Vec<_> = replay.into_iter().filter(|entry| matches(add, entry)).collect();
         let subscribed = Expected::Subscribed {
@@ -159,6 +163,18 @@ impl Session {
             }
         }
         self.prev = log.head();
+    }
+
+    /// How many replays are not delivered yet.
+    fn replays(&self) -> usize {
+        let begun = matches!(self.expected.front(), Some(Expected::Entry { replay: true, .. }));
+        let waits = |frame: &&Expected| matches!(frame, Expected::Subscribed { replayed: Some(1..), .. });
+        usize::from(begun) + self.expected.iter().filter(waits).count()
+    }
+
+    /// Whether the log, without so many of its oldest entries, can no longer tell what comes next.
+    pub(crate) fn is_overtaken(&self, trimmed: u64) -> bool {
+        matches!(self.expected.front(), Some(Expected::Entry { replay: true, prev, .. }) if *prev < trimmed)
     }
 
     pub(crate) fn unsubscribe(&mut self, pattern: &'static str) {
