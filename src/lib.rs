@@ -11,6 +11,7 @@ pub mod inherited;
 pub mod local;
 mod owned;
 pub mod runtime;
+pub mod secret;
 mod sqlite;
 pub mod wire;
 

@@ -71,6 +71,37 @@ impl Pattern {
             segments_match(&self.text, kind, '.')
         }
     }
+
+    /// Whether this pattern matches everything that the other one can match.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        if self.text == "*" {
+            return true;
+        }
+        let separator = if self.text.contains('/') { '/' } else { '.' };
+        // `*` alone is about both kinds of names, and patterns of one kind say nothing about the other.
+        if other.text == "*" || other.text.contains('/') != (separator == '/') {
+            return false;
+        }
+        segments_contain(&self.text, &other.text, separator)
+    }
+}
+
+fn segments_contain(outer: &str, inner: &str, separator: char) -> bool {
+    let mut allowed = outer.split(separator).peekable();
+    let mut wanted = inner.split(separator).peekable();
+    while let Some(allow) = allowed.next() {
+        let Some(want) = wanted.next() else { return false };
+        if allow == "*" && allowed.peek().is_none() {
+            return true;
+        }
+        // A last `*` may be one segment or many: only another last one covers that.
+        let open_end = want == "*" && wanted.peek().is_none();
+        if open_end || (allow != "*" && allow != want) {
+            return false;
+        }
+    }
+    wanted.next().is_none()
 }
 
 fn segments_match(pattern: &str, name: &str, separator: char) -> bool {
@@ -116,6 +147,53 @@ mod tests {
         assert!(matches("graph/*/delta/*", "x", "graph/ada/delta/node"));
         assert!(!matches("graph/*/delta/*", "graph.ada.delta.node", ""));
         assert!(!matches("graph.*", "", "graph.x"));
+    }
+
+    #[test]
+    fn a_pattern_contains_what_matches_nothing_else() {
+        let contains = |outer: &str, inner: &str| {
+            Pattern::parse(outer).expect("valid").contains(&Pattern::parse(inner).expect("valid"))
+        };
+        for (outer, inner) in [
+            ("*", "*"),
+            ("*", "a/b"),
+            ("a.*", "a.*"),
+            ("a.*", "a.b"),
+            ("a.*", "a.*.c"),
+            ("*.b", "*.b"),
+            ("a/*", "a/b/c"),
+        ] {
+            assert!(contains(outer, inner), "{outer} {inner}");
+        }
+        for (outer, inner) in [
+            ("a.*", "*"),
+            ("a.*", "a"),
+            ("a.*", "*.b"),
+            ("a.*.c", "a.*"),
+            ("a.b", "a.*"),
+            ("a.*", "a/b"),
+            ("a/*", "a.b"),
+        ] {
+            assert!(!contains(outer, inner), "{outer} {inner}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn containing_is_matching_whatever_the_other_matches(
+            outer in "[ab*](\\.[ab*]){0,3}", inner in "[ab*](\\.[ab*]){0,3}"
+        ) {
+            let (outer, inner) = (Pattern::parse(&outer).expect("valid"), Pattern::parse(&inner).expect("valid"));
+            // Names of three letters, one of which stands in no pattern, tell all patterns of four segments apart.
+            let names = (1..=6_u32).flat_map(|length| (0..3_u32.pow(length)).map(move |number| {
+                let letter = |at| ["a", "b", "c"][(number / 3_u32.pow(at) % 3) as usize];
+                (0..length).map(letter).collect::<Vec<_>>().join(".")
+            }));
+            let witness = std::iter::once(String::new()).chain(names).find(|name| inner.matches(name, "") && !outer.matches(name, ""));
+            // Beside types, `*` alone matches topics too.
+            let topics = inner.as_str() == "*" && outer.as_str() != "*";
+            proptest::prop_assert_eq!(outer.contains(&inner), witness.is_none() && !topics, "{:?}", witness);
+        }
     }
 
     #[test]
