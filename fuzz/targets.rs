@@ -10,9 +10,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use safe_broadcaster::hub::auth::Grant;
 use safe_broadcaster::hub::entry::Record;
 use safe_broadcaster::hub::log::LogLimits;
-use safe_broadcaster::hub::machine::{CREDIT, EmitterMachine, Step, SubscriberMachine};
+use safe_broadcaster::hub::machine::{Access, CREDIT, EmitterMachine, Step, SubscriberMachine};
 use safe_broadcaster::hub::outbox::Item;
 use safe_broadcaster::hub::registry::{Role, SessionId};
 use safe_broadcaster::hub::state::State;
@@ -95,6 +96,7 @@ pub fn subscriber(data: &[u8]) {
     let mut state = state();
     let id = state.registry.open(Role::Subscriber);
     let mut machine = SubscriberMachine::new(id);
+    let mut access = Access::granted(id, Grant::everything(), None);
     for line in data.split(|byte| *byte == b'\n') {
         match (line, std::str::from_utf8(line)) {
             ([b'!', json @ ..], _) => {
@@ -102,8 +104,11 @@ pub fn subscriber(data: &[u8]) {
                     state.append(record, Duration::ZERO);
                 }
             }
-            (_, Ok(text)) => machine.on_text(text, &mut state, Duration::ZERO),
-            _ => machine.on_binary(&mut state),
+            (_, Ok(text)) => {
+                // A token that is shown is the driver's to check; this hub wants none.
+                drop(machine.on_text(text, &mut access, &mut state, Duration::ZERO));
+            }
+            _ => machine.on_binary(&mut access, &mut state),
         }
         for item in heard(&mut state, id) {
             if let Item::Text(frame) = item {
@@ -112,7 +117,8 @@ pub fn subscriber(data: &[u8]) {
         }
     }
     if !state.registry.is_closing(id) && state.registry.filter(id).patterns().len() < 200 {
-        machine.on_text(r#"{"type":"subscribe","data":{"events":["*"]}}"#, &mut state, Duration::ZERO);
+        let subscribe = r#"{"type":"subscribe","data":{"events":["*"]}}"#;
+        drop(machine.on_text(subscribe, &mut access, &mut state, Duration::ZERO));
         let event = Record::event(Bytes::from_static(b"{\"type\":\"last\"}")).expect("valid");
         assert_eq!(state.append(event, Duration::ZERO).sessions, 1);
     }

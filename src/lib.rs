@@ -15,6 +15,7 @@ pub mod inherited;
 pub mod local;
 mod owned;
 pub mod runtime;
+pub mod secret;
 mod sqlite;
 pub mod wire;
 

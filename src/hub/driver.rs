@@ -24,12 +24,13 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
 
+use super::auth::{Denied, Grant};
 use super::doors::Wire;
 use super::history::Flow;
-use super::machine::{Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
+use super::machine::{Access, Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
-use super::shared::{Seat, Shared};
+use super::shared::{Admission, Seat, Shared};
 use crate::wire::close::CloseCode;
 use crate::wire::subscriber;
 
@@ -46,6 +47,10 @@ const EMITTER_READ_BUFFER: usize = 64 << 10;
 const SUBSCRIBER_MESSAGE: usize = 512 << 10;
 /// How long a peer may take to read the rest and to answer the close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest that the timer of a session is set for: it looks again, and clocks have ends.
+const LONGEST_SLEEP: Duration = Duration::from_secs(86_400);
+
+type Checking = Pin<Box<dyn Future<Output = Result<(Grant, Option<Duration>), Denied>> + Send>>;
 
 enum Machine {
     Emitter(Box<EmitterMachine>),
@@ -90,8 +95,12 @@ struct Session<W> {
     seat: Seat,
     /// What of this session is on its way to a durable log.
     flow: Arc<Flow>,
-    /// Wakes the task for an ack that waits, and for when. Made for the first one and set anew for each.
-    ack_timer: Option<(Duration, Pin<Box<Sleep>>)>,
+    /// Wakes the task for an ack that waits or a token that expires, and for when. Made for the first one and set
+    /// anew for each.
+    timer: Option<(Duration, Pin<Box<Sleep>>)>,
+    access: Access,
+    /// A token is being checked; nothing is read until it is.
+    checking: Option<Checking>,
     outgoing: VecDeque<Item>,
     output: Output,
     ending: Ending,
@@ -159,18 +168,38 @@ fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
 }
 
 impl<W: Wire> Session<W> {
-    fn new(wire: W, seat: Seat) -> Self {
-        let machine = match seat.role {
-            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id))),
-            Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
-            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id)),
+    fn new(wire: W, mut seat: Seat) -> Self {
+        let shared = &seat.shared;
+        let (access, checking) = match std::mem::replace(&mut seat.admission, Admission::Awaited) {
+            Admission::Granted(grant) => {
+                let until = shared.until(&grant);
+                (Access::granted(seat.id, grant, until), None)
+            }
+            admission => {
+                let checking = match admission {
+                    Admission::Token(token) => Some(Box::pin(shared.clone().check(token)) as Checking),
+                    _ => None,
+                };
+                (Access::awaited(seat.id, shared.now() + shared.config.auth_timeout), checking)
+            }
         };
+        let publish = access.grant().and_then(|grant| grant.publish.clone());
+        let machine = match seat.role {
+            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id).limited_to(publish))),
+            Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
+            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id, publish)),
+        };
+        if shared.auth.is_on() && seat.role == Role::Subscriber {
+            shared.with(|state, _| access.announce(state));
+        }
         Self {
             wire,
             machine,
             seat,
             flow: Arc::default(),
-            ack_timer: None,
+            timer: None,
+            access,
+            checking,
             outgoing: VecDeque::new(),
             output: Output::Flushed,
             ending: Ending::Open,
@@ -192,26 +221,43 @@ impl<W: Wire> Session<W> {
             let done = self.ending == Ending::Sent && self.output == Output::Flushed;
             return if done { Poll::Ready(Event::Ended) } else { Poll::Pending };
         }
-        let polled = self.poll_read(cx);
-        self.poll_ack(cx);
+        let polled = if self.poll_checked(cx).is_ready() { self.poll_read(cx) } else { Poll::Pending };
+        self.poll_timer(cx);
         polled
     }
 
-    /// Gives an ack that has waited long enough, or has the task woken when it has.
-    fn poll_ack(&mut self, cx: &mut Context<'_>) {
-        let Machine::Emitter(machine) = &self.machine else { return };
-        let Some(due) = machine.deadline() else { return };
-        let left = due.saturating_sub(self.seat.shared.now());
-        if left.is_zero() {
-            return self.commit();
+    /// Ready when no token is being checked.
+    fn poll_checked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(checking) = &mut self.checking {
+            let checked = std::task::ready!(checking.as_mut().poll(cx));
+            self.checking = None;
+            self.seat.shared.with(|state, _| self.access.on_checked(checked, state));
         }
-        let wake = Instant::now() + left;
-        let (set_for, timer) = self.ack_timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
+        Poll::Ready(())
+    }
+
+    /// Does what is due, and has the task woken for what will be.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) {
+        let now = self.seat.shared.now();
+        let is_due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        let ack = |machine: &Machine| if let Machine::Emitter(machine) = machine { machine.deadline() } else { None };
+        if is_due(self.access.deadline()) {
+            let tell = self.seat.role != Role::Emitter;
+            self.seat.shared.with(|state, now| self.access.on_time(now, tell, state));
+        }
+        if is_due(ack(&self.machine)) {
+            self.commit();
+        }
+        let Some(due) = ack(&self.machine).into_iter().chain(self.access.deadline()).min() else { return };
+        let wake = Instant::now() + due.saturating_sub(now).min(LONGEST_SLEEP);
+        let (set_for, timer) = self.timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
         if std::mem::replace(set_for, due) != due {
             timer.as_mut().reset(wake);
         }
         if timer.as_mut().poll(cx).is_ready() {
-            cx.waker().wake_by_ref(); // a moment early
+            // A moment early, or after the longest sleep.
+            timer.as_mut().reset(wake);
+            cx.waker().wake_by_ref();
         }
     }
 
@@ -293,8 +339,9 @@ impl<W: Wire> Session<W> {
                     budget = budget.saturating_sub(64 + message.len());
                     self.liveness.progress();
                     self.on_message(message);
-                    if self.flow.is_shut() {
-                        // Not read on before the disk has caught up: the next poll asks to be woken then.
+                    if self.flow.is_shut() || self.checking.is_some() {
+                        // Not read on before the disk has caught up, or the token is checked: the next poll asks to
+                        // be woken then.
                         cx.waker().wake_by_ref();
                         break false;
                     }
@@ -335,11 +382,13 @@ impl<W: Wire> Session<W> {
             (Machine::Emitter(machine), Message::Text(text)) => machine.on_text(text),
             (Machine::Emitter(machine), Message::Binary(block)) => machine.on_block(block.clone()),
             (Machine::Subscriber(machine), Message::Text(text)) => {
-                self.seat.shared.with(|state, now| machine.on_text(text, state, now));
+                let access = &mut self.access;
+                let shown = self.seat.shared.with(|state, now| machine.on_text(text, access, state, now));
+                self.checking = shown.map(|token| Box::pin(self.seat.shared.clone().check(token)) as Checking);
                 Step::More
             }
             (Machine::Subscriber(machine), Message::Binary(_)) => {
-                self.seat.shared.with(|state, _| machine.on_binary(state));
+                self.seat.shared.with(|state, _| machine.on_binary(&mut self.access, state));
                 Step::More
             }
             (Machine::Publisher(machine), Message::Text(_) | Message::Binary(_)) => {
@@ -375,7 +424,7 @@ impl<W: Wire> Session<W> {
     }
 
     fn beat(&mut self) {
-        if self.flow.is_shut() {
+        if self.flow.is_shut() || self.checking.is_some() {
             self.liveness.progress(); // a peer that is not read cannot be heard
         }
         let beat = self.liveness.beat();
@@ -414,7 +463,8 @@ fn refusal(error: &WsError) -> Option<CloseCode> {
     }
 }
 
-fn message(item: Item) -> Message {
+/// An item as the WebSocket library has it.
+pub(super) fn message(item: Item) -> Message {
     match item {
         // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
         Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
@@ -435,6 +485,9 @@ fn reason(code: CloseCode) -> &'static str {
         CloseCode::BadFrame => "bad frame",
         CloseCode::Unauthorized => "unauthorized",
         CloseCode::TooLarge => "message too large",
+        CloseCode::TokenExpired => "the token has expired: come back with a fresh one",
+        CloseCode::AuthUnavailable => "the token could not be checked at the moment: come back",
+        CloseCode::TooMany => "too many frames",
     }
 }
 
@@ -442,7 +495,7 @@ fn reason(code: CloseCode) -> &'static str {
 pub(super) fn dial(shared: &Arc<Shared>) -> std::io::Result<tokio::io::DuplexStream> {
     /// What fits into the pipe before the emitter has to wait.
     const PIPE: usize = 256 << 10;
-    let seat = shared.open(Role::Emitter).map_err(|refused| {
+    let seat = shared.open(Role::Emitter, Admission::Granted(Grant::everything())).map_err(|refused| {
         std::io::Error::new(std::io::ErrorKind::ConnectionRefused, format!("the hub takes no session: {refused:?}"))
     })?;
     let (near, far) = tokio::io::duplex(PIPE);

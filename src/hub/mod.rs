@@ -9,6 +9,7 @@
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
+pub mod auth;
 mod config;
 pub mod doors;
 mod driver;
@@ -45,6 +46,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
+use auth::{Grant, not_granted};
 use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use history::Reply;
@@ -69,6 +71,7 @@ impl Hub {
     /// used.
     pub fn start(config: HubConfig) -> Result<Self> {
         config.validate()?;
+        let checker = auth::Checker::new(&config.auth, config.auth_timeout)?;
         let handle = runtime::handle(Room::Hub)?;
         let (inherited, listener) = listener::bind(&config)?;
         let unusable = |error| Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error);
@@ -80,12 +83,12 @@ impl Hub {
         let shared = match &config.log_path {
             None => {
                 let log = Log::new(fresh_epoch()?, limits).requiring_acks(requires_ack);
-                Arc::new(Shared::new(config, (log, Duration::ZERO), None, handle))
+                Arc::new(Shared::new(config, checker, (log, Duration::ZERO), None, handle))
             }
             Some(path) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
                 let log = history::replay(recovered, limits, requires_ack);
-                let shared = Arc::new(Shared::new(config, log, Some(history), handle.clone()));
+                let shared = Arc::new(Shared::new(config, checker, log, Some(history), handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
                 drop(handle.spawn(history::settle(shared.clone(), outcomes)));
                 shared
@@ -127,7 +130,7 @@ impl Hub {
     /// later, in a thread of the hub.
     pub fn publish_then(&self, json: Bytes, then: impl FnOnce(Result<Published>) + Send + 'static) {
         match self.check_process() {
-            Ok(()) => publish(&self.shared, json, then),
+            Ok(()) => publish(&self.shared, json, None, then),
             Err(error) => then(Err(error)),
         }
     }
@@ -219,8 +222,13 @@ impl Drop for Hub {
 }
 
 /// Publishes; `reply` is called when that is done: at once, or by the log's way back in the hub's thread.
-fn publish(shared: &Shared, json: Bytes, reply: impl FnOnce(Result<Published>) + Send + 'static) {
-    let record = match record(shared, json) {
+fn publish(
+    shared: &Shared,
+    json: Bytes,
+    grant: Option<&Grant>,
+    reply: impl FnOnce(Result<Published>) + Send + 'static,
+) {
+    let record = match record(shared, json, grant) {
         Ok(record) => record,
         Err(error) => return reply(Err(error)),
     };
@@ -234,16 +242,20 @@ fn publish(shared: &Shared, json: Bytes, reply: impl FnOnce(Result<Published>) +
     }
 }
 
-fn record(shared: &Shared, json: Bytes) -> Result<Record> {
+fn record(shared: &Shared, json: Bytes, grant: Option<&Grant>) -> Result<Record> {
     let limit = shared.config.max_message_bytes;
     if json.len() > limit {
         let message = format!("the event has {} bytes; max_message_bytes is {limit}", json.len());
         return Err(Error::new(ErrorKind::EventTooLarge, message));
     }
-    Record::event(json).map_err(|error| {
+    let record = Record::event(json).map_err(|error| {
         Error::new(ErrorKind::EventNotSerializable, "an event is a JSON object with text as its type and topic")
             .with_source(error)
-    })
+    })?;
+    if grant.is_some_and(|grant| !grant.may_publish(&record)) {
+        return Err(Error::new(ErrorKind::NotAllowed, not_granted(&record)));
+    }
+    Ok(record)
 }
 
 fn stopped() -> Error {

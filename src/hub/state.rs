@@ -46,6 +46,8 @@ pub struct Counters {
     pub not_recovered: u64,
     /// Acks of subscribers.
     pub acks: u64,
+    /// Requests and sessions refused for want of a good token.
+    pub auth_refused: u64,
     /// Emitter connections closed because a newer one took over.
     pub superseded: u64,
     /// Sessions closed, or frames refused, because they broke the protocol.

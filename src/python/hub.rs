@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::auth::AuthDesk;
 use super::doors::{self, Fields, HubExchange};
 use super::mailbox::{Body, Mailbox};
 use crate::error::{Error, ErrorKind, Result};
@@ -47,9 +48,10 @@ impl Hub {
         Self::default()
     }
 
-    /// Starts a hub with the attributes of a `HubConfig`; its port accepts connections when this returns.
-    fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>) -> Result<u16> {
-        let config = super::config::hub_config(config)?;
+    /// Starts a hub with the attributes of a `HubConfig`, whose `auth` is reached through the desk if it is a function; its port accepts connections when this returns.
+    #[pyo3(signature = (config, auth_desk=None))]
+    fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>, auth_desk: Option<&AuthDesk>) -> Result<u16> {
+        let config = super::config::hub_config(config, auth_desk)?;
         let hub = py.detach(|| hub::Hub::start(config))?;
         let port = hub.port();
         *self.slot.lock() = Some(Arc::new(hub));

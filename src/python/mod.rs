@@ -1,6 +1,7 @@
 //! The binding: the only room that names pyo3. Rust threads never attach to Python from here or anywhere; what they
 //! have to say waits in a [`mailbox`](mailbox::Mailbox) until the event loop drains it.
 
+mod auth;
 mod config;
 mod doors;
 mod emitter;
@@ -61,6 +62,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<doors::HubSession>()?;
     module.add_class::<doors::HubExchange>()?;
     module.add_function(wrap_pyfunction!(doors::matches, module)?)?;
+    module.add_class::<auth::AuthDesk>()?;
     module.add_function(wrap_pyfunction!(serialize::serialize_event, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_show, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_verify, module)?)?;

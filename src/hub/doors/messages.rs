@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use futures_util::{Sink, Stream};
+use futures_util::{Sink, SinkExt as _, Stream};
 use hyper::HeaderMap;
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -24,10 +24,12 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::Wire;
+use crate::hub::auth::{Grant, Offered};
 use crate::hub::driver::{self, READ_BATCH, WRITE_BATCH};
 use crate::hub::http;
+use crate::hub::outbox::Item;
 use crate::hub::registry::{Role, SessionId};
-use crate::hub::shared::{Refused, Shared};
+use crate::hub::shared::{Admission, Refused, Shared};
 
 /// What a frame costs beside its bytes, so that many empty ones are not counted as nothing.
 const FRAME_BYTES: usize = 64;
@@ -132,12 +134,32 @@ pub(in crate::hub) fn admit(
         "/publish" => (Role::Publisher, None),
         _ => return Err(Refusal { status: 404, reason: "there is no WebSocket at this path; /ws and /publish are" }),
     };
-    Ok((open(shared, role, bell)?, protocol))
+    let admission = admission(shared, role, headers)?;
+    Ok((open(shared, role, admission, bell)?, protocol))
+}
+
+/// What is known of a client at its handshake. Its token is checked in the session's task, which closes what it does
+/// not grant.
+fn admission(shared: &Shared, role: Role, headers: &HeaderMap) -> Result<Admission, Refusal> {
+    if !shared.auth.is_on() {
+        return Ok(Admission::Granted(Grant::everything()));
+    }
+    match Offered::read(headers) {
+        Offered::Header(token) | Offered::Subprotocol(token) => Ok(Admission::Token(token)),
+        Offered::Nothing if role == Role::Subscriber => Ok(Admission::Awaited),
+        Offered::Nothing => Err(Refusal { status: 401, reason: "show a token: Authorization: Bearer …" }),
+        Offered::Malformed => Err(Refusal { status: 401, reason: "Authorization is not one bearer token" }),
+    }
 }
 
 /// Opens a session; `bell` is rung from the hub's thread, or from the one that feeds or takes, and must not wait.
-fn open(shared: &Arc<Shared>, role: Role, bell: impl Fn() + Send + Sync + 'static) -> Result<Guest, Refusal> {
-    let seat = shared.open(role).map_err(|refused| match refused {
+fn open(
+    shared: &Arc<Shared>,
+    role: Role,
+    admission: Admission,
+    bell: impl Fn() + Send + Sync + 'static,
+) -> Result<Guest, Refusal> {
+    let seat = shared.open(role, admission).map_err(|refused| match refused {
         Refused::Full => Refusal { status: 503, reason: "max_sessions is reached" },
         Refused::Stopping => Refusal { status: 503, reason: "the hub stops" },
     })?;
@@ -148,7 +170,22 @@ fn open(shared: &Arc<Shared>, role: Role, bell: impl Fn() + Send + Sync + 'stati
         id: seat.id,
         largest: driver::largest_message(shared, role),
     };
-    shared.spawn(driver::run_on(seat, Messages { line }));
+    let hub = shared.clone();
+    shared.spawn(async move {
+        let mut wire = Messages { line };
+        let mut seat = seat;
+        // Only a subscriber can be told in frames: the others are sent away before their session begins.
+        if role != Role::Subscriber
+            && let Admission::Token(token) = std::mem::replace(&mut seat.admission, Admission::Awaited)
+        {
+            match hub.auth.check(token).await {
+                Ok(grant) => seat.admission = Admission::Granted(grant),
+                // An error means that the client is gone.
+                Err(denied) => return drop(wire.send(driver::message(Item::Close(denied.close_code()))).await),
+            }
+        }
+        driver::run_on(seat, wire).await;
+    });
     Ok(guest)
 }
 
@@ -365,7 +402,9 @@ mod tests {
     fn line() -> (Arc<Line>, Arc<AtomicUsize>) {
         let rung = Arc::new(AtomicUsize::new(0));
         let counter = rung.clone();
-        let bell = move || drop(counter.fetch_add(1, Ordering::Relaxed));
+        let bell = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
         (Arc::new(Line { queues: Mutex::default(), bell: Box::new(bell) }), rung)
     }
 
@@ -373,7 +412,9 @@ mod tests {
         let handle = crate::runtime::handle(crate::runtime::Room::Hub).expect("a thread");
         let log = crate::hub::log::Log::new("e".into(), crate::hub::HubConfig::default().log_limits());
         let log = (log, std::time::Duration::ZERO);
-        let shared = Arc::new(Shared::new(crate::hub::HubConfig::default(), log, None, handle));
+        let config = crate::hub::HubConfig::default();
+        let checker = crate::hub::auth::Checker::new(&config.auth, config.auth_timeout).expect("nothing to check");
+        let shared = Arc::new(Shared::new(config, checker, log, None, handle));
         Guest { line: line.clone(), shared, id: SessionId::for_test(0), largest: 10 }
     }
 

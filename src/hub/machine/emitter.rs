@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::hub::auth::{Scope, not_granted};
 use crate::hub::entry::Record;
 use crate::hub::log::cost;
 use crate::hub::registry::SessionId;
@@ -205,6 +206,8 @@ pub struct EmitterMachine {
     /// An event was refused, and the emitter has not gone back to it yet: what it had sent behind it still comes.
     rewinding: bool,
     violation: Option<String>,
+    /// What it may publish; `None` is everything.
+    publish: Option<Scope>,
 }
 
 impl EmitterMachine {
@@ -226,7 +229,14 @@ impl EmitterMachine {
             refusal: None,
             rewinding: false,
             violation: None,
+            publish: None,
         }
+    }
+
+    /// The same, for an emitter that may publish only this.
+    #[must_use]
+    pub fn limited_to(self, publish: Option<Scope>) -> Self {
+        Self { publish, ..self }
     }
 
     /// A text frame came.
@@ -416,10 +426,10 @@ impl EmitterMachine {
         let news = block.after(mark);
         self.duplicates += block.count() - news.as_ref().map_or(0, Block::count);
         for (seq, json) in news.iter().flat_map(Block::events) {
-            match Record::event(json) {
+            match self.check(json) {
                 Ok(record) => self.batch.push(record),
-                Err(error) => {
-                    self.refusal = Some(Refusal { seq, reason: error.to_string() });
+                Err(reason) => {
+                    self.refusal = Some(Refusal { seq, reason });
                     self.rewinding = true;
                     return Ok(Step::Commit);
                 }
@@ -427,6 +437,14 @@ impl EmitterMachine {
             self.phase = Phase::Live { mark: seq };
         }
         Ok(Step::More)
+    }
+
+    fn check(&self, json: Bytes) -> Result<Record, String> {
+        let record = Record::event(json).map_err(|error| error.to_string())?;
+        if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
+            return Err(not_granted(&record));
+        }
+        Ok(record)
     }
 
     fn note(&mut self, events: u64, bytes: usize) {

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use super::emitter::Turn;
+use crate::hub::auth::{Scope, not_granted};
 use crate::hub::entry::Record;
 use crate::hub::registry::SessionId;
 use crate::wire::subscriber;
@@ -14,13 +15,15 @@ use crate::wire::subscriber;
 pub struct PublisherMachine {
     id: SessionId,
     batch: Vec<Record>,
+    /// What it may publish; `None` is everything.
+    publish: Option<Scope>,
 }
 
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
-    pub fn new(id: SessionId) -> Self {
-        Self { id, batch: Vec::new() }
+    pub fn new(id: SessionId, publish: Option<Scope>) -> Self {
+        Self { id, batch: Vec::new(), publish }
     }
 
     /// A frame came, text or binary: an event. What is none is answered and forgotten, and the rest goes on: without
@@ -33,7 +36,11 @@ impl PublisherMachine {
             let message = format!("an event is a JSON object with text as its type and topic: {error}");
             subscriber::error("bad_event", &message)
         };
-        self.batch.push(Record::event(json).map_err(refused)?);
+        let record = Record::event(json).map_err(refused)?;
+        if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
+            return Err(subscriber::error("not_allowed", &not_granted(&record)));
+        }
+        self.batch.push(record);
         Ok(())
     }
 
@@ -55,7 +62,7 @@ mod tests {
 
     #[test]
     fn what_is_no_event_is_answered_and_the_rest_goes_on() {
-        let mut machine = PublisherMachine::new(SessionId::for_test(1));
+        let mut machine = PublisherMachine::new(SessionId::for_test(1), None);
         assert!(!machine.wants_commit());
         assert_eq!(machine.on_event(Bytes::from_static(br#"{"type":"a"}"#)), Ok(()));
         let answer = machine.on_event(Bytes::from_static(b"[]")).expect_err("no event");
