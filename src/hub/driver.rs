@@ -411,6 +411,7 @@ fn message(item: Item) -> Message {
     match item {
         // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
         Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
+        Item::Binary(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Binary), true)),
         Item::Ping => Message::Ping(Bytes::new()),
         Item::Close(code) => Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() })),
     }

@@ -218,16 +218,13 @@ impl Trie {
             return *to;
         }
         let to = self.new_node();
-        let symbol = match self.symbols.get_mut(segment) {
-            Some((symbol, uses)) => {
-                *uses += 1;
-                *symbol
-            }
-            None => {
-                let symbol = self.free_symbols.pop().unwrap_or(self.symbols.len() as Symbol);
-                self.symbols.insert(segment.into(), (symbol, 1));
-                symbol
-            }
+        let symbol = if let Some((symbol, uses)) = self.symbols.get_mut(segment) {
+            *uses += 1;
+            *symbol
+        } else {
+            let symbol = self.free_symbols.pop().unwrap_or(self.symbols.len() as Symbol);
+            self.symbols.insert(segment.into(), (symbol, 1));
+            symbol
         };
         self.nodes[from as usize].texts += 1;
         self.edges.insert((from, symbol), to);

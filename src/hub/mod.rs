@@ -9,6 +9,7 @@
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
+pub mod compression;
 mod config;
 mod driver;
 pub mod emitters;

@@ -10,6 +10,7 @@ use std::task::Waker;
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
+use super::compression::Compression;
 use super::entry::{Entry, Filter};
 use super::log::Log;
 use super::matching::Groups;
@@ -65,6 +66,8 @@ pub enum Interest {
 struct Session {
     role: Role,
     outbox: Outbox,
+    /// Takes large events compressed.
+    deflates: bool,
     filter: Arc<Filter>,
     /// What it may receive; `None`: everything.
     grant: Option<Arc<Filter>>,
@@ -93,9 +96,11 @@ pub struct Registry {
     free: Vec<u32>,
     groups: Groups,
     replays: Replays,
+    compression: Compression,
     queue_bytes: usize,
-    /// What happens to slow sessions that do not choose.
-    pub slow: Slow,
+    slow: Slow,
+    /// Frames that were put together for live events.
+    encoded: u64,
     woken: Vec<Waker>,
     unserved: usize,
     counts: Counts,
@@ -138,12 +143,30 @@ impl Registry {
             free: Vec::new(),
             groups: Groups::default(),
             replays: Replays::default(),
+            compression: Compression::new(None),
             queue_bytes,
             slow: Slow::default(),
+            encoded: 0,
             woken: Vec::new(),
             unserved: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// The same; what happens to slow sessions that do not choose, and from how many bytes on data is compressed for
+    /// those who ask for it (`None`: never).
+    #[must_use]
+    pub fn with(mut self, slow: Slow, compression_threshold: Option<usize>) -> Self {
+        self.slow = slow;
+        self.compression = Compression::new(compression_threshold);
+        self.replays = Replays::new(compression_threshold.unwrap_or(usize::MAX));
+        self
+    }
+
+    /// Frames put together for subscribers so far, and data compressed.
+    #[must_use]
+    pub fn work(&self) -> (u64, u64) {
+        (self.encoded + self.replays.encoded(), self.compression.runs())
     }
 
     /// How many sessions there are.
@@ -174,6 +197,7 @@ impl Registry {
         entry.session = Some(Session {
             role,
             outbox: Outbox::new(self.queue_bytes, self.slow),
+            deflates: false,
             filter: Arc::default(),
             grant: None,
             prev: 0,
@@ -256,6 +280,15 @@ impl Registry {
             self.set_filter(id, after);
         }
         taken.patterns().to_vec()
+    }
+
+    /// Chooses whether the session takes large events compressed; returns whether it gets them so.
+    pub fn set_deflates(&mut self, id: SessionId, deflates: bool) -> bool {
+        let deflates = deflates && self.compression.is_on();
+        if let Some(session) = self.get_mut(id) {
+            session.deflates = deflates;
+        }
+        deflates
     }
 
     /// Chooses what happens if the session reads too slowly.
@@ -369,22 +402,29 @@ impl Registry {
         let mut reached = 0;
         let mut overflown = Vec::new();
         let mut mark = None; // made for the first session that may be left out
-        let Self { groups, slots, woken, unserved, counts, .. } = self;
+        let mut zlib = None; // made for the first session that takes it
+        let Self { groups, slots, compression, encoded, woken, unserved, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
             reached += members.len();
-            let mut encoded: Option<(u64, Bytes)> = None;
+            let mut forms: [Option<(u64, Item)>; 2] = [None, None];
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
-                let frame = match &encoded {
-                    Some((prev, frame)) if *prev == session.prev => frame.clone(),
-                    _ => encoded.insert((session.prev, entry.frame(session.prev, false))).1.clone(),
+                let zlib =
+                    if session.deflates { zlib.get_or_insert_with(|| compression.of(entry)).as_ref() } else { None };
+                let form = &mut forms[usize::from(zlib.is_some())];
+                let item = match form {
+                    Some((prev, item)) if *prev == session.prev => item.clone(),
+                    _ => {
+                        *encoded += 1;
+                        form.insert((session.prev, entry.item(session.prev, false, zlib))).1.clone()
+                    }
                 };
                 session.prev = entry.offset;
                 let pushed = if session.outbox.slow() == Slow::Disconnect {
-                    session.outbox.push(frame)
+                    session.outbox.push_item(item)
                 } else {
                     let mark = mark.get_or_insert_with(|| slow::mark(entry));
-                    session.outbox.push_event(Item::Text(frame), mark).map(|left| counts.left_out += left)
+                    session.outbox.push_event(item, mark).map(|left| counts.left_out += left)
                 };
                 match pushed {
                     Ok(()) => *unserved += usize::from(session.wake(woken)),
@@ -401,10 +441,11 @@ impl Registry {
     /// Moves what is queued for a session to `into`, about `budget` bytes. One whose replay the log has overtaken is
     /// closed: it comes back and is told so.
     pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>, log: &Log) {
-        let Self { slots, replays, .. } = self;
+        let Self { slots, replays, compression, .. } = self;
         let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
         let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return };
-        let taken = session.outbox.take(budget, into, log, replays);
+        let compression = session.deflates.then_some(compression);
+        let taken = session.outbox.take(budget, into, log, replays, compression);
         let served = std::mem::take(&mut session.unserved);
         self.unserved -= usize::from(served);
         if taken.is_err() {

@@ -278,6 +278,81 @@ async fn a_slow_subscriber_that_wants_the_newest_gets_it_for_every_key() {
     assert_eq!((last - delivered.len() as u64, stats.slow, stats.shed), (stats.conflated, 0, 0));
 }
 
+/// The data of a binary frame, inflated, and its head.
+fn inflate(message: &Message) -> (Value, Vec<u8>) {
+    use std::io::Read as _;
+    let Message::Binary(frame) = message else { panic!("not binary: {message:?}") };
+    assert_eq!(frame[0], 1);
+    let begin = 3 + usize::from(u16::from_be_bytes([frame[1], frame[2]]));
+    let mut data = Vec::new();
+    flate2::read::ZlibDecoder::new(&frame[begin..]).read_to_end(&mut data).expect("a zlib stream");
+    (serde_json::from_slice(&frame[3..begin]).expect("json"), data)
+}
+
+async fn deflating(hub: &Hub, patterns: &[&str], since: Option<u64>) -> Client<tokio::net::TcpStream> {
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    let mut data = json!({"events": patterns, "compression": "deflate"});
+    if let Some(offset) = since {
+        data["since"] = json!({"epoch": hub.stats().epoch, "offset": offset});
+    }
+    client.say(&json!({"type": "subscribe", "data": data}).to_string()).await;
+    assert_eq!(client.json().await["compression"], "deflate");
+    client
+}
+
+#[tokio::test]
+async fn an_event_is_encoded_once_and_compressed_at_most_once_for_a_hundred_sessions() {
+    let hub = hub(|_| {});
+    let mut same = Vec::new();
+    for _ in 0..100 {
+        same.push(deflating(&hub, &["*"], None).await);
+    }
+    let event = json!({"type":"snapshot","nodes":vec![json!({"state":"healthy","load":0.5}); 100]});
+    publish(&hub, &event);
+    publish(&hub, &json!({"type":"small"}));
+    for client in &mut same {
+        let (head, data) = inflate(&client.message().await);
+        assert_eq!(head, json!({"type":"event","seq":1,"prev":0}));
+        assert_eq!(data, event.to_string().into_bytes(), "byte for byte");
+        assert_eq!(client.json().await, json!({"type":"event","seq":2,"prev":1,"data":{"type":"small"}}));
+    }
+    let stats = hub.stats();
+    assert_eq!((stats.encoded, stats.compressed), (2, 1));
+
+    // Other filters, other heads, the same stream; and text for who did not ask.
+    let mut other = deflating(&hub, &["snapshot"], None).await;
+    let (mut plain, position) = Client::subscriber(hub.port(), &["*"], None).await;
+    assert_eq!(position["compression"], json!(null));
+    publish(&hub, &event);
+    assert_eq!(inflate(&other.message().await).0["prev"], 2);
+    assert_eq!(inflate(&same[0].message().await).1, event.to_string().into_bytes());
+    assert_eq!(plain.json().await["data"], event);
+    let stats = hub.stats();
+    assert_eq!((stats.encoded, stats.compressed), (2 + 3, 2));
+
+    // A replay finds what was compressed live, and makes its own frames, once.
+    for _ in 0..10 {
+        let mut back = deflating(&hub, &["snapshot"], Some(0)).await;
+        let (head, data) = inflate(&back.message().await);
+        assert_eq!(head, json!({"type":"event","seq":1,"prev":0,"replay":true}));
+        assert_eq!(data, event.to_string().into_bytes());
+        assert_eq!(inflate(&back.message().await).0["seq"], 3);
+    }
+    let stats = hub.stats();
+    assert_eq!((stats.encoded, stats.compressed), (5 + 2, 2));
+}
+
+#[tokio::test]
+async fn nothing_is_compressed_where_that_is_turned_off() {
+    let hub = hub(|config| config.compression_threshold = None);
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    client.say(r#"{"type":"subscribe","data":{"events":["*"],"compression":"deflate"}}"#).await;
+    assert_eq!(client.json().await["compression"], json!(null), "the answer says so");
+    let event = json!({"type":"snapshot","text":"x".repeat(5000)});
+    publish(&hub, &event);
+    assert_eq!(client.json().await["data"], event);
+}
+
 #[tokio::test]
 async fn a_bulk_emitter_does_not_overrun_a_subscriber_that_reads() {
     const EVENTS: u64 = 200_000;

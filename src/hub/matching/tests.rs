@@ -144,7 +144,7 @@ fn the_worst_patterns_cost_no_more_than_their_number() {
     let mut groups = Groups::default();
     groups.join(&filter(&[["*"; 512].join(".")]), member(0));
     groups.join(&filter(&[["a"; 512].join(".")]), member(1));
-    let kind = ["a"; 100_000].join(".");
+    let kind = vec!["a"; 100_000].join(".");
     assert_eq!(reached(&mut groups, &event(&kind, "")), [member(0)]);
     assert!(steps(&mut groups, &kind) <= 2 * 512);
     let dots = ".".repeat(100_000);
