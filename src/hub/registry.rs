@@ -11,10 +11,10 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::compression::Compression;
-use super::entry::{Entry, Filter};
+use super::entry::{Entry, Filter, Record};
 use super::log::Log;
 use super::matching::Groups;
-use super::outbox::{Item, Outbox};
+use super::outbox::{FRAME_BYTES, Item, Outbox};
 use super::replay::{Cursor, Replays};
 use super::slow::{self, LeftOut};
 use crate::wire::close::CloseCode;
@@ -81,6 +81,8 @@ struct Session {
     waker: Option<(Interest, Waker)>,
     /// Woken, and has not taken anything yet.
     unserved: bool,
+    /// The turn in which it was last read.
+    read_in: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +104,12 @@ pub struct Registry {
     /// Frames that were put together for live events.
     encoded: u64,
     woken: Vec<Waker>,
+    /// How many sessions were woken and have not taken anything yet.
     unserved: usize,
+    /// Counts how often all of them had.
+    turn: u64,
+    /// What was fanned out in this turn, in bytes of a session's queue.
+    in_turn: usize,
     counts: Counts,
 }
 
@@ -149,6 +156,8 @@ impl Registry {
             encoded: 0,
             woken: Vec::new(),
             unserved: 0,
+            turn: 0,
+            in_turn: 0,
             counts: Counts::default(),
         }
     }
@@ -205,6 +214,7 @@ impl Registry {
             ack_withheld: None,
             waker: None,
             unserved: false,
+            read_in: None,
         });
         *self.counts.of(role) += 1;
         SessionId { slot, generation: entry.generation }
@@ -220,7 +230,7 @@ impl Registry {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(id.slot);
             *self.counts.of(session.role) -= 1;
-            self.unserved -= usize::from(session.unserved);
+            self.serve(session.unserved);
         }
     }
 
@@ -402,6 +412,10 @@ impl Registry {
         let mut reached = 0;
         let mut overflown = Vec::new();
         let mut mark = None; // made for the first session that may be left out
+        if self.unserved == 0 {
+            self.in_turn = 0;
+        }
+        self.in_turn += frame_cost(&entry.record);
         let mut zlib = None; // made for the first session that takes it
         let Self { groups, slots, compression, encoded, woken, unserved, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
@@ -447,17 +461,39 @@ impl Registry {
         let compression = session.deflates.then_some(compression);
         let taken = session.outbox.take(budget, into, log, replays, compression);
         let served = std::mem::take(&mut session.unserved);
-        self.unserved -= usize::from(served);
+        self.serve(served);
         if taken.is_err() {
             self.close_slow(id);
             self.take(id, budget, into, log);
         }
     }
 
-    /// Whether sessions other than this one were woken and have not had their turn.
+    /// Whether sessions were woken and have not had their turn.
     #[must_use]
-    pub fn has_unserved(&self, but: SessionId) -> bool {
-        self.unserved > usize::from(self.get(but).is_some_and(|session| session.unserved))
+    pub fn has_unserved(&self) -> bool {
+        self.unserved > 0
+    }
+
+    /// Whether a session that brings events must let others have their turn before it is read: it was read in this
+    /// turn already, or those who were read in it have filled a quarter of a queue.
+    #[must_use]
+    pub fn must_give_way(&self, id: SessionId) -> bool {
+        let Some(session) = self.get(id) else { return false };
+        let others = self.unserved > usize::from(session.unserved);
+        others && (session.read_in == Some(self.turn) || self.in_turn >= self.queue_bytes / 4)
+    }
+
+    /// Notes that a session is read in this turn.
+    pub fn reads(&mut self, id: SessionId) {
+        let turn = self.turn;
+        if let Some(session) = self.get_mut(id) {
+            session.read_in = Some(turn);
+        }
+    }
+
+    fn serve(&mut self, one: bool) {
+        self.unserved -= usize::from(one);
+        self.turn += u64::from(one && self.unserved == 0);
     }
 
     /// Registers the task of a session to be woken once.
@@ -527,6 +563,14 @@ impl Counts {
             Role::Publisher => &mut self.publishers,
         }
     }
+}
+
+/// What a record takes of a session's queue, about.
+#[must_use]
+pub fn frame_cost(record: &Record) -> usize {
+    /// `{"type":"event","seq":1234567,"prev":1234566,"data":}`
+    const HEAD: usize = 56;
+    FRAME_BYTES + HEAD + record.json().len()
 }
 
 #[cfg(test)]

@@ -376,6 +376,55 @@ async fn a_bulk_emitter_does_not_overrun_a_subscriber_that_reads() {
 }
 
 #[tokio::test]
+async fn many_emitters_of_small_events_do_not_overrun_a_subscriber_whose_socket_has_room() {
+    const EMITTERS: u64 = 4;
+    const ROUNDS: u64 = 30;
+    // In one round all of them together send many times what the queue holds, and less than the sockets do.
+    const EVENTS: u64 = 2000;
+    let hub = hub(|config| config.session_queue_bytes = 32 << 10);
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let mut emitters = Vec::new();
+    for n in 0..EMITTERS {
+        let mut emitter = Client::emitter(hub.port()).await;
+        emitter.hello(&format!("engine {n}"), "1", 1).await;
+        emitters.push(emitter);
+    }
+    for round in 0..ROUNDS {
+        let (first, last) = (round * EVENTS + 1, (round + 1) * EVENTS);
+        futures_util::future::join_all(emitters.iter_mut().map(|emitter| emitter.emit(first..=last))).await;
+        for emitter in &mut emitters {
+            emitter.acked(last).await;
+        }
+        for n in 1..=EMITTERS * EVENTS {
+            assert_eq!(subscriber.json().await["seq"], round * EMITTERS * EVENTS + n);
+        }
+    }
+    assert_eq!(hub.stats().slow, 0);
+}
+
+#[tokio::test]
+async fn one_frame_of_more_events_than_a_queue_holds_is_taken_in_turns() {
+    let home = tempfile::tempdir().expect("writable");
+    for log_path in [None, Some(home.path().join("log.db"))] {
+        let hub = hub(|config| {
+            config.session_queue_bytes = 16 << 10;
+            config.log_path = log_path;
+        });
+        let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+        let mut emitter = Client::emitter(hub.port()).await;
+        emitter.hello("engine", "1", 1).await;
+        emitter.emit(1..=5000).await;
+        emitter.emit(4000..=6000).await; // overlaps
+        emitter.acked(6000).await;
+        for n in 1..=6000 {
+            assert_eq!(subscriber.json().await["data"]["n"], n);
+        }
+        let stats = hub.stats();
+        assert_eq!((stats.slow, stats.counters.events, stats.counters.duplicates), (0, 6000, 1001));
+    }
+}
+
+#[tokio::test]
 async fn garbage_from_an_emitter_is_answered_and_closed() {
     let hub = hub(|_| {});
     for (greet, garbage, word) in [

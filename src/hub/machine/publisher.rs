@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::emitter::Turn;
 use crate::hub::entry::Record;
-use crate::hub::registry::SessionId;
+use crate::hub::registry::{SessionId, frame_cost};
 use crate::wire::subscriber;
 
 /// See the module.
@@ -14,13 +14,28 @@ use crate::wire::subscriber;
 pub struct PublisherMachine {
     id: SessionId,
     batch: Vec<Record>,
+    /// What the batch takes of a subscriber's queue, and how much of that one turn may.
+    cost: usize,
+    slice: usize,
 }
 
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
     pub fn new(id: SessionId) -> Self {
-        Self { id, batch: Vec::new() }
+        Self { id, batch: Vec::new(), cost: 0, slice: usize::MAX }
+    }
+
+    /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
+    #[must_use]
+    pub fn slicing(self, bytes: usize) -> Self {
+        Self { slice: bytes, ..self }
+    }
+
+    /// Whether this turn has enough.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.cost >= self.slice
     }
 
     /// A frame came, text or binary: an event. What is none is answered and forgotten, and the rest goes on: without
@@ -33,7 +48,9 @@ impl PublisherMachine {
             let message = format!("an event is a JSON object with text as its type and topic: {error}");
             subscriber::error("bad_event", &message)
         };
-        self.batch.push(Record::event(json).map_err(refused)?);
+        let record = Record::event(json).map_err(refused)?;
+        self.cost += frame_cost(&record);
+        self.batch.push(record);
         Ok(())
     }
 
@@ -45,6 +62,7 @@ impl PublisherMachine {
 
     /// Takes what came since the last turn.
     pub fn turn(&mut self) -> Turn {
+        self.cost = 0;
         Turn::plain(self.id, std::mem::take(&mut self.batch))
     }
 }
