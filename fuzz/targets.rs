@@ -84,6 +84,7 @@ pub fn emitter(mut data: &[u8]) {
                 },
                 Item::Close(_) => closed = true,
                 Item::Ping => {}
+                Item::Binary(_) => panic!("an emitter is told in text"),
             }
         }
     }

@@ -59,6 +59,9 @@ class HubConfig:
     back for what it missed; the default, because nothing is left out. ``conflate``: of the events that wait, the newest of
     each ``key`` (else topic, else type) is kept. ``drop_with_gap``: events that find no room are left out. Whatever is left
     out is told by a ``gap`` in its place."""
+    compression_threshold: int | None = 1024
+    """From how many bytes on the data of an event is compressed for sessions that ask for it (``"compression": "deflate"``
+    in ``subscribe``), once for all of them. Below that there is little to gain. None: never."""
     max_message_bytes: int = 16 << 20
     """Largest message taken from an emitter or over ``/publish``."""
     max_sessions: int = 10_000

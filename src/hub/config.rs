@@ -35,6 +35,9 @@ pub struct HubConfig {
     /// What happens to a session at that bound, unless it chooses for itself. Default [`Slow::Disconnect`]: nothing is
     /// left out, and who wants less must say so.
     pub slow: Slow,
+    /// From how many bytes on the data of an event is compressed for sessions that ask for it; `None`: never. Default
+    /// 1024: below that there is little to gain, and a browser's inflation costs more than the bytes.
+    pub compression_threshold: Option<usize>,
     /// Largest message taken from an emitter or over `/publish`. Default 16 MiB.
     pub max_message_bytes: usize,
     /// Most sessions at once; more are refused with 503. Default 10 000.
@@ -67,6 +70,7 @@ impl Default for HubConfig {
             log_path: None,
             session_queue_bytes: MIB,
             slow: Slow::Disconnect,
+            compression_threshold: Some(KIB),
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
             allowed_origins: Vec::new(),
@@ -92,6 +96,9 @@ impl HubConfig {
         within("replay_bytes", self.replay_bytes, 0, 64 * GIB)?;
         within("session_queue_bytes", self.session_queue_bytes, 4 * KIB, GIB)?;
         within("max_message_bytes", self.max_message_bytes, KIB, GIB)?;
+        if let Some(threshold) = self.compression_threshold {
+            within("compression_threshold", threshold, 64, GIB)?;
+        }
         within("max_sessions", self.max_sessions, 1, 1_000_000)?;
         within("auth_timeout", self.auth_timeout.as_secs_f64(), 0.1, 3600.0)?;
         Checker::new(&self.auth, self.auth_timeout)?;
@@ -154,6 +161,7 @@ mod tests {
         };
         check(|config| config.host.clear(), ["host=''", "IP address"]);
         check(|config| config.session_queue_bytes = 1, ["session_queue_bytes=1", "4096 to 1073741824"]);
+        check(|config| config.compression_threshold = Some(1), ["compression_threshold=1", "64 to 1073741824"]);
         check(|config| config.max_sessions = 0, ["max_sessions=0", "1 to 1000000"]);
         check(|config| config.replay_age = Some(Duration::ZERO), ["replay_age=0", "more than 0"]);
         check(|config| config.auth_timeout = Duration::ZERO, ["auth_timeout=0", "0.1 to 3600"]);

@@ -3,9 +3,10 @@
 //! One task for both directions, so that a peer that does not read can still be heard and closed. An emitter's
 //! input is read in batches; a batch takes the lock once, wakes each subscriber once, and its ack is sent after the
 //! subscribers had their turn (the runtime serves tasks in the order in which they were woken). For the same reason
-//! an emitter lets subscribers that were woken run before it reads on, once: between two turns of a subscriber lies
-//! at most one batch of each emitter, so a quick subscriber is not closed as slow for bytes that it had no chance to
-//! send, unless many emitters flood at once.
+//! an emitter is not read on while subscribers that were woken have not had their turn since its last batch, or since
+//! all emitters together have filled a quarter of a queue; and a batch is at most another quarter, however large the
+//! frames and however small the events. So a subscriber whose socket takes what it is given is never closed as slow for
+//! bytes that it had no chance to send.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -34,9 +35,11 @@ use super::shared::{Admission, Seat, Shared};
 use crate::wire::close::CloseCode;
 use crate::wire::subscriber;
 
-/// How much is read from a peer before others have their turn: enough for thousands of small events, and a small
-/// part of the smallest useful outbox.
+/// How much is read from a peer before others have their turn: enough for thousands of small events.
 pub(super) const READ_BATCH: usize = 128 << 10;
+/// How often an emitter waits for others to have their turn. One that is awake has it within one round; what takes
+/// longer is not polled by this runtime, and must not hold everybody up.
+const ROUNDS: u8 = 16;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
 pub(super) const WRITE_BATCH: usize = 64 << 10;
 /// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
@@ -56,6 +59,17 @@ enum Machine {
     Emitter(Box<EmitterMachine>),
     Subscriber(SubscriberMachine),
     Publisher(PublisherMachine),
+}
+
+impl Machine {
+    /// Whether it has enough for one turn.
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Emitter(machine) => machine.is_full(),
+            Self::Publisher(machine) => machine.is_full(),
+            Self::Subscriber(_) => false,
+        }
+    }
 }
 
 /// Why the task stops polling its stream.
@@ -106,8 +120,8 @@ struct Session<W> {
     ending: Ending,
     /// The input broke the WebSocket protocol: nothing of it can be read any more.
     deaf: bool,
-    /// Gave way to woken subscribers; reads now even if there are new ones.
-    gave_way: bool,
+    /// How often it gave way since it was last read.
+    gave_way: u8,
     liveness: Liveness,
 }
 
@@ -184,10 +198,13 @@ impl<W: Wire> Session<W> {
             }
         };
         let publish = access.grant().and_then(|grant| grant.publish.clone());
+        let slice = shared.config.session_queue_bytes / 4;
         let machine = match seat.role {
-            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id).limited_to(publish))),
+            Role::Emitter => {
+                Machine::Emitter(Box::new(EmitterMachine::new(seat.id).limited_to(publish).slicing(slice)))
+            }
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
-            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id, publish)),
+            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id, publish).slicing(slice)),
         };
         if shared.auth.is_on() && seat.role == Role::Subscriber {
             shared.with(|state, _| access.announce(state));
@@ -204,7 +221,7 @@ impl<W: Wire> Session<W> {
             output: Output::Flushed,
             ending: Ending::Open,
             deaf: false,
-            gave_way: false,
+            gave_way: 0,
             liveness: Liveness::default(),
         }
     }
@@ -319,17 +336,25 @@ impl<W: Wire> Session<W> {
         if self.poll_flow(cx).is_pending() {
             return Poll::Pending;
         }
-        if !self.gave_way && self.must_give_way() {
-            self.gave_way = true;
+        if self.gave_way < ROUNDS && self.must_give_way() {
+            self.gave_way += 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.gave_way = false;
+        self.gave_way = 0;
         let mut budget = READ_BATCH;
         let ended = loop {
-            if budget == 0 {
+            if budget == 0 || self.machine.is_full() {
                 cx.waker().wake_by_ref();
                 break false;
+            }
+            if let Machine::Emitter(machine) = &mut self.machine
+                && machine.has_rest()
+            {
+                if machine.resume() == Step::Commit {
+                    self.commit();
+                }
+                continue;
             }
             match self.wire.poll_next_unpin(cx) {
                 Poll::Pending => break false,
@@ -374,7 +399,16 @@ impl<W: Wire> Session<W> {
     }
 
     fn must_give_way(&self) -> bool {
-        !matches!(self.machine, Machine::Subscriber(_)) && self.with_registry(|registry, id| registry.has_unserved(id))
+        if matches!(self.machine, Machine::Subscriber(_)) {
+            return false;
+        }
+        self.with_registry(|registry, id| {
+            let waits = registry.must_give_way(id);
+            if !waits {
+                registry.reads(id);
+            }
+            waits
+        })
     }
 
     fn on_message(&mut self, message: Message) {
@@ -468,6 +502,7 @@ pub(super) fn message(item: Item) -> Message {
     match item {
         // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
         Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
+        Item::Binary(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Binary), true)),
         Item::Ping => Message::Ping(Bytes::new()),
         Item::Close(code) => Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() })),
     }

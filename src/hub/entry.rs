@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::outbox::Item;
 use crate::wire::event::EventHead;
 use crate::wire::subscriber::{Carried, Envelope};
 use crate::wire::topic::Pattern;
@@ -147,8 +148,27 @@ impl Entry {
     /// The frame that brings this entry to a subscriber whose previous entry was `prev`.
     #[must_use]
     pub fn frame(&self, prev: u64, replay: bool) -> Bytes {
-        let Record { carried, requires_ack, ref json, .. } = self.record;
-        Envelope { carried, seq: self.offset, prev, replay, requires_ack }.around(json)
+        self.envelope(prev, replay).around(&self.record.json)
+    }
+
+    /// The same with its data compressed.
+    #[must_use]
+    pub fn compressed_frame(&self, prev: u64, replay: bool, zlib: &[u8]) -> Bytes {
+        self.envelope(prev, replay).around_compressed(zlib)
+    }
+
+    /// Either of them.
+    #[must_use]
+    pub fn item(&self, prev: u64, replay: bool, zlib: Option<&Bytes>) -> Item {
+        match zlib {
+            Some(zlib) => Item::Binary(self.compressed_frame(prev, replay, zlib)),
+            None => Item::Text(self.frame(prev, replay)),
+        }
+    }
+
+    fn envelope(&self, prev: u64, replay: bool) -> Envelope {
+        let Record { carried, requires_ack, .. } = self.record;
+        Envelope { carried, seq: self.offset, prev, replay, requires_ack }
     }
 }
 

@@ -10,6 +10,7 @@
 //! [`history`] stores it before.
 
 pub mod auth;
+pub mod compression;
 mod config;
 pub mod doors;
 mod driver;

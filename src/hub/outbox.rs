@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::compression::Compression;
 use super::entry::Filter;
 use super::log::Log;
 use super::replay::{Cursor, Lost, Replays};
@@ -21,6 +22,8 @@ pub const FRAME_BYTES: usize = 32;
 pub enum Item {
     /// A text frame.
     Text(Bytes),
+    /// A binary frame.
+    Binary(Bytes),
     /// A WebSocket ping.
     Ping,
     /// The last thing of a session.
@@ -33,7 +36,7 @@ impl Item {
     pub fn cost(&self) -> usize {
         FRAME_BYTES
             + match self {
-                Self::Text(frame) => frame.len(),
+                Self::Text(frame) | Self::Binary(frame) => frame.len(),
                 Self::Ping | Self::Close(_) => 0,
             }
     }
@@ -207,6 +210,8 @@ impl Outbox {
 
     /// Moves items to `into` until they hold about `budget` bytes.
     ///
+    /// Replayed events are compressed if there is a `compression`.
+    ///
     /// # Errors
     /// [`Lost`]; the caller closes the session. What was moved before is good.
     pub fn take(
@@ -215,7 +220,9 @@ impl Outbox {
         into: &mut VecDeque<Item>,
         log: &Log,
         replays: &mut Replays,
+        compression: Option<&mut Compression>,
     ) -> Result<(), Lost> {
+        let mut compression = compression;
         let mut taken = 0;
         while taken < budget {
             match self.queue.pop_front() {
@@ -233,7 +240,7 @@ impl Outbox {
                     into.push_back(item);
                 }
                 Some(Queued::Replay(mut cursor)) => {
-                    taken += cursor.read(budget - taken, into, log, replays)?;
+                    taken += cursor.read(budget - taken, into, log, replays, compression.as_deref_mut())?;
                     if cursor.is_done() {
                         self.replays -= 1;
                     } else {
@@ -271,7 +278,7 @@ mod tests {
 
     fn take(outbox: &mut Outbox, budget: usize) -> Vec<Item> {
         let mut out = VecDeque::new();
-        outbox.take(budget, &mut out, &log(0), &mut Replays::default()).expect("no replay");
+        outbox.take(budget, &mut out, &log(0), &mut Replays::default(), None).expect("no replay");
         out.into()
     }
 
@@ -341,7 +348,7 @@ mod tests {
         ];
         let mut taken = VecDeque::new();
         for n in 1..=wanted.len() {
-            outbox.take(1, &mut taken, &log, &mut replays).expect("the log has it");
+            outbox.take(1, &mut taken, &log, &mut replays, None).expect("the log has it");
             assert_eq!(taken, &wanted[..n]);
         }
         assert!(outbox.replays() == 0 && outbox.bytes() == 0);

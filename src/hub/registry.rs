@@ -11,10 +11,11 @@ use std::task::Waker;
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
-use super::entry::{Entry, Filter};
+use super::compression::Compression;
+use super::entry::{Entry, Filter, Record};
 use super::log::Log;
 use super::matching::Groups;
-use super::outbox::{Item, Outbox};
+use super::outbox::{FRAME_BYTES, Item, Outbox};
 use super::replay::{Cursor, Replays};
 use super::slow::{self, LeftOut};
 use crate::wire::close::CloseCode;
@@ -72,6 +73,8 @@ pub enum Interest {
 struct Session {
     role: Role,
     outbox: Outbox,
+    /// Takes large events compressed.
+    deflates: bool,
     filter: Arc<Filter>,
     /// The filter was chosen on the subscriber's behalf, and gives way to its own choice.
     preset: bool,
@@ -87,6 +90,8 @@ struct Session {
     waker: Option<(Interest, Waker)>,
     /// Woken, and has not taken anything yet.
     unserved: bool,
+    /// The turn in which it was last read.
+    read_in: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -102,11 +107,18 @@ pub struct Registry {
     free: Vec<u32>,
     groups: Groups,
     replays: Replays,
+    compression: Compression,
     queue_bytes: usize,
-    /// What happens to slow sessions that do not choose.
-    pub slow: Slow,
+    slow: Slow,
+    /// Frames that were put together for live events.
+    encoded: u64,
     woken: Vec<Waker>,
+    /// How many sessions were woken and have not taken anything yet.
     unserved: usize,
+    /// Counts how often all of them had.
+    turn: u64,
+    /// What was fanned out in this turn, in bytes of a session's queue.
+    in_turn: usize,
     counts: Counts,
 }
 
@@ -147,12 +159,32 @@ impl Registry {
             free: Vec::new(),
             groups: Groups::default(),
             replays: Replays::default(),
+            compression: Compression::new(None),
             queue_bytes,
             slow: Slow::default(),
+            encoded: 0,
             woken: Vec::new(),
             unserved: 0,
+            turn: 0,
+            in_turn: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// The same; what happens to slow sessions that do not choose, and from how many bytes on data is compressed for
+    /// those who ask for it (`None`: never).
+    #[must_use]
+    pub fn with(mut self, slow: Slow, compression_threshold: Option<usize>) -> Self {
+        self.slow = slow;
+        self.compression = Compression::new(compression_threshold);
+        self.replays = Replays::new(compression_threshold.unwrap_or(usize::MAX));
+        self
+    }
+
+    /// Frames put together for subscribers so far, and data compressed.
+    #[must_use]
+    pub fn work(&self) -> (u64, u64) {
+        (self.encoded + self.replays.encoded(), self.compression.runs())
     }
 
     /// How many sessions there are.
@@ -183,6 +215,7 @@ impl Registry {
         entry.session = Some(Session {
             role,
             outbox: Outbox::new(self.queue_bytes, self.slow),
+            deflates: false,
             filter: Arc::default(),
             preset: false,
             grant: None,
@@ -191,6 +224,7 @@ impl Registry {
             ack_withheld: None,
             waker: None,
             unserved: false,
+            read_in: None,
         });
         *self.counts.of(role) += 1;
         SessionId { slot, generation: entry.generation }
@@ -206,7 +240,7 @@ impl Registry {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(id.slot);
             *self.counts.of(session.role) -= 1;
-            self.unserved -= usize::from(session.unserved);
+            self.serve(session.unserved);
         }
     }
 
@@ -280,6 +314,15 @@ impl Registry {
             self.set_filter(id, after);
         }
         taken.patterns().to_vec()
+    }
+
+    /// Chooses whether the session takes large events compressed; returns whether it gets them so.
+    pub fn set_deflates(&mut self, id: SessionId, deflates: bool) -> bool {
+        let deflates = deflates && self.compression.is_on();
+        if let Some(session) = self.get_mut(id) {
+            session.deflates = deflates;
+        }
+        deflates
     }
 
     /// Chooses what happens if the session reads too slowly.
@@ -393,22 +436,33 @@ impl Registry {
         let mut reached = 0;
         let mut overflown = Vec::new();
         let mut mark = None; // made for the first session that may be left out
-        let Self { groups, slots, woken, unserved, counts, .. } = self;
+        if self.unserved == 0 {
+            self.in_turn = 0;
+        }
+        self.in_turn += frame_cost(&entry.record);
+        let mut zlib = None; // made for the first session that takes it
+        let Self { groups, slots, compression, encoded, woken, unserved, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
             reached += members.len();
-            let mut encoded: Option<(u64, Bytes)> = None;
+            let mut forms: [Option<(u64, Item)>; 2] = [None, None];
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
-                let frame = match &encoded {
-                    Some((prev, frame)) if *prev == session.prev => frame.clone(),
-                    _ => encoded.insert((session.prev, entry.frame(session.prev, false))).1.clone(),
+                let zlib =
+                    if session.deflates { zlib.get_or_insert_with(|| compression.of(entry)).as_ref() } else { None };
+                let form = &mut forms[usize::from(zlib.is_some())];
+                let item = match form {
+                    Some((prev, item)) if *prev == session.prev => item.clone(),
+                    _ => {
+                        *encoded += 1;
+                        form.insert((session.prev, entry.item(session.prev, false, zlib))).1.clone()
+                    }
                 };
                 session.prev = entry.offset;
                 let pushed = if session.outbox.slow() == Slow::Disconnect {
-                    session.outbox.push(frame)
+                    session.outbox.push_item(item)
                 } else {
                     let mark = mark.get_or_insert_with(|| slow::mark(entry));
-                    session.outbox.push_event(Item::Text(frame), mark).map(|left| counts.left_out += left)
+                    session.outbox.push_event(item, mark).map(|left| counts.left_out += left)
                 };
                 match pushed {
                     Ok(()) => *unserved += usize::from(session.wake(woken)),
@@ -425,22 +479,45 @@ impl Registry {
     /// Moves what is queued for a session to `into`, about `budget` bytes. One whose replay the log has overtaken is
     /// closed: it comes back and is told so.
     pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>, log: &Log) {
-        let Self { slots, replays, .. } = self;
+        let Self { slots, replays, compression, .. } = self;
         let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
         let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return };
-        let taken = session.outbox.take(budget, into, log, replays);
+        let compression = session.deflates.then_some(compression);
+        let taken = session.outbox.take(budget, into, log, replays, compression);
         let served = std::mem::take(&mut session.unserved);
-        self.unserved -= usize::from(served);
+        self.serve(served);
         if taken.is_err() {
             self.close_slow(id);
             self.take(id, budget, into, log);
         }
     }
 
-    /// Whether sessions other than this one were woken and have not had their turn.
+    /// Whether sessions were woken and have not had their turn.
     #[must_use]
-    pub fn has_unserved(&self, but: SessionId) -> bool {
-        self.unserved > usize::from(self.get(but).is_some_and(|session| session.unserved))
+    pub fn has_unserved(&self) -> bool {
+        self.unserved > 0
+    }
+
+    /// Whether a session that brings events must let others have their turn before it is read: it was read in this
+    /// turn already, or those who were read in it have filled a quarter of a queue.
+    #[must_use]
+    pub fn must_give_way(&self, id: SessionId) -> bool {
+        let Some(session) = self.get(id) else { return false };
+        let others = self.unserved > usize::from(session.unserved);
+        others && (session.read_in == Some(self.turn) || self.in_turn >= self.queue_bytes / 4)
+    }
+
+    /// Notes that a session is read in this turn.
+    pub fn reads(&mut self, id: SessionId) {
+        let turn = self.turn;
+        if let Some(session) = self.get_mut(id) {
+            session.read_in = Some(turn);
+        }
+    }
+
+    fn serve(&mut self, one: bool) {
+        self.unserved -= usize::from(one);
+        self.turn += u64::from(one && self.unserved == 0);
     }
 
     /// Registers the task of a session to be woken once.
@@ -510,6 +587,14 @@ impl Counts {
             Role::Publisher => &mut self.publishers,
         }
     }
+}
+
+/// What a record takes of a session's queue, about.
+#[must_use]
+pub fn frame_cost(record: &Record) -> usize {
+    /// `{"type":"event","seq":1234567,"prev":1234566,"data":}`
+    const HEAD: usize = 56;
+    FRAME_BYTES + HEAD + record.json().len()
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use super::entry::{Entry, Filter};
+use super::compression::Compression;
+use super::entry::Filter;
 use super::log::Log;
-use super::outbox::{FRAME_BYTES, Item};
+use super::outbox::Item;
 
 /// How many offsets share a chunk: enough that looking it up costs nothing, few enough that one of large events does
 /// not fill the bound.
@@ -22,7 +22,7 @@ const CHUNK: u64 = 64;
 pub const CACHE_BYTES: usize = 8 << 20;
 /// What a chunk costs beside its frames, and a frame beside its bytes.
 const CHUNK_BYTES: usize = 192;
-const FRAMED_BYTES: usize = 64;
+const FRAMED_BYTES: usize = 112;
 /// A larger frame is made for each reader, so that one chunk never exceeds the bound.
 const LARGEST: usize = CACHE_BYTES / CHUNK as usize;
 
@@ -61,7 +61,8 @@ impl Cursor {
         self.filter = replays.shared(self.filter.within(grant));
     }
 
-    /// Moves frames of about `budget` bytes to `into`; returns how many bytes.
+    /// Moves frames of about `budget` bytes to `into`, large ones compressed if there is a `compression`; returns how
+    /// many bytes.
     ///
     /// # Errors
     /// [`Lost`]; what was moved before is good.
@@ -71,6 +72,7 @@ impl Cursor {
         into: &mut VecDeque<Item>,
         log: &Log,
         replays: &mut Replays,
+        mut compression: Option<&mut Compression>,
     ) -> Result<usize, Lost> {
         let mut taken = 0;
         while taken < budget && !self.is_done() {
@@ -84,16 +86,21 @@ impl Cursor {
                     return Ok(taken);
                 }
                 let Some(framed) = rest.next() else { break };
-                let frame = match &framed.frame {
-                    Some(frame) if framed.prev == self.prev => frame.clone(),
+                let compression = compression.as_deref_mut().filter(|_| framed.is_large);
+                let form = &mut framed.forms[usize::from(compression.is_some())];
+                let item = match form {
+                    Some((prev, item)) if *prev == self.prev => item.clone(),
                     _ => {
                         let entry = log.get(framed.offset).ok_or(Lost)?;
                         *encoded += 1;
-                        framed.encode(entry, self.prev, bytes)
+                        let zlib = compression.and_then(|compression| compression.of(entry));
+                        let item = entry.item(self.prev, true, zlib.as_ref());
+                        keep(form, self.prev, &item, bytes);
+                        item
                     }
                 };
-                taken += FRAME_BYTES + frame.len();
-                into.push_back(Item::Text(frame));
+                taken += item.cost();
+                into.push_back(item);
                 (self.prev, self.next) = (framed.offset, framed.offset + 1);
                 self.left = self.left.saturating_sub(1);
             }
@@ -116,6 +123,8 @@ pub struct Replays {
     bytes: usize,
     /// Frames made so far.
     encoded: u64,
+    /// From how many bytes on an event is large.
+    large: usize,
 }
 
 /// Address of a filter and number of a chunk. A chunk holds its filter, so the address stays its own.
@@ -139,25 +148,42 @@ struct Chunk {
 #[derive(Debug)]
 struct Framed {
     offset: u64,
-    /// Of the frame that is kept.
-    prev: u64,
-    frame: Option<Bytes>,
+    /// Large enough to be compressed.
+    is_large: bool,
+    /// Its frames with their `prev`: for everyone, and for those who take a large one compressed.
+    forms: [Form; 2],
 }
 
+type Form = Option<(u64, Item)>;
+
 impl Framed {
-    fn encode(&mut self, entry: &Entry, prev: u64, bytes: &mut usize) -> Bytes {
-        let frame = entry.frame(prev, true);
-        if frame.len() <= LARGEST {
-            *bytes -= self.frame.as_ref().map_or(0, Bytes::len);
-            *bytes += frame.len();
-            (self.prev, self.frame) = (prev, Some(frame.clone()));
-        }
-        frame
+    fn bytes(&self) -> usize {
+        FRAMED_BYTES + self.forms.iter().map(size).sum::<usize>()
+    }
+}
+
+fn size(form: &Form) -> usize {
+    form.as_ref().map_or(0, |(_, item)| item.cost())
+}
+
+fn keep(form: &mut Form, prev: u64, item: &Item, bytes: &mut usize) {
+    if item.cost() <= LARGEST {
+        *bytes -= size(form);
+        *form = Some((prev, item.clone()));
+        *bytes += size(form);
     }
 }
 
 impl Default for Replays {
     fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
+impl Replays {
+    /// Nobody replays anything yet. Events of at least `large` bytes are sent compressed to who wants that.
+    #[must_use]
+    pub fn new(large: usize) -> Self {
         Self {
             filters: HashSet::new(),
             prune_at: 64,
@@ -165,11 +191,10 @@ impl Default for Replays {
             order: VecDeque::new(),
             bytes: 0,
             encoded: 0,
+            large,
         }
     }
-}
 
-impl Replays {
     /// A cursor over what matches after `since`, up to the log's head. The log has all of that.
     pub fn cursor(&mut self, filter: Filter, since: u64, log: &Log) -> Cursor {
         let filter = self.shared(filter);
@@ -241,7 +266,8 @@ impl Replays {
         let before = chunk.frames.len();
         for entry in log.range(chunk.to, to) {
             if filter.matches(&entry.record) {
-                chunk.frames.push(Framed { offset: entry.offset, prev: 0, frame: None });
+                let is_large = entry.record.json().len() >= self.large;
+                chunk.frames.push(Framed { offset: entry.offset, is_large, forms: [None, None] });
             }
         }
         chunk.to = to;
@@ -251,8 +277,7 @@ impl Replays {
 
     fn forget(&mut self, key: Key) {
         if let Some(chunk) = self.chunks.remove(&key) {
-            let frames = chunk.frames.iter().map(|framed| FRAMED_BYTES + framed.frame.as_ref().map_or(0, Bytes::len));
-            self.bytes -= CHUNK_BYTES + frames.sum::<usize>();
+            self.bytes -= CHUNK_BYTES + chunk.frames.iter().map(Framed::bytes).sum::<usize>();
         }
     }
 }

@@ -83,7 +83,7 @@ impl Shared {
         handle: Handle,
     ) -> Self {
         let (log, origin) = log;
-        let state = State::resume(log, config.session_queue_bytes).treating_slow(config.slow);
+        let state = State::resume(log, config.session_queue_bytes).with(config.slow, config.compression_threshold);
         Self {
             config,
             auth,

@@ -13,7 +13,7 @@ use super::outbox::{Item, MAX_REPLAYS};
 use super::registry::{Registry, Role, SessionId};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
-use crate::wire::subscriber::{self, Carried, Slow, Subscribe, Subscribed};
+use crate::wire::subscriber::{self, Carried, DEFLATE, Slow, Subscribe, Subscribed};
 use crate::wire::topic::Pattern;
 
 /// Where a published event came to lie, and whom it reached.
@@ -85,11 +85,10 @@ impl State {
         }
     }
 
-    /// The same state; what happens to slow sessions that do not choose.
+    /// The same state with settings for its sessions, see [`Registry::with`].
     #[must_use]
-    pub fn treating_slow(mut self, slow: Slow) -> Self {
-        self.registry.slow = slow;
-        self
+    pub fn with(self, slow: Slow, compression_threshold: Option<usize>) -> Self {
+        Self { registry: self.registry.with(slow, compression_threshold), ..self }
     }
 
     /// Appends a record and brings it to the subscribers.
@@ -127,6 +126,8 @@ impl State {
         if let Some(slow) = wanted.slow {
             self.registry.set_slow(id, slow);
         }
+        let compression =
+            wanted.deflate.is_some_and(|deflate| self.registry.set_deflates(id, deflate)).then_some(DEFLATE);
         let events = self.registry.granted(id, Filter::new(wanted.events.iter().cloned()));
         let filter = self.registry.own_filter(id).with(events.patterns());
         let recovery = wanted.since.as_ref().map(|position| {
@@ -144,6 +145,7 @@ impl State {
             recovered: recovery.as_ref().map(Result::is_ok),
             replayed: None,
             reason: None,
+            compression,
         };
         match &recovery {
             None => {}

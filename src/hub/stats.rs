@@ -52,6 +52,10 @@ pub struct HubStats {
     pub conflated: u64,
     /// The subscribers that are furthest behind.
     pub laggards: Vec<Laggard>,
+    /// Frames put together to bring events to subscribers, replays too; each was sent to as many as could share it.
+    pub encoded: u64,
+    /// How often an event's data was compressed.
+    pub compressed: u64,
     /// What happened so far.
     #[serde(flatten)]
     pub counters: Counters,
@@ -85,6 +89,8 @@ impl HubStats {
                 shed: counts.left_out.shed,
                 conflated: counts.left_out.conflated,
                 laggards: state.registry.laggards(LAGGARDS),
+                encoded: state.registry.work().0,
+                compressed: state.registry.work().1,
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
             }

@@ -103,6 +103,7 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         log_path: settings.get("log_path", "a path, or None")?,
         session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
         slow: slow(&settings.get::<String>("slow", "a text")?)?,
+        compression_threshold: settings.get("compression_threshold", "a whole number of bytes, or None")?,
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
         auth: auth(source, desk)?,

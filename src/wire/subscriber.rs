@@ -55,7 +55,12 @@ pub struct Subscribe {
     pub since: Option<Position>,
     /// What is to happen if it reads too slowly, from now on.
     pub slow: Option<Slow>,
+    /// Whether it takes compressed events, from now on.
+    pub deflate: Option<bool>,
 }
+
+/// The name of the one way to compress; whoever names another one gets text.
+pub const DEFLATE: &str = "deflate";
 
 /// What happens to a session that reads too slowly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +104,7 @@ struct Selection {
     events: Vec<String>,
     since: Option<Position>,
     slow: Option<Slow>,
+    compression: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -149,7 +155,8 @@ fn selection(data: &str) -> Result<Subscribe, String> {
     }
     let parse = |text: &String| Pattern::parse(text).map_err(|error| format!("data.events: {error}"));
     let events = selection.events.iter().map(parse).collect::<Result<_, _>>()?;
-    Ok(Subscribe { events, since: selection.since, slow: selection.slow })
+    let deflate = selection.compression.map(|name| name == DEFLATE);
+    Ok(Subscribe { events, since: selection.since, slow: selection.slow, deflate })
 }
 
 /// Answer to `subscribe`: the patterns that hold now, and the first position.
@@ -170,6 +177,9 @@ pub struct Subscribed<'a> {
     /// Why not recovered: `epoch`, `truncated`, `ahead`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
+    /// How large events are compressed; absent unless that was asked for and is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<&'a str>,
 }
 
 impl Subscribed<'_> {
@@ -211,24 +221,49 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// Room for the names and two numbers of 20 digits.
+    const BYTES: usize = 128;
+
     /// The frame; `data` is inserted as it is.
     #[must_use]
     pub fn around(self, data: &[u8]) -> Bytes {
-        /// Room for the names and two numbers of 20 digits.
-        const ENVELOPE: usize = 96;
+        let mut frame = Vec::with_capacity(Self::BYTES + data.len());
+        self.write_head(&mut frame);
+        frame.extend_from_slice(br#","data":"#);
+        frame.extend_from_slice(data);
+        frame.push(b'}');
+        frame.into()
+    }
+
+    /// The binary frame whose data is compressed:
+    ///
+    /// ```text
+    /// kind u8 = 1 │ length of the head u16 BE │ head: the JSON frame without `data` │ zlib stream of the data
+    /// ```
+    #[must_use]
+    pub fn around_compressed(self, zlib: &[u8]) -> Bytes {
+        const KIND: u8 = 1;
+        let mut frame = Vec::with_capacity(Self::BYTES + zlib.len());
+        frame.extend_from_slice(&[KIND, 0, 0]);
+        self.write_head(&mut frame);
+        frame.push(b'}');
+        let head = (frame.len() - 3) as u16; // far below 64 KiB
+        frame[1..3].copy_from_slice(&head.to_be_bytes());
+        frame.extend_from_slice(zlib);
+        frame.into()
+    }
+
+    /// All but `data` and the last brace.
+    fn write_head(self, frame: &mut Vec<u8>) {
         let Self { carried, seq, prev, replay, requires_ack } = self;
         let kind = match carried {
             Carried::Event => "event",
             Carried::Gap => "gap",
         };
-        let replay = if replay { r#""replay":true,"# } else { "" };
-        let requires_ack = if requires_ack { r#""requires_ack":true,"# } else { "" };
-        let mut frame = Vec::with_capacity(ENVELOPE + data.len());
+        let replay = if replay { r#","replay":true"# } else { "" };
+        let requires_ack = if requires_ack { r#","requires_ack":true"# } else { "" };
         // Writing to a vector cannot fail.
-        drop(write!(frame, r#"{{"type":"{kind}","seq":{seq},"prev":{prev},{replay}{requires_ack}"data":"#));
-        frame.extend_from_slice(data);
-        frame.push(b'}');
-        frame.into()
+        drop(write!(frame, r#"{{"type":"{kind}","seq":{seq},"prev":{prev}{replay}{requires_ack}"#));
     }
 }
 
@@ -327,10 +362,14 @@ mod tests {
     fn frames_of_the_protocol_are_read() {
         let since = Position { epoch: "k3f9".into(), offset: 7 };
         let text = r#"{"type":"subscribe","data":{"events":["alert.*"],"since":{"epoch":"k3f9","offset":7}}}"#;
-        let mut wanted = Subscribe { events: vec![pattern("alert.*")], since: Some(since), slow: None };
+        let mut wanted = Subscribe { events: vec![pattern("alert.*")], since: Some(since), ..Subscribe::default() };
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Subscribe(wanted.clone())));
-        (wanted.since, wanted.slow) = (None, Some(Slow::DropWithGap));
-        let text = r#"{"type":"subscribe","data":{"events":["alert.*"],"slow":"drop_with_gap"}}"#;
+        (wanted.since, wanted.slow, wanted.deflate) = (None, Some(Slow::DropWithGap), Some(true));
+        let text =
+            r#"{"type":"subscribe","data":{"events":["alert.*"],"slow":"drop_with_gap","compression":"deflate"}}"#;
+        assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Subscribe(wanted.clone())));
+        (wanted.slow, wanted.deflate) = (None, Some(false));
+        let text = r#"{"type":"subscribe","data":{"events":["alert.*"],"compression":"newer"}}"#;
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Subscribe(wanted)));
         let text = r#"{"type":"unsubscribe","data":{"events":["a"]}}"#;
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Unsubscribe { events: vec![pattern("a")] }));
@@ -376,6 +415,18 @@ mod tests {
     }
 
     #[test]
+    fn a_compressed_frame_is_kind_length_head_and_stream() {
+        let envelope = Envelope { carried: Carried::Event, seq: 12, prev: 3, replay: true, requires_ack: true };
+        let head = br#"{"type":"event","seq":12,"prev":3,"replay":true,"requires_ack":true}"#;
+        let mut want = vec![1, 0, head.len() as u8];
+        want.extend_from_slice(head);
+        want.extend_from_slice(b"zlib");
+        assert_eq!(envelope.around_compressed(b"zlib"), want);
+        let largest = Envelope { seq: u64::MAX, prev: u64::MAX, ..envelope };
+        assert!(largest.around_compressed(b"").len() <= Envelope::BYTES);
+    }
+
+    #[test]
     fn what_a_session_does_not_get_is_told_without_a_seq() {
         let want = br#"{"type":"gap","data":{"from":3,"to":9,"reason":"shed"}}"#;
         assert_eq!(&missed(3, 9, Missed::Shed)[..], want);
@@ -391,8 +442,15 @@ mod tests {
 
     #[test]
     fn absent_fields_are_left_out() {
-        let mut subscribed =
-            Subscribed { events: vec!["a"], epoch: "e", offset: 3, recovered: None, replayed: None, reason: None };
+        let mut subscribed = Subscribed {
+            events: vec!["a"],
+            epoch: "e",
+            offset: 3,
+            recovered: None,
+            replayed: None,
+            reason: None,
+            compression: None,
+        };
         assert_eq!(&subscribed.encode()[..], br#"{"action":"subscribed","events":["a"],"epoch":"e","offset":3}"#);
         subscribed.recovered = Some(false);
         subscribed.reason = Some("epoch");

@@ -278,6 +278,81 @@ async fn a_slow_subscriber_that_wants_the_newest_gets_it_for_every_key() {
     assert_eq!((last - delivered.len() as u64, stats.slow, stats.shed), (stats.conflated, 0, 0));
 }
 
+/// The data of a binary frame, inflated, and its head.
+fn inflate(message: &Message) -> (Value, Vec<u8>) {
+    use std::io::Read as _;
+    let Message::Binary(frame) = message else { panic!("not binary: {message:?}") };
+    assert_eq!(frame[0], 1);
+    let begin = 3 + usize::from(u16::from_be_bytes([frame[1], frame[2]]));
+    let mut data = Vec::new();
+    flate2::read::ZlibDecoder::new(&frame[begin..]).read_to_end(&mut data).expect("a zlib stream");
+    (serde_json::from_slice(&frame[3..begin]).expect("json"), data)
+}
+
+async fn deflating(hub: &Hub, patterns: &[&str], since: Option<u64>) -> Client<tokio::net::TcpStream> {
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    let mut data = json!({"events": patterns, "compression": "deflate"});
+    if let Some(offset) = since {
+        data["since"] = json!({"epoch": hub.stats().epoch, "offset": offset});
+    }
+    client.say(&json!({"type": "subscribe", "data": data}).to_string()).await;
+    assert_eq!(client.json().await["compression"], "deflate");
+    client
+}
+
+#[tokio::test]
+async fn an_event_is_encoded_once_and_compressed_at_most_once_for_a_hundred_sessions() {
+    let hub = hub(|_| {});
+    let mut same = Vec::new();
+    for _ in 0..100 {
+        same.push(deflating(&hub, &["*"], None).await);
+    }
+    let event = json!({"type":"snapshot","nodes":vec![json!({"state":"healthy","load":0.5}); 100]});
+    publish(&hub, &event);
+    publish(&hub, &json!({"type":"small"}));
+    for client in &mut same {
+        let (head, data) = inflate(&client.message().await);
+        assert_eq!(head, json!({"type":"event","seq":1,"prev":0}));
+        assert_eq!(data, event.to_string().into_bytes(), "byte for byte");
+        assert_eq!(client.json().await, json!({"type":"event","seq":2,"prev":1,"data":{"type":"small"}}));
+    }
+    let stats = hub.stats();
+    assert_eq!((stats.encoded, stats.compressed), (2, 1));
+
+    // Other filters, other heads, the same stream; and text for who did not ask.
+    let mut other = deflating(&hub, &["snapshot"], None).await;
+    let (mut plain, position) = Client::subscriber(hub.port(), &["*"], None).await;
+    assert_eq!(position["compression"], json!(null));
+    publish(&hub, &event);
+    assert_eq!(inflate(&other.message().await).0["prev"], 2);
+    assert_eq!(inflate(&same[0].message().await).1, event.to_string().into_bytes());
+    assert_eq!(plain.json().await["data"], event);
+    let stats = hub.stats();
+    assert_eq!((stats.encoded, stats.compressed), (2 + 3, 2));
+
+    // A replay finds what was compressed live, and makes its own frames, once.
+    for _ in 0..10 {
+        let mut back = deflating(&hub, &["snapshot"], Some(0)).await;
+        let (head, data) = inflate(&back.message().await);
+        assert_eq!(head, json!({"type":"event","seq":1,"prev":0,"replay":true}));
+        assert_eq!(data, event.to_string().into_bytes());
+        assert_eq!(inflate(&back.message().await).0["seq"], 3);
+    }
+    let stats = hub.stats();
+    assert_eq!((stats.encoded, stats.compressed), (5 + 2, 2));
+}
+
+#[tokio::test]
+async fn nothing_is_compressed_where_that_is_turned_off() {
+    let hub = hub(|config| config.compression_threshold = None);
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    client.say(r#"{"type":"subscribe","data":{"events":["*"],"compression":"deflate"}}"#).await;
+    assert_eq!(client.json().await["compression"], json!(null), "the answer says so");
+    let event = json!({"type":"snapshot","text":"x".repeat(5000)});
+    publish(&hub, &event);
+    assert_eq!(client.json().await["data"], event);
+}
+
 #[tokio::test]
 async fn a_bulk_emitter_does_not_overrun_a_subscriber_that_reads() {
     const EVENTS: u64 = 200_000;
@@ -298,6 +373,55 @@ async fn a_bulk_emitter_does_not_overrun_a_subscriber_that_reads() {
         tokio::task::yield_now().await;
     }
     reading.await.expect("all events in order");
+}
+
+#[tokio::test]
+async fn many_emitters_of_small_events_do_not_overrun_a_subscriber_whose_socket_has_room() {
+    const EMITTERS: u64 = 4;
+    const ROUNDS: u64 = 30;
+    // In one round all of them together send many times what the queue holds, and less than the sockets do.
+    const EVENTS: u64 = 2000;
+    let hub = hub(|config| config.session_queue_bytes = 32 << 10);
+    let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let mut emitters = Vec::new();
+    for n in 0..EMITTERS {
+        let mut emitter = Client::emitter(hub.port()).await;
+        emitter.hello(&format!("engine {n}"), "1", 1).await;
+        emitters.push(emitter);
+    }
+    for round in 0..ROUNDS {
+        let (first, last) = (round * EVENTS + 1, (round + 1) * EVENTS);
+        futures_util::future::join_all(emitters.iter_mut().map(|emitter| emitter.emit(first..=last))).await;
+        for emitter in &mut emitters {
+            emitter.acked(last).await;
+        }
+        for n in 1..=EMITTERS * EVENTS {
+            assert_eq!(subscriber.json().await["seq"], round * EMITTERS * EVENTS + n);
+        }
+    }
+    assert_eq!(hub.stats().slow, 0);
+}
+
+#[tokio::test]
+async fn one_frame_of_more_events_than_a_queue_holds_is_taken_in_turns() {
+    let home = tempfile::tempdir().expect("writable");
+    for log_path in [None, Some(home.path().join("log.db"))] {
+        let hub = hub(|config| {
+            config.session_queue_bytes = 16 << 10;
+            config.log_path = log_path;
+        });
+        let (mut subscriber, _) = Client::subscriber(hub.port(), &["*"], None).await;
+        let mut emitter = Client::emitter(hub.port()).await;
+        emitter.hello("engine", "1", 1).await;
+        emitter.emit(1..=5000).await;
+        emitter.emit(4000..=6000).await; // overlaps
+        emitter.acked(6000).await;
+        for n in 1..=6000 {
+            assert_eq!(subscriber.json().await["data"]["n"], n);
+        }
+        let stats = hub.stats();
+        assert_eq!((stats.slow, stats.counters.events, stats.counters.duplicates), (0, 6000, 1001));
+    }
 }
 
 #[tokio::test]

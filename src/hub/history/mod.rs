@@ -30,7 +30,7 @@ use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, cost};
 use super::machine::Turn;
-use super::registry::SessionId;
+use super::registry::{SessionId, frame_cost};
 use super::shared::Shared;
 use super::state::{Published, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,8 +38,11 @@ use crate::wire::close::CloseCode;
 
 /// A group is stored at this size even if more waits: a transaction of some milliseconds.
 const GROUP_BYTES: usize = 4 << 20;
-/// How much is brought to the subscribers before they have their turn: as much as a session reads at once.
+/// How much is brought to the subscribers before they have their turn: a quarter of a queue at most,
+/// as an emitter that is read.
 const SLICE_BYTES: usize = 128 << 10;
+/// How often it lets others go first before it goes on.
+const ROUNDS: u8 = 16;
 
 /// Who hears what became of a published event. If nothing will, because the hub stops, that is said.
 pub(super) struct Reply(Option<Box<dyn FnOnce(Result<Published>) + Send>>);
@@ -299,15 +302,16 @@ impl Outcome {
 
 /// Acts on what the log's thread has done, until it ends.
 pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
+    let slice = SLICE_BYTES.min(shared.config.session_queue_bytes / 4);
     while let Some(group) = outcomes.recv().await {
         let mut group = group.into_iter().peekable();
         while group.peek().is_some() {
             let after = shared.with(|state, now| {
                 let (mut after, mut bytes) = (Vec::new(), 0);
-                while bytes < SLICE_BYTES
+                while bytes < slice
                     && let Some(outcome) = group.next()
                 {
-                    bytes += outcome.records().iter().map(cost).sum::<usize>();
+                    bytes += outcome.records().iter().map(frame_cost).sum::<usize>();
                     after.push(outcome.settle(state, now));
                 }
                 after
@@ -315,7 +319,13 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
             for tell in after {
                 tell.now();
             }
-            tokio::task::yield_now().await; // the subscribers that were woken go first
+            // The subscribers that were woken go first; one that this runtime does not poll is not waited for.
+            for _ in 0..ROUNDS {
+                tokio::task::yield_now().await;
+                if !shared.with(|state, _| state.registry.has_unserved()) {
+                    break;
+                }
+            }
         }
     }
 }

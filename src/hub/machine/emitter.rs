@@ -16,9 +16,9 @@ use bytes::Bytes;
 use crate::hub::auth::{Scope, not_granted};
 use crate::hub::entry::Record;
 use crate::hub::log::cost;
-use crate::hub::registry::SessionId;
+use crate::hub::registry::{SessionId, frame_cost};
 use crate::hub::state::State;
-use crate::wire::block::Block;
+use crate::wire::block::{Block, EVENT_OVERHEAD, HEADER_BYTES};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{EmitterFrame, HubFrame};
 
@@ -183,6 +183,15 @@ struct Withheld {
     due: Duration,
 }
 
+/// The events of a block that were not taken yet.
+#[derive(Debug)]
+struct Rest {
+    block: Block,
+    seq: u64,
+    /// Where it stands in the block.
+    at: usize,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct EmitterMachine {
@@ -193,6 +202,11 @@ pub struct EmitterMachine {
     /// Where the next turn begins.
     from: u64,
     batch: Vec<Record>,
+    /// What the batch takes of a subscriber's queue, and how much of that one turn may.
+    cost: usize,
+    slice: usize,
+    /// What did not fit into the turn.
+    rest: Option<Rest>,
     duplicates: u64,
     /// Events and bytes that came since the last turn and want an ack, be they only duplicates.
     came: Option<(u64, usize)>,
@@ -221,6 +235,9 @@ impl EmitterMachine {
             epoch: String::new(),
             from: 0,
             batch: Vec::new(),
+            cost: 0,
+            slice: usize::MAX,
+            rest: None,
             duplicates: 0,
             came: None,
             withheld: None,
@@ -237,6 +254,24 @@ impl EmitterMachine {
     #[must_use]
     pub fn limited_to(self, publish: Option<Scope>) -> Self {
         Self { publish, ..self }
+    }
+
+    /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
+    #[must_use]
+    pub fn slicing(self, bytes: usize) -> Self {
+        Self { slice: bytes, ..self }
+    }
+
+    /// Whether this turn has enough: commit before the next frame.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.cost >= self.slice
+    }
+
+    /// Whether there is more of the last frame: call [`EmitterMachine::resume`] before the next one.
+    #[must_use]
+    pub fn has_rest(&self) -> bool {
+        self.rest.is_some()
     }
 
     /// A text frame came.
@@ -285,6 +320,7 @@ impl EmitterMachine {
             // It could not be acknowledged any more, so it will come again on another connection.
             self.phase = Phase::Over;
             self.batch = Vec::new();
+            self.rest = None;
             (self.came, self.withheld, self.refusal, self.violation) = (None, None, None, None);
             return;
         }
@@ -328,7 +364,10 @@ impl EmitterMachine {
             name: self.name.clone(),
             greeting,
             marks: (std::mem::replace(&mut self.from, upto), upto),
-            records: std::mem::take(&mut self.batch),
+            records: {
+                self.cost = 0;
+                std::mem::take(&mut self.batch)
+            },
             duplicates: std::mem::take(&mut self.duplicates),
             ack: self.take_ack(now, violation.is_some() || self.refusal.is_some()),
             refusal: self.refusal.take(),
@@ -361,7 +400,10 @@ impl EmitterMachine {
                 self.phase = Phase::Live { mark };
                 self.acknowledged(mark);
             }
-            None => self.phase = Phase::Over,
+            None => {
+                self.phase = Phase::Over;
+                self.rest = None;
+            }
         }
     }
 
@@ -421,22 +463,45 @@ impl EmitterMachine {
     fn take(&mut self, block: &Block) -> Result<Step, String> {
         let Some(mark) = self.reach("block", block.first())? else { return Ok(Step::More) };
         self.check_edge(block.last())?;
-        self.note(block.count(), block.bytes().len());
         // What remains of an overlapping block is a copy: a few new events must not keep the memory of many old ones.
         let news = block.after(mark);
-        self.duplicates += block.count() - news.as_ref().map_or(0, Block::count);
-        for (seq, json) in news.iter().flat_map(Block::events) {
+        let known = block.count() - news.as_ref().map_or(0, Block::count);
+        self.duplicates += known;
+        self.note(known, 0);
+        self.rest = news.map(|block| Rest { seq: block.first(), at: HEADER_BYTES, block });
+        Ok(self.resume())
+    }
+
+    /// Takes more of the last frame, as much as the turn may have.
+    pub fn resume(&mut self) -> Step {
+        while !self.is_full()
+            && let Some(rest) = &mut self.rest
+        {
+            let Some((json, next)) = rest.block.event_at(rest.at) else {
+                self.rest = None;
+                break;
+            };
+            let seq = rest.seq;
+            (rest.seq, rest.at) = (seq.saturating_add(1), next);
+            if seq == rest.block.last() {
+                self.rest = None;
+            }
+            self.note(1, EVENT_OVERHEAD + json.len());
             match self.check(json) {
-                Ok(record) => self.batch.push(record),
+                Ok(record) => {
+                    self.cost += frame_cost(&record);
+                    self.batch.push(record);
+                }
                 Err(reason) => {
                     self.refusal = Some(Refusal { seq, reason });
                     self.rewinding = true;
-                    return Ok(Step::Commit);
+                    self.rest = None;
+                    return Step::Commit;
                 }
             }
             self.phase = Phase::Live { mark: seq };
         }
-        Ok(Step::More)
+        Step::More
     }
 
     fn check(&self, json: Bytes) -> Result<Record, String> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::emitter::Turn;
 use crate::hub::auth::{Scope, not_granted};
 use crate::hub::entry::Record;
-use crate::hub::registry::SessionId;
+use crate::hub::registry::{SessionId, frame_cost};
 use crate::wire::subscriber;
 
 /// See the module.
@@ -17,13 +17,28 @@ pub struct PublisherMachine {
     batch: Vec<Record>,
     /// What it may publish; `None` is everything.
     publish: Option<Scope>,
+    /// What the batch takes of a subscriber's queue, and how much of that one turn may.
+    cost: usize,
+    slice: usize,
 }
 
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
     pub fn new(id: SessionId, publish: Option<Scope>) -> Self {
-        Self { id, batch: Vec::new(), publish }
+        Self { id, batch: Vec::new(), publish, cost: 0, slice: usize::MAX }
+    }
+
+    /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
+    #[must_use]
+    pub fn slicing(self, bytes: usize) -> Self {
+        Self { slice: bytes, ..self }
+    }
+
+    /// Whether this turn has enough.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.cost >= self.slice
     }
 
     /// A frame came, text or binary: an event. What is none is answered and forgotten, and the rest goes on: without
@@ -40,6 +55,7 @@ impl PublisherMachine {
         if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
             return Err(subscriber::error("not_allowed", &not_granted(&record)));
         }
+        self.cost += frame_cost(&record);
         self.batch.push(record);
         Ok(())
     }
@@ -52,6 +68,7 @@ impl PublisherMachine {
 
     /// Takes what came since the last turn.
     pub fn turn(&mut self) -> Turn {
+        self.cost = 0;
         Turn::plain(self.id, std::mem::take(&mut self.batch))
     }
 }

@@ -71,6 +71,40 @@ fn a_slow_session_is_closed_and_the_others_go_on() {
 }
 
 #[test]
+fn who_was_read_in_this_turn_waits_until_all_who_were_woken_had_theirs() {
+    let mut registry = Registry::new(4000);
+    let subscribers = [subscriber(&mut registry, "*"), subscriber(&mut registry, "*")];
+    let emitters = [registry.open(Role::Emitter), registry.open(Role::Emitter)];
+    let park = |registry: &mut Registry| {
+        for id in subscribers {
+            registry.park(id, Interest::Items, Waker::noop().clone());
+        }
+    };
+    park(&mut registry);
+    assert!(emitters.iter().all(|id| !registry.must_give_way(*id)));
+    registry.reads(emitters[0]);
+    registry.fan_out(&entry(1, "a"));
+    assert!(registry.must_give_way(emitters[0]) && !registry.must_give_way(emitters[1]));
+    registry.reads(emitters[1]);
+    // Both were read, one subscriber was not served yet.
+    frames(&mut registry, subscribers[0]);
+    assert!(emitters.iter().all(|id| registry.must_give_way(*id)));
+    frames(&mut registry, subscribers[1]);
+    assert!(emitters.iter().all(|id| !registry.must_give_way(*id)));
+
+    // However many emitters there are, a quarter of a queue is enough for one turn.
+    park(&mut registry);
+    registry.reads(emitters[0]);
+    for offset in 2..12 {
+        registry.fan_out(&entry(offset, "a"));
+    }
+    assert!(registry.must_give_way(emitters[1]));
+    registry.close(subscribers[0]);
+    frames(&mut registry, subscribers[1]);
+    assert!(!registry.must_give_way(emitters[1]) && !registry.has_unserved());
+}
+
+#[test]
 fn an_old_id_does_not_reach_a_new_session() {
     let mut registry = Registry::new(200);
     let old = subscriber(&mut registry, "*");

@@ -13,7 +13,7 @@ fn filter(patterns: &[&str]) -> Filter {
 
 fn append(log: &mut Log, events: u64, padding: usize) {
     for _ in 0..events {
-        let kind = if log.head() % 3 == 0 { "third" } else { "other" };
+        let kind = if log.head().is_multiple_of(3) { "third" } else { "other" };
         let json = serde_json::json!({"type": kind, "padding": "x".repeat(padding)}).to_string();
         log.append(Record::event(json.into()).expect("valid"), Duration::ZERO);
     }
@@ -28,7 +28,7 @@ fn log(limits: LogLimits, events: u64) -> Log {
 /// The chain of what a cursor gives: (prev, seq) of each.
 fn read(cursor: &mut Cursor, budget: usize, log: &Log, replays: &mut Replays) -> Result<Vec<(u64, u64)>, Lost> {
     let mut items = VecDeque::new();
-    cursor.read(budget, &mut items, log, replays)?;
+    cursor.read(budget, &mut items, log, replays, None)?;
     let chain = |item| {
         let Item::Text(frame) = item else { panic!("{item:?}") };
         let frame: serde_json::Value = serde_json::from_slice(&frame).expect("json");
@@ -130,17 +130,12 @@ fn the_shared_frames_stay_within_their_bound() {
         while cursors.iter().any(|cursor| !cursor.is_done()) {
             for cursor in &mut cursors {
                 let mut items = VecDeque::new();
-                cursor.read(64 << 10, &mut items, &log, &mut replays).expect("the log has it");
+                cursor.read(64 << 10, &mut items, &log, &mut replays, None).expect("the log has it");
                 assert!(replays.bytes() <= 2 * CACHE_BYTES, "{}", replays.bytes());
             }
         }
     }
-    let kept: usize = replays
-        .chunks
-        .values()
-        .flat_map(|chunk| &chunk.frames)
-        .map(|framed| FRAMED_BYTES + framed.frame.as_ref().map_or(0, Bytes::len))
-        .sum();
+    let kept: usize = replays.chunks.values().flat_map(|chunk| &chunk.frames).map(Framed::bytes).sum();
     assert_eq!(replays.bytes(), kept + CHUNK_BYTES * replays.chunks.len(), "the count is right");
     assert_eq!(replays.order.len(), replays.chunks.len());
 }
@@ -181,7 +176,7 @@ fn frames_per_second_beside_live_fan_out() {
     let counted = begin.elapsed() / SESSIONS as u32;
     while cursors.iter().any(|cursor| !cursor.is_done()) {
         for cursor in &mut cursors {
-            cursor.read(64 << 10, &mut items, &log, &mut replays).expect("the log has it");
+            cursor.read(64 << 10, &mut items, &log, &mut replays, None).expect("the log has it");
             items.clear();
         }
     }

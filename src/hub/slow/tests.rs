@@ -33,7 +33,7 @@ enum Out {
 
 fn take(outbox: &mut Outbox, budget: usize) -> Vec<Out> {
     let mut items = VecDeque::new();
-    outbox.take(budget, &mut items, &log(), &mut Replays::default()).expect("no replay");
+    outbox.take(budget, &mut items, &log(), &mut Replays::default(), None).expect("no replay");
     let read = |item| {
         let Item::Text(frame) = item else { return Out::Other };
         let frame: Value = serde_json::from_slice(&frame).expect("json");

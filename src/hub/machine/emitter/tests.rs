@@ -107,6 +107,30 @@ fn many_blocks_are_acknowledged_once() {
 }
 
 #[test]
+fn a_large_frame_is_taken_in_slices_each_with_its_own_ack() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    let one = frame_cost(&Record::event(Bytes::from_static(br#"{"n":1}"#)).expect("valid"));
+    link.machine.slice = 3 * one;
+    link.events(1..=7);
+    for (upto, rest) in [(3, true), (6, true), (7, false)] {
+        assert_eq!((link.machine.has_rest(), link.machine.is_full()), (rest, rest));
+        assert_eq!(hub.commit(&mut link), [ack(upto)]);
+        assert_eq!(hub.log(), numbers(1..=upto));
+        assert_eq!(link.machine.resume(), Step::More);
+    }
+    // Who goes away in the middle is told how far it came, and sends the rest again.
+    link.events(8..=15);
+    hub.commit(&mut link);
+    let mut link = hub.connect();
+    link.hello("1", 8);
+    assert_eq!(hub.commit(&mut link), [HubFrame::Welcome { have: 10, credit: CREDIT }.encode()]);
+    link.events(8..=15);
+    hub.commit(&mut link);
+    assert_eq!(hub.log(), numbers(1..=15));
+}
+
+#[test]
 fn duplicates_are_acknowledged_again_and_not_appended_again() {
     let mut hub = Hub::new();
     let mut link = hub.greet("1", 1);
