@@ -9,6 +9,7 @@ use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, Recovery};
 use super::registry::{Registry, Role, SessionId};
+use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
 use crate::wire::position::Position;
@@ -60,6 +61,8 @@ pub struct State {
     pub emitters: Emitters,
     /// Who is connected.
     pub registry: Registry,
+    /// How the hub itself is.
+    pub service: Service,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -78,6 +81,7 @@ impl State {
             log,
             emitters: Emitters::new(REMEMBERED),
             registry: Registry::new(queue_bytes),
+            service: Service::default(),
             counters: Counters::default(),
         }
     }
@@ -146,6 +150,9 @@ impl State {
         if let (Some(Recovery::Recovered(entries)), Some(position)) = (recovery, since) {
             self.registry.push_replay(id, position.offset, entries);
         }
+        if let Some(notice) = self.service.notice() {
+            self.registry.push(id, notice);
+        }
         self.registry.set_filter(id, filter);
         self.registry.set_prev(id, offset);
         true
@@ -171,6 +178,22 @@ impl State {
     pub fn bad_frame(&mut self, id: SessionId, message: &str) {
         self.counters.bad_frames += 1;
         self.registry.push(id, subscriber::error("bad_frame", message));
+    }
+
+    /// A part of the hub fails, or with `None` works again: whoever listens is told.
+    pub fn trouble(&mut self, part: Part, trouble: Option<String>) {
+        let Some(news) = self.service.set(part, trouble, self.log.head()) else { return };
+        for (id, _) in self.registry.sessions() {
+            if !self.registry.filter(id).patterns().is_empty() {
+                self.registry.push(id, news.clone());
+            }
+        }
+    }
+
+    /// The frames of at most `most` entries after an offset, oldest first, as a subscriber to everything gets them.
+    pub fn frames_since(&mut self, offset: u64, most: usize, replay: bool, now: Duration) -> Vec<bytes::Bytes> {
+        let entries = self.log.after(offset, now).take(most);
+        entries.map(|entry| entry.frame(entry.offset - 1, replay)).collect()
     }
 
     /// Takes patterns from a session.

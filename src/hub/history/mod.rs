@@ -31,6 +31,7 @@ use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, cost};
 use super::machine::Turn;
 use super::registry::SessionId;
+use super::service::Part;
 use super::shared::Shared;
 use super::state::{Published, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +41,9 @@ use crate::wire::close::CloseCode;
 const GROUP_BYTES: usize = 4 << 20;
 /// How much is brought to the subscribers before they have their turn: as much as a session reads at once.
 const SLICE_BYTES: usize = 128 << 10;
+
+/// What subscribers are told of a disk that refuses events.
+const REFUSED: &str = "Events cannot be stored at the moment; their emitters keep them.";
 
 /// Who hears what became of a published event. If nothing will, because the hub stops, that is said.
 pub(super) struct Reply(Option<Box<dyn FnOnce(Result<Published>) + Send>>);
@@ -299,6 +303,7 @@ impl Outcome {
 
 /// Acts on what the log's thread has done, until it ends.
 pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
+    let mut told = false;
     while let Some(group) = outcomes.recv().await {
         let mut group = group.into_iter().peekable();
         while group.peek().is_some() {
@@ -316,6 +321,11 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
                 tell.now();
             }
             tokio::task::yield_now().await; // the subscribers that were woken go first
+        }
+        let degraded = shared.history.as_ref().is_some_and(|history| history.status.degraded.load(Ordering::Relaxed));
+        if std::mem::replace(&mut told, degraded) != degraded {
+            let trouble = degraded.then(|| REFUSED.to_owned());
+            shared.with(|state, _| state.trouble(Part::Log, trouble));
         }
     }
 }

@@ -1,0 +1,70 @@
+"""The settings of a hub, each with its default and the reason for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from safe_broadcaster.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["HubConfig"]
+
+_PAGE = "<!doctype html><title>safe-broadcaster</title><p>The hub is running. Its numbers: <a href=stats>stats</a>."
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Settings of an `EventBroadcaster`. Times are seconds, sizes are bytes; a wrong value raises `ConfigError`."""
+
+    host: str = "127.0.0.1"
+    """Address or host name to listen on. Other machines must be let in on purpose."""
+    port: int = 8000
+    """TCP port; 0 takes any free one, see `EventBroadcaster.port`."""
+    replay_events: int = 10_000
+    """Most events kept for subscribers that come back: minutes of a busy dashboard."""
+    replay_bytes: int = 16 << 20
+    """Most bytes kept for them: large events must not make 10 000 of them unaffordable."""
+    replay_age: float | None = None
+    """How long an event is kept at most. None: no limit of time."""
+    log_path: str | os.PathLike[str] | None = None
+    """File of the durable log. With it, events that were acknowledged, positions, and what is known of emitters survive
+    a restart and ``kill -9``; a loss of power ends the epoch. None: all that lives in memory."""
+    session_queue_bytes: int = 1 << 20
+    """Most bytes that may wait for one session. One that lets more wait is closed with 3008 and comes back for what it
+    missed."""
+    max_message_bytes: int = 16 << 20
+    """Largest message taken from an emitter or over ``/publish``."""
+    max_sessions: int = 10_000
+    """Most sessions at once; more are refused with status 503."""
+    allowed_origins: Sequence[str] = ()
+    """Origins (``https://dash.example``) whose pages may connect although they were not served from here; ``*`` allows
+    every page. None by default: a page of another site must not read events through its visitor's browser."""
+    requires_ack: Sequence[str] = ()
+    """Patterns: events that match one of them ask subscribers for an ack (``"requires_ack": true``). None by default:
+    acks cost a frame each and only say how far a client is; nothing is held back for them."""
+    ping_interval: float = 25.0
+    """How often a session is pinged, below the 30 to 60 s after which proxies drop silent connections; one that shows
+    no sign of life until the next ping is closed."""
+    supervision_interval: float = 30.0
+    """How often the hub looks whether its port still accepts connections, and takes it anew if not."""
+    max_recovery_attempts: int = 5
+    """Attempts in vain after which it is degraded, and says so to everyone (``service_status``)."""
+    breaker_cooldown: float = 30.0
+    """Pause of those attempts after so many failed."""
+    page: str = dataclasses.field(default=_PAGE, repr=False)
+    """HTML of ``/``."""
+
+    @classmethod
+    def build(cls, settings: Mapping[str, object]) -> HubConfig:
+        """Make a config of single settings, and refuse unknown ones by name."""
+        known = {each.name for each in dataclasses.fields(cls)}
+        for name, value in settings.items():
+            if name not in known:
+                allowed = ", ".join(sorted(known))
+                raise ConfigError(f"{name}={value!r} is not allowed: there is no such setting; there are {allowed}")
+        return cls(**settings)  # type: ignore[arg-type]
