@@ -35,9 +35,9 @@ def is_shape(model: object) -> bool:
     return isinstance(model, type) and (dataclasses.is_dataclass(model) or typing.is_typeddict(cast("object", model)))
 
 
-def check_shape(model: type, data: object, at: str = "data") -> Iterator[Problem]:
+def check_shape(model: Any, data: object, at: str = "data") -> Iterator[Problem]:
     """Yield what is wrong: missing fields, unknown ones, and values of another type."""
-    if dataclasses.is_dataclass(model) and isinstance(data, model):  # an instance of the dataclass itself
+    if dataclasses.is_dataclass(model) and isinstance(data, cast("type", model)):
         data = {field.name: getattr(data, field.name) for field in dataclasses.fields(cast("Any", model))}
     if not isinstance(data, Mapping):
         yield Problem(at, f"is {_kind(data)}, not an object")
@@ -51,17 +51,17 @@ def check_shape(model: type, data: object, at: str = "data") -> Iterator[Problem
             yield Problem(f"{at}.{name}", "is missing")
     for name in fields:
         if name not in known:
-            yield Problem(f"{at}.{name}", f"is not a field of {model.__name__}")
+            yield Problem(f"{at}.{name}", f"is not a field of {_name(model)}")
 
 
-def _fields(model: type) -> tuple[dict[str, Any], frozenset[str]]:
+def _fields(model: Any) -> tuple[dict[str, Any], frozenset[str]]:
     hints = typing.get_type_hints(model)
     if dataclasses.is_dataclass(model):
         missing = dataclasses.MISSING
         fields = [field for field in dataclasses.fields(model) if field.init]
         required = {each.name for each in fields if each.default is missing and each.default_factory is missing}
         return {each.name: hints[each.name] for each in fields}, frozenset(required)
-    required_keys: frozenset[str] = getattr(cast("object", model), "__required_keys__", frozenset(hints))
+    required_keys: frozenset[str] = getattr(model, "__required_keys__", frozenset(hints))
     return hints, required_keys
 
 
