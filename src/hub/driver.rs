@@ -260,7 +260,7 @@ impl<W: Wire> Session<W> {
     /// Takes from the outbox; false, and registered to be woken, if there is nothing.
     fn refill(&mut self, cx: &mut Context<'_>) -> bool {
         self.seat.shared.with(|state, _| {
-            state.registry.take(self.seat.id, WRITE_BATCH, &mut self.outgoing);
+            state.take(self.seat.id, WRITE_BATCH, &mut self.outgoing);
             if self.outgoing.is_empty() {
                 state.registry.park(self.seat.id, Interest::Items, cx.waker().clone());
             }

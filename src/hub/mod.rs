@@ -5,7 +5,7 @@
 //!  dialer ─────────────▶ ┘  ◀── acks ──┘
 //! ```
 //!
-//! `entry`, `log`, `emitters`, `outbox`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
+//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
@@ -19,10 +19,13 @@ mod http;
 mod listener;
 pub mod log;
 pub mod machine;
+pub mod matching;
 pub mod outbox;
 pub mod registry;
+pub mod replay;
 pub mod service;
 mod shared;
+pub mod slow;
 pub mod state;
 mod stats;
 

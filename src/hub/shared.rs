@@ -63,7 +63,7 @@ impl Drop for Seat {
 impl Shared {
     pub(super) fn new(config: HubConfig, log: (Log, Duration), history: Option<History>, handle: Handle) -> Self {
         let (log, origin) = log;
-        let state = State::resume(log, config.session_queue_bytes);
+        let state = State::resume(log, config.session_queue_bytes).treating_slow(config.slow);
         Self {
             config,
             state: Mutex::new(state),

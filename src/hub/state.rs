@@ -1,19 +1,20 @@
 //! All that the sessions of a hub share, in one pure value: log, marks, registry, counters. The machines act on it;
 //! whoever drives them holds its lock, and never while waiting for anything.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
-use super::log::{Log, LogLimits, Recovery};
+use super::log::{Log, LogLimits, NotRecovered};
+use super::outbox::{Item, MAX_REPLAYS};
 use super::registry::{Registry, Role, SessionId};
 use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
-use crate::wire::position::Position;
-use crate::wire::subscriber::{self, Carried, Subscribed};
+use crate::wire::subscriber::{self, Carried, Slow, Subscribe, Subscribed};
 use crate::wire::topic::Pattern;
 
 /// Where a published event came to lie, and whom it reached.
@@ -86,6 +87,13 @@ impl State {
         }
     }
 
+    /// The same state; what happens to slow sessions that do not choose.
+    #[must_use]
+    pub fn treating_slow(mut self, slow: Slow) -> Self {
+        self.registry.slow = slow;
+        self
+    }
+
     /// Appends a record and brings it to the subscribers.
     pub fn append(&mut self, record: Record, now: Duration) -> Published {
         match record.carried() {
@@ -116,52 +124,61 @@ impl State {
         }
     }
 
-    /// Adds patterns to a session, answers, and queues what it missed. A session whose last replay is still on its
-    /// way is not given a second one: false, and nothing was changed.
-    pub fn subscribe(&mut self, id: SessionId, events: &[Pattern], since: Option<&Position>, now: Duration) -> bool {
-        if since.is_some() && self.registry.is_replaying(id) {
-            return false;
+    /// Adds patterns to a session, answers, and queues what it missed.
+    pub fn subscribe(&mut self, id: SessionId, wanted: &Subscribe, now: Duration) {
+        if let Some(slow) = wanted.slow {
+            self.registry.set_slow(id, slow);
         }
-        let filter = self.registry.own_filter(id).with(events);
-        let recovery = since.map(|position| self.log.since(position, &Filter::new(events.iter().cloned()), now));
+        let events = self.registry.granted(id, Filter::new(wanted.events.iter().cloned()));
+        let filter = self.registry.own_filter(id).with(events.patterns());
+        let recovery = wanted.since.as_ref().map(|position| {
+            drop(self.log.since(position, now)?);
+            if self.registry.replays(id) >= MAX_REPLAYS {
+                return Err(NotRecovered::Limit);
+            }
+            Ok(self.registry.cursor(events, position.offset, &self.log))
+        });
         let (epoch, offset) = (self.log.epoch(), self.log.head());
         let mut answer = Subscribed {
             events: filter.patterns().iter().map(Pattern::as_str).collect(),
             epoch,
             offset,
-            recovered: None,
+            recovered: recovery.as_ref().map(Result::is_ok),
             replayed: None,
             reason: None,
         };
         match &recovery {
             None => {}
-            Some(Recovery::Recovered(entries)) => {
-                answer.recovered = Some(true);
-                answer.replayed = Some(entries.len() as u64);
-                self.counters.replayed += entries.len() as u64;
+            Some(Ok(cursor)) => {
+                answer.replayed = Some(cursor.left());
+                self.counters.replayed += cursor.left();
             }
-            Some(Recovery::NotRecovered(reason)) => {
-                answer.recovered = Some(false);
+            Some(Err(reason)) => {
                 answer.reason = Some(reason.as_str());
                 self.counters.not_recovered += 1;
             }
         }
         self.registry.push(id, answer.encode());
-        if let (Some(Recovery::Recovered(entries)), Some(position)) = (recovery, since) {
-            self.registry.push_replay(id, position.offset, entries);
+        if let Some(Ok(cursor)) = recovery {
+            self.registry.push_replay(id, cursor);
         }
         if let Some(notice) = self.service.notice() {
             self.registry.push(id, notice);
         }
         self.registry.set_filter(id, filter);
         self.registry.set_prev(id, offset);
-        true
+    }
+
+    /// Moves what is queued for a session to `into`, about `budget` bytes, see [`Registry::take`].
+    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
+        self.registry.take(id, budget, into, &self.log);
     }
 
     /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this.
     pub fn preset(&mut self, id: SessionId, events: &[Pattern]) {
         let head = self.log.head();
-        self.registry.set_filter(id, Filter::new(events.iter().cloned()));
+        let events = self.registry.granted(id, Filter::new(events.iter().cloned()));
+        self.registry.set_filter(id, events);
         self.registry.set_prev(id, head);
         self.registry.set_preset(id);
     }
@@ -223,5 +240,79 @@ impl State {
             self.registry.push(id, bye);
             self.registry.order_close(id, CloseCode::Shutdown);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::subscriber::SubscriberFrame;
+
+    fn state() -> State {
+        State::new("k3f9".into(), LogLimits { events: 9, bytes: 1 << 20, age: None }, 1 << 20)
+    }
+
+    fn emit(state: &mut State, kind: &str) -> usize {
+        let json = format!(r#"{{"type":"{kind}"}}"#);
+        state.append(Record::event(json.into()).expect("valid"), Duration::ZERO).sessions
+    }
+
+    fn subscribe(state: &mut State, id: SessionId, pattern: &str) {
+        let text = format!(r#"{{"type":"subscribe","data":{{"events":["{pattern}"]}}}}"#);
+        let Ok(SubscriberFrame::Subscribe(wanted)) = SubscriberFrame::decode(&text) else { panic!("{text}") };
+        state.subscribe(id, &wanted, Duration::ZERO);
+    }
+
+    fn heard(state: &mut State, id: SessionId) -> Vec<String> {
+        let mut items = VecDeque::new();
+        state.take(id, usize::MAX, &mut items);
+        let text = |item| match item {
+            Item::Text(frame) => String::from_utf8_lossy(&frame).into_owned(),
+            other => format!("{other:?}"),
+        };
+        items.into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn what_was_chosen_for_a_session_gives_way_to_its_own_choice() {
+        let mut state = state();
+        emit(&mut state, "a");
+        let id = state.registry.open(Role::Subscriber);
+        state.preset(id, &[Pattern::parse("*").expect("valid")]);
+        assert_eq!(emit(&mut state, "b"), 1);
+        assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":2,"prev":1,"data":{"type":"b"}}"#]);
+        subscribe(&mut state, id, "c");
+        assert_eq!((emit(&mut state, "b"), emit(&mut state, "c")), (0, 1));
+        subscribe(&mut state, id, "b");
+        assert_eq!((emit(&mut state, "b"), emit(&mut state, "c"), emit(&mut state, "a")), (1, 1, 0));
+    }
+
+    #[test]
+    fn trouble_is_told_to_those_who_listen_and_to_those_who_come_while_it_lasts() {
+        let mut state = state();
+        let [listens, silent] = [(); 2].map(|()| state.registry.open(Role::Subscriber));
+        subscribe(&mut state, listens, "a");
+        heard(&mut state, listens);
+        state.trouble(Part::Log, Some("Disk.".into()));
+        assert!(heard(&mut state, listens)[0].contains("degraded"));
+        assert!(heard(&mut state, silent).is_empty());
+        subscribe(&mut state, silent, "a");
+        assert!(heard(&mut state, silent)[1].contains("degraded"));
+        state.trouble(Part::Log, None);
+        for id in [listens, silent] {
+            assert!(heard(&mut state, id)[0].contains("healthy"));
+        }
+        subscribe(&mut state, listens, "b");
+        assert_eq!(heard(&mut state, listens).len(), 1, "all is well");
+    }
+
+    #[test]
+    fn the_log_is_read_as_a_subscriber_to_everything_would() {
+        let mut state = state();
+        for kind in ["a", "b", "c"] {
+            emit(&mut state, kind);
+        }
+        let frames = state.frames_since(1, 1, true, Duration::ZERO);
+        assert_eq!(frames, [&br#"{"type":"event","seq":2,"prev":1,"replay":true,"data":{"type":"b"}}"#[..]]);
     }
 }

@@ -46,6 +46,10 @@ pub struct HubStats {
     pub log_set_aside: Option<PathBuf>,
     /// Sessions closed because they read too slowly.
     pub slow: u64,
+    /// Events left out because a session read too slowly that allows it.
+    pub shed: u64,
+    /// Events left out because a newer one with the same key came to a slow session.
+    pub conflated: u64,
     /// The subscribers that are furthest behind.
     pub laggards: Vec<Laggard>,
     /// What happened so far.
@@ -78,6 +82,8 @@ impl HubStats {
                 log_commits: count(|status| status.commits.load(Ordering::Relaxed)),
                 log_set_aside: status.and_then(|status| status.set_aside.lock().clone()),
                 slow: counts.slow,
+                shed: counts.left_out.shed,
+                conflated: counts.left_out.conflated,
                 laggards: state.registry.laggards(LAGGARDS),
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),

@@ -10,6 +10,7 @@ use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::error::Result;
 use crate::hub::HubConfig;
+use crate::wire::subscriber::Slow;
 use crate::wire::topic::Pattern;
 
 /// Reads the attributes of the dataclass.
@@ -81,6 +82,13 @@ fn when_full(name: &str) -> Result<WhenFull> {
     }
 }
 
+fn slow(name: &str) -> Result<Slow> {
+    let known = Slow::ALL.into_iter().find(|(known, _)| *known == name);
+    known
+        .map(|(_, slow)| slow)
+        .ok_or_else(|| refused("slow", &format!("'{name}'"), "'disconnect', 'conflate' or 'drop_with_gap'"))
+}
+
 /// Reads the attributes of the dataclass.
 pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
     let settings = Settings(source);
@@ -93,6 +101,7 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
         replay_age: settings.optional_seconds("replay_age")?,
         log_path: settings.get("log_path", "a path, or None")?,
         session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
+        slow: slow(&settings.get::<String>("slow", "a text")?)?,
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
         allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,

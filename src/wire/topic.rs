@@ -59,17 +59,76 @@ impl Pattern {
         &self.text
     }
 
+    /// What it is held against.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        if self.text == "*" {
+            Subject::All
+        } else if self.text.contains('/') {
+            Subject::Topic
+        } else {
+            Subject::Kind
+        }
+    }
+
+    /// Its segments.
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        self.text.split(self.subject().separator())
+    }
+
     /// Whether an event with this type and topic (empty where it has none) matches.
     #[must_use]
     pub fn matches(&self, kind: &str, topic: &str) -> bool {
-        if self.text == "*" {
-            return true;
+        match self.subject() {
+            Subject::All => true,
+            Subject::Topic => segments_match(&self.text, topic, '/'),
+            Subject::Kind => segments_match(&self.text, kind, '.'),
         }
-        if self.text.contains('/') {
-            segments_match(&self.text, topic, '/')
-        } else {
-            segments_match(&self.text, kind, '.')
+    }
+
+    /// Whether it matches every event that `other` matches.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        match (self.subject(), other.subject()) {
+            (Subject::All, _) => return true,
+            (mine, others) if mine != others => return false,
+            _ => {}
         }
+        let (mut mine, mut others) = (self.segments().peekable(), other.segments().peekable());
+        while let Some(segment) = mine.next() {
+            let Some(part) = others.next() else { return false };
+            if segment == "*" {
+                if mine.peek().is_none() {
+                    return true;
+                }
+                // A last star is also for names that end here, and this pattern wants more.
+                if part == "*" && others.peek().is_none() {
+                    return false;
+                }
+            } else if segment != part {
+                return false;
+            }
+        }
+        others.next().is_none()
+    }
+}
+
+/// What a pattern is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Nothing: it matches every event.
+    All,
+    /// The type.
+    Kind,
+    /// The topic.
+    Topic,
+}
+
+impl Subject {
+    /// Between two segments.
+    #[must_use]
+    pub fn separator(self) -> char {
+        if self == Self::Topic { '/' } else { '.' }
     }
 }
 
@@ -95,6 +154,7 @@ fn segments_match(pattern: &str, name: &str, separator: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn matches(pattern: &str, kind: &str, topic: &str) -> bool {
         Pattern::parse(pattern).expect("valid").matches(kind, topic)
@@ -116,6 +176,45 @@ mod tests {
         assert!(matches("graph/*/delta/*", "x", "graph/ada/delta/node"));
         assert!(!matches("graph/*/delta/*", "graph.ada.delta.node", ""));
         assert!(!matches("graph.*", "", "graph.x"));
+    }
+
+    /// Events that decide whether a pattern with few segments contains `pattern`: each star stands for a text that no
+    /// pattern has, and a last one also for two of them.
+    fn witnesses(pattern: &Pattern) -> Vec<(String, String)> {
+        let filled =
+            pattern.text.split(pattern.subject().separator()).map(|part| if part == "*" { "new" } else { part });
+        let separator = pattern.subject().separator().to_string();
+        let one = filled.collect::<Vec<_>>().join(&separator);
+        let mut names = vec![one.clone()];
+        if pattern.text.ends_with(&format!("{separator}*")) {
+            names.push(format!("{one}{separator}new"));
+        }
+        let event = |name| match pattern.subject() {
+            Subject::All => (String::new(), String::new()),
+            Subject::Kind => (name, String::new()),
+            Subject::Topic => (String::new(), name),
+        };
+        names.into_iter().map(event).collect()
+    }
+
+    fn any_pattern() -> impl Strategy<Value = Pattern> {
+        let segments = prop::collection::vec(prop_oneof![Just("*"), Just("a"), Just("b"), Just("")], 1..5);
+        (segments, prop_oneof![Just("."), Just("/")])
+            .prop_filter_map("an empty text is no pattern", |(parts, separator)| {
+                Pattern::parse(&parts.join(separator)).ok()
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_contains_another_if_it_matches_all_that_the_other_does(a in any_pattern(), b in any_pattern()) {
+            let all = witnesses(&b).iter().all(|(kind, topic)| {
+                assert!(b.matches(kind, topic), "{b:?} and {kind:?}, {topic:?}");
+                a.matches(kind, topic)
+            });
+            prop_assert_eq!(a.contains(&b), all, "{:?} contains {:?}", a, b);
+            prop_assert!(a.contains(&a));
+        }
     }
 
     #[test]
