@@ -13,7 +13,7 @@ fn filter(patterns: &[&str]) -> Filter {
 
 fn append(log: &mut Log, events: u64, padding: usize) {
     for _ in 0..events {
-        let kind = if log.head() % 3 == 0 { "third" } else { "other" };
+        let kind = if log.head().is_multiple_of(3) { "third" } else { "other" };
         let json = serde_json::json!({"type": kind, "padding": "x".repeat(padding)}).to_string();
         log.append(Record::event(json.into()).expect("valid"), Duration::ZERO);
     }
