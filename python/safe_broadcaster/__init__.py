@@ -19,6 +19,7 @@ import warnings
 
 from safe_broadcaster import _core
 from safe_broadcaster.auth import Grant, JwtAuth
+from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
@@ -27,6 +28,7 @@ from safe_broadcaster.exceptions import (
     ConfigError,
     ConnectRefused,
     ConnectTimeout,
+    EventInvalid,
     EventNotSerializable,
     EventRefused,
     EventTooLarge,
@@ -35,20 +37,40 @@ from safe_broadcaster.exceptions import (
     SpillFull,
     SpillLocked,
 )
-from safe_broadcaster.hub import EventBroadcaster, HubConfig
+from safe_broadcaster.hub import (
+    EventBroadcaster,
+    EventRegistry,
+    HubConfig,
+    WebSocketAlertEventType,
+    get_broadcaster,
+    stop_broadcaster,
+)
+from safe_broadcaster.retry import (
+    DEFAULT_BASE_DELAY,
+    DEFAULT_MAX_DELAY,
+    DEFAULT_MAX_RETRIES,
+    BroadcastRetryMetrics,
+    broadcast_with_retry,
+)
 
 __version__: str = _core.__version__
 
 __all__ = [
+    "DEFAULT_BASE_DELAY",
+    "DEFAULT_MAX_DELAY",
+    "DEFAULT_MAX_RETRIES",
     "BroadcastError",
+    "BroadcastRetryMetrics",
     "BroadcasterClosed",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
     "EmitterConfig",
     "EventBroadcaster",
+    "EventInvalid",
     "EventNotSerializable",
     "EventRefused",
+    "EventRegistry",
     "EventTooLarge",
     "FlushResult",
     "ForkedProcess",
@@ -59,7 +81,13 @@ __all__ = [
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
+    "WebSocketAlertEventType",
+    "WebSocketCircuitBreaker",
+    "WebSocketCircuitState",
     "__version__",
+    "broadcast_with_retry",
+    "get_broadcaster",
+    "stop_broadcaster",
 ]
 
 

@@ -15,12 +15,15 @@ __all__ = [
     "Emitter",
     "Hub",
     "HubClient",
+    "HubExchange",
+    "HubSession",
     "Mailbox",
     "__version__",
     "_after_fork_in_child",
     "_after_fork_in_parent",
     "_before_fork",
     "_debug_build",
+    "matches",
     "serialize",
     "spill_events",
     "spill_requeue",
@@ -36,6 +39,12 @@ def serialize(event: Mapping[str, Any], /) -> bytes:
 
     Raises:
         EventNotSerializable: It is not a mapping, or holds something that JSON cannot carry.
+    """
+
+def matches(pattern: str, kind: str, topic: str = "", /) -> bool:
+    """Whether an event with this type and topic matches a pattern.
+
+    Raises `ConfigError` if it is no pattern.
     """
 
 def spill_show(path: str | PathLike[str]) -> bytes:
@@ -297,6 +306,34 @@ class Hub:
     def is_listening(self) -> bool:
         """Whether new connections are accepted."""
 
+    def admit(
+        self, mailbox: Mailbox, token: int, path: str, headers: list[tuple[bytes, bytes]]
+    ) -> HubSession | tuple[int, str]:
+        """Let a client in whose socket an ASGI server holds; gives HTTP status and reason if it is refused.
+
+        A letter under ``token`` (None) says that there is something to take, or room to feed again.
+        """
+
+    def answer(
+        self, mailbox: Mailbox, token: int, method: str, target: str, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> HubExchange:
+        """Answer an HTTP request; a letter under ``token`` says that there is something to take."""
+
+    def listen_again(self) -> None:
+        """Take the port anew; those who are connected stay. Blocks for up to a second.
+
+        Raises `ConnectRefused` if the port cannot be had, `BroadcasterClosed` after a stop.
+        """
+
+    def tell(self, trouble: str | None, circuit: str, /) -> None:
+        """Tell subscribers what is the matter, or with None that it is over; ``circuit`` is the breaker's state."""
+
+    def frames_since(self, offset: int, most: int, replay: bool) -> list[bytes]:
+        """Read the log after an offset: at most so many frames, oldest first."""
+
+    def clients(self, most: int) -> bytes:
+        """At most so many subscribers as a JSON array, those that are furthest behind first."""
+
     def client(self) -> HubClient:
         """A client for emitters of this process; it stays valid over restarts."""
 
@@ -317,3 +354,53 @@ class AuthDesk:
 @final
 class HubClient:
     """The way to a hub of the same process, without a socket. Given to `SafeBroadcaster`, not used by hand."""
+
+@final
+class HubSession:
+    """A client whose socket an ASGI server holds."""
+
+    @property
+    def id(self) -> str:
+        """Name in the hub's numbers."""
+
+    @property
+    def subprotocol(self) -> str | None:
+        """What to answer the handshake with."""
+
+    def feed_text(self, text: str) -> bool:
+        """Hand over a text message; False if no more should come before a letter."""
+
+    def feed_binary(self, data: bytes) -> bool:
+        """Hand over a binary message; False if no more should come before a letter."""
+
+    def has_room(self) -> bool:
+        """Whether more may be fed; if not, a letter says when."""
+
+    def take(self) -> list[str | bytes | tuple[int, str]] | None:
+        """Take what is to be sent, and say that what was taken before has been.
+
+        Texts, binary messages, and as the last one ``(code, reason)`` of the close. Empty if there is nothing yet: a
+        letter says when there is. None if nothing will ever come again.
+        """
+
+    def is_over(self) -> bool:
+        """Whether the session has ended."""
+
+    def hang_up(self) -> None:
+        """Say that the client is gone."""
+
+    def record_ack(self, sequence: int) -> None:
+        """Note an ack that came in another way than by a frame."""
+
+    def preset(self, patterns: list[str]) -> None:
+        """Choose events on the client's behalf, until it subscribes by itself."""
+
+@final
+class HubExchange:
+    """The answer to an HTTP request."""
+
+    def take(self) -> list[bytes | tuple[int, list[tuple[bytes, bytes]]]] | None:
+        """Take what there is: first ``(status, header fields)``, then the body in pieces.
+
+        Empty if there is nothing yet: a letter says when there is. None at the end.
+        """

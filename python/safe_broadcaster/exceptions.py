@@ -4,6 +4,7 @@
 
     BroadcastError
     ├── EventNotSerializable (TypeError)      the event can never be sent: correct it
+    ├── EventInvalid (ValueError)             the event does not fit the model of its type: correct it
     ├── EventTooLarge (ValueError)            over max_event_bytes: split it or raise the limit
     ├── EventRefused (ValueError)             the peer does not take the event: it is parked in the spill
     ├── SpillFull (BufferError)               the spill is at its bound and when_full says so
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
+    "EventInvalid",
     "EventNotSerializable",
     "EventRefused",
     "EventTooLarge",
@@ -42,6 +44,10 @@ class BroadcastError(Exception):
 
 class EventNotSerializable(BroadcastError, TypeError):
     """The event is not a mapping or holds something that JSON cannot carry. Nothing was stored."""
+
+
+class EventInvalid(BroadcastError, ValueError):
+    """The event does not fit the model that is registered for its type. Nothing was sent."""
 
 
 class EventTooLarge(BroadcastError, ValueError):

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -67,14 +67,52 @@ fn bind_one(address: SocketAddr) -> std::io::Result<(Inherited, std::net::TcpLis
     Ok((inherited, socket.into()))
 }
 
-/// Accepts until the hub stops.
-pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, inherited: Inherited) {
+/// The bound socket of a hub, shared by the task that accepts and by whoever looks after it.
+pub(super) struct Port {
+    address: SocketAddr,
+    // Dropped in this order.
+    _inherited: Inherited,
+    listener: Option<TcpListener>,
+}
+
+impl Port {
+    /// Takes over what [`bind`] gave. On the hub's runtime.
+    pub(super) fn new(listener: std::net::TcpListener, inherited: Inherited) -> std::io::Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self { address, _inherited: inherited, listener: Some(TcpListener::from_std(listener)?) })
+    }
+
+    pub(super) fn number(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Whether the descriptor is still a socket that listens at the address: code that closes numbers which are not
+    /// its own is a classic of large processes, and the accept loop would wait for ever without a word.
+    pub(super) fn is_sound(&self) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        let listens = SockRef::from(listener).is_listener().unwrap_or(false);
+        listens && listener.local_addr().is_ok_and(|here| here == self.address)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        if !self.is_sound() {
+            std::mem::forget(self.listener.take()); // the number may be somebody else's by now
+        }
+    }
+}
+
+/// Accepts until the hub stops, or the task is ended.
+pub(super) async fn accept(shared: Arc<Shared>, port: Arc<Port>) {
+    let listening = Listening::begin(shared.clone());
+    let Some(listener) = &port.listener else { return };
     let room = Arc::new(Semaphore::new(shared.config.max_sessions + SPARE_CONNECTIONS));
     let accepting = async {
         loop {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((socket, _)) => shared.spawn(serve(shared.clone(), socket, permit)),
+                Ok((socket, _)) => drop(shared.spawn(serve(shared.clone(), socket, permit))),
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
@@ -83,8 +121,23 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, inherited
         () = shared.stopping() => {}
         () = accepting => {}
     }
-    shared.listening.store(false, Ordering::Relaxed);
-    drop(inherited);
+    drop(listening);
+}
+
+/// Says that the accept loop runs, for as long as it does.
+struct Listening(Arc<Shared>);
+
+impl Listening {
+    fn begin(shared: Arc<Shared>) -> Self {
+        shared.listening.store(true, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.listening.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Speaks HTTP on a connection. One that becomes a WebSocket lives on in a task of its own.

@@ -164,6 +164,14 @@ impl Log {
         Ok(self.range(position.offset + 1, self.head + 1))
     }
 
+    /// The entries after an offset that are still there, oldest first.
+    pub fn after(&mut self, offset: u64, now: Duration) -> impl Iterator<Item = &Entry> {
+        self.evict(now);
+        let gone = self.head - self.entries.len() as u64;
+        let skip = offset.saturating_sub(gone).min(self.entries.len() as u64);
+        self.entries.range(skip as usize..).map(|(_, entry)| entry)
+    }
+
     fn evict(&mut self, now: Duration) {
         while let Some((at, entry)) = self.entries.front() {
             let expired = self.limits.age.is_some_and(|age| now.saturating_sub(*at) > age);
@@ -232,6 +240,14 @@ mod tests {
         // It cannot be known any more whether it matched.
         let mut log = log(LogLimits { events: 1, ..ALL }, 2);
         assert_eq!(since(&mut log, "e", 0, "odd", 9), Err(NotRecovered::Truncated));
+    }
+
+    #[test]
+    fn what_is_left_after_an_offset_can_be_read_without_a_promise() {
+        let mut log = log(LogLimits { events: 3, ..ALL }, 5);
+        let mut after = |offset| log.after(offset, Duration::ZERO).map(|entry| entry.offset).collect::<Vec<_>>();
+        assert_eq!((after(0), after(3), after(4)), (vec![3, 4, 5], vec![4, 5], vec![5]));
+        assert_eq!((after(5), after(u64::MAX)), (vec![], vec![]));
     }
 
     #[test]

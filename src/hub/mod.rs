@@ -25,19 +25,23 @@ pub mod matching;
 pub mod outbox;
 pub mod registry;
 pub mod replay;
+pub mod service;
 mod shared;
 pub mod slow;
 pub mod state;
 mod stats;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{HeaderMap, Request};
+
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 
 pub use config::HubConfig;
 pub use state::Published;
@@ -51,16 +55,21 @@ use auth::{Grant, not_granted};
 use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use history::Reply;
+use listener::Port;
 use log::Log;
 use shared::Shared;
 
 /// How long sessions may take to hear the goodbye before the hub closes them.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a task that accepted may take to end.
+const RELISTEN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A running hub. Dropping it stops it without waiting.
 pub struct Hub {
     shared: Arc<Shared>,
-    port: u16,
+    number: u16,
+    /// The bound socket, while a task accepts on it, and the means to end that task.
+    accepting: Mutex<(Weak<Port>, AbortHandle)>,
     generation: u64,
 }
 
@@ -75,10 +84,8 @@ impl Hub {
         let checker = auth::Checker::new(&config.auth, config.auth_timeout)?;
         let handle = runtime::handle(Room::Hub)?;
         let (inherited, listener) = listener::bind(&config)?;
-        let unusable = |error| Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error);
-        let port = listener.local_addr().map_err(unusable)?.port();
         let inside = handle.enter();
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
+        let port = Port::new(listener, inherited).map_err(unusable)?;
         drop(inside);
         let (limits, requires_ack) = (config.log_limits(), Filter::new(config.requires_ack.iter().cloned()));
         let shared = match &config.log_path {
@@ -95,21 +102,67 @@ impl Hub {
                 shared
             }
         };
-        shared.listening.store(true, Ordering::Relaxed);
-        shared.spawn(listener::accept(shared.clone(), listener, inherited));
-        Ok(Self { shared, port, generation: runtime::generation() })
+        let number = port.number();
+        let accepting = Mutex::new(accept(&shared, port));
+        Ok(Self { shared, number, accepting, generation: runtime::generation() })
     }
 
     /// The port it listens on.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.number
     }
 
-    /// Whether new connections are accepted.
+    /// Whether new connections are accepted: the task lives, and its socket is what it was.
     #[must_use]
     pub fn is_listening(&self) -> bool {
-        self.shared.listening.load(Ordering::Relaxed)
+        let sound = || self.accepting.lock().0.upgrade().is_some_and(|port| port.is_sound());
+        self.shared.listening.load(Ordering::Relaxed) && sound()
+    }
+
+    /// Takes the port anew and accepts on it; whoever is connected stays. Waits up to a second for what was there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Bind`] if the port cannot be had, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`].
+    pub fn listen_again(&self) -> Result<()> {
+        self.check_process()?;
+        if self.shared.is_stopping() {
+            return Err(stopped());
+        }
+        let mut accepting = self.accepting.lock();
+        accepting.1.abort();
+        let ended = Instant::now();
+        while accepting.0.strong_count() > 0 && ended.elapsed() < RELISTEN_DEADLINE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let config = HubConfig { port: self.number, ..self.shared.config.clone() };
+        let (inherited, listener) = listener::bind(&config)?;
+        let inside = self.shared.handle().enter();
+        let port = Port::new(listener, inherited).map_err(unusable)?;
+        drop(inside);
+        *accepting = accept(&self.shared, port);
+        Ok(())
+    }
+
+    /// Tells subscribers what a supervisor has found, or with `None` that it is over, and the state of its breaker.
+    pub fn tell(&self, trouble: Option<String>, circuit: &str) {
+        self.shared.with(|state, _| {
+            state.service.set_circuit(circuit);
+            state.trouble(service::Part::Supervised, trouble);
+        });
+    }
+
+    /// The frames of at most `most` entries after an offset that the log still has, oldest first.
+    #[must_use]
+    pub fn frames_since(&self, offset: u64, most: usize, replay: bool) -> Vec<Bytes> {
+        self.shared.with(|state, now| state.frames_since(offset, most, replay, now))
+    }
+
+    /// At most `most` subscribers, those that are furthest behind first, as JSON.
+    #[must_use]
+    pub fn clients(&self, most: usize) -> Vec<u8> {
+        let clients = self.shared.with(|state, _| state.registry.laggards(most));
+        serde_json::to_vec(&clients).unwrap_or_default() // strings and numbers only: cannot fail
     }
 
     /// Appends an event and brings it to the subscribers. From any thread but the hub's own (where
@@ -220,6 +273,17 @@ impl Drop for Hub {
     fn drop(&mut self) {
         self.stop_then(|| {});
     }
+}
+
+fn accept(shared: &Arc<Shared>, port: Port) -> (Weak<Port>, AbortHandle) {
+    let port = Arc::new(port);
+    let sound = Arc::downgrade(&port);
+    shared.listening.store(true, Ordering::Relaxed);
+    (sound, shared.spawn(listener::accept(shared.clone(), port)))
+}
+
+fn unusable(error: io::Error) -> Error {
+    Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error)
 }
 
 /// Publishes; `reply` is called when that is done: at once, or by the log's way back in the hub's thread.

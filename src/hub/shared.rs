@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::auth::{self, Checker, Denied, Grant};
 use super::config::HubConfig;
@@ -150,10 +150,10 @@ impl Shared {
     }
 
     /// Starts a task that ends with the hub.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {} // what has ended is forgotten
-        tasks.spawn_on(task, &self.handle);
+        tasks.spawn_on(task, &self.handle)
     }
 
     pub(super) fn is_stopping(&self) -> bool {

@@ -11,6 +11,7 @@ use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, NotRecovered};
 use super::outbox::{Item, MAX_REPLAYS};
 use super::registry::{Registry, Role, SessionId};
+use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
 use crate::wire::subscriber::{self, Carried, DEFLATE, Slow, Subscribe, Subscribed};
@@ -63,6 +64,8 @@ pub struct State {
     pub emitters: Emitters,
     /// Who is connected.
     pub registry: Registry,
+    /// How the hub itself is.
+    pub service: Service,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -81,6 +84,7 @@ impl State {
             log,
             emitters: Emitters::new(REMEMBERED),
             registry: Registry::new(queue_bytes),
+            service: Service::default(),
             counters: Counters::default(),
         }
     }
@@ -162,6 +166,9 @@ impl State {
         if let Some(Ok(cursor)) = recovery {
             self.registry.push_replay(id, cursor);
         }
+        if let Some(notice) = self.service.notice() {
+            self.registry.push(id, notice);
+        }
         self.registry.set_filter(id, filter);
         self.registry.set_prev(id, offset);
     }
@@ -174,7 +181,8 @@ impl State {
     /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this.
     pub fn preset(&mut self, id: SessionId, events: &[Pattern]) {
         let head = self.log.head();
-        self.registry.set_filter(id, Filter::new(events.iter().cloned()));
+        let events = self.registry.granted(id, Filter::new(events.iter().cloned()));
+        self.registry.set_filter(id, events);
         self.registry.set_prev(id, head);
         self.registry.set_preset(id);
     }
@@ -191,6 +199,22 @@ impl State {
     pub fn bad_frame(&mut self, id: SessionId, message: &str) {
         self.counters.bad_frames += 1;
         self.registry.push(id, subscriber::error("bad_frame", message));
+    }
+
+    /// A part of the hub fails, or with `None` works again: whoever listens is told.
+    pub fn trouble(&mut self, part: Part, trouble: Option<String>) {
+        let Some(news) = self.service.set(part, trouble, self.log.head()) else { return };
+        for (id, _) in self.registry.sessions() {
+            if !self.registry.filter(id).patterns().is_empty() {
+                self.registry.push(id, news.clone());
+            }
+        }
+    }
+
+    /// The frames of at most `most` entries after an offset, oldest first, as a subscriber to everything gets them.
+    pub fn frames_since(&mut self, offset: u64, most: usize, replay: bool, now: Duration) -> Vec<bytes::Bytes> {
+        let entries = self.log.after(offset, now).take(most);
+        entries.map(|entry| entry.frame(entry.offset - 1, replay)).collect()
     }
 
     /// Takes patterns from a session.
@@ -220,5 +244,79 @@ impl State {
             self.registry.push(id, bye);
             self.registry.order_close(id, CloseCode::Shutdown);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::subscriber::SubscriberFrame;
+
+    fn state() -> State {
+        State::new("k3f9".into(), LogLimits { events: 9, bytes: 1 << 20, age: None }, 1 << 20)
+    }
+
+    fn emit(state: &mut State, kind: &str) -> usize {
+        let json = format!(r#"{{"type":"{kind}"}}"#);
+        state.append(Record::event(json.into()).expect("valid"), Duration::ZERO).sessions
+    }
+
+    fn subscribe(state: &mut State, id: SessionId, pattern: &str) {
+        let text = format!(r#"{{"type":"subscribe","data":{{"events":["{pattern}"]}}}}"#);
+        let Ok(SubscriberFrame::Subscribe(wanted)) = SubscriberFrame::decode(&text) else { panic!("{text}") };
+        state.subscribe(id, &wanted, Duration::ZERO);
+    }
+
+    fn heard(state: &mut State, id: SessionId) -> Vec<String> {
+        let mut items = VecDeque::new();
+        state.take(id, usize::MAX, &mut items);
+        let text = |item| match item {
+            Item::Text(frame) => String::from_utf8_lossy(&frame).into_owned(),
+            other => format!("{other:?}"),
+        };
+        items.into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn what_was_chosen_for_a_session_gives_way_to_its_own_choice() {
+        let mut state = state();
+        emit(&mut state, "a");
+        let id = state.registry.open(Role::Subscriber);
+        state.preset(id, &[Pattern::parse("*").expect("valid")]);
+        assert_eq!(emit(&mut state, "b"), 1);
+        assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":2,"prev":1,"data":{"type":"b"}}"#]);
+        subscribe(&mut state, id, "c");
+        assert_eq!((emit(&mut state, "b"), emit(&mut state, "c")), (0, 1));
+        subscribe(&mut state, id, "b");
+        assert_eq!((emit(&mut state, "b"), emit(&mut state, "c"), emit(&mut state, "a")), (1, 1, 0));
+    }
+
+    #[test]
+    fn trouble_is_told_to_those_who_listen_and_to_those_who_come_while_it_lasts() {
+        let mut state = state();
+        let [listens, silent] = [(); 2].map(|()| state.registry.open(Role::Subscriber));
+        subscribe(&mut state, listens, "a");
+        heard(&mut state, listens);
+        state.trouble(Part::Log, Some("Disk.".into()));
+        assert!(heard(&mut state, listens)[0].contains("degraded"));
+        assert!(heard(&mut state, silent).is_empty());
+        subscribe(&mut state, silent, "a");
+        assert!(heard(&mut state, silent)[1].contains("degraded"));
+        state.trouble(Part::Log, None);
+        for id in [listens, silent] {
+            assert!(heard(&mut state, id)[0].contains("healthy"));
+        }
+        subscribe(&mut state, listens, "b");
+        assert_eq!(heard(&mut state, listens).len(), 1, "all is well");
+    }
+
+    #[test]
+    fn the_log_is_read_as_a_subscriber_to_everything_would() {
+        let mut state = state();
+        for kind in ["a", "b", "c"] {
+            emit(&mut state, kind);
+        }
+        let frames = state.frames_since(1, 1, true, Duration::ZERO);
+        assert_eq!(frames, [&br#"{"type":"event","seq":2,"prev":1,"replay":true,"data":{"type":"b"}}"#[..]]);
     }
 }

@@ -111,6 +111,10 @@ impl HubSession {
         Ok(Some(list))
     }
 
+    fn is_over(&self) -> bool {
+        self.guest.is_over()
+    }
+
     fn hang_up(&self) {
         self.guest.hang_up();
     }
@@ -119,6 +123,7 @@ impl HubSession {
         self.guest.record_ack(sequence);
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "pyo3 makes a value of its own")]
     fn preset(&self, patterns: Vec<String>) -> Result<()> {
         self.guest.preset(&super::config::patterns("events", &patterns)?);
         Ok(())

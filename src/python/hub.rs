@@ -136,6 +136,43 @@ impl Hub {
         doors::answer(&hub, (mailbox, token), (method, target), headers, body)
     }
 
+    /// Takes the port anew after something happened to it; blocks for up to a second.
+    fn listen_again(&self, py: Python<'_>) -> Result<()> {
+        let Some(hub) = self.current() else { return Err(not_running()) };
+        py.detach(|| hub.listen_again())
+    }
+
+    /// Tells subscribers what is the matter, or with `None` that nothing is any more.
+    #[pyo3(signature = (trouble, circuit, /))]
+    fn tell(&self, py: Python<'_>, trouble: Option<String>, circuit: &str) -> Result<()> {
+        let Some(hub) = self.current() else { return Err(not_running()) };
+        hub.check_process()?;
+        py.detach(|| hub.tell(trouble, circuit));
+        Ok(())
+    }
+
+    /// Frames of entries after an offset, as bytes of JSON.
+    fn frames_since<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        most: usize,
+        replay: bool,
+    ) -> Result<Vec<Bound<'py, PyBytes>>> {
+        let Some(hub) = self.current() else { return Ok(Vec::new()) };
+        hub.check_process()?;
+        let frames = py.detach(|| hub.frames_since(offset, most, replay));
+        Ok(frames.iter().map(|frame| PyBytes::new(py, frame)).collect())
+    }
+
+    /// Subscribers as a JSON array, those that are furthest behind first.
+    fn clients<'py>(&self, py: Python<'py>, most: usize) -> Result<Bound<'py, PyBytes>> {
+        let Some(hub) = self.current() else { return Ok(PyBytes::new(py, b"[]")) };
+        hub.check_process()?;
+        let json = py.detach(|| hub.clients(most));
+        Ok(PyBytes::new(py, &json))
+    }
+
     /// A client for emitters of this process; it stays valid over restarts.
     fn client(&self) -> HubClient {
         let slot = self.slot.clone();

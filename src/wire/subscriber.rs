@@ -314,6 +314,20 @@ pub fn ping(last_seq: u64) -> Bytes {
     format!(r#"{{"type":"ping","lastSeq":{last_seq}}}"#).into()
 }
 
+/// Tells of the hub's own health; `since` is the offset from which it is so.
+#[must_use]
+pub fn service_status(status: &str, message: &str, circuit_state: &str, since: u64) -> Bytes {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        service: &'static str,
+        status: &'a str,
+        message: &'a str,
+        circuit_state: &'a str,
+        since: u64,
+    }
+    typed("service_status", &Data { service: "event_broadcaster", status, message, circuit_state, since })
+}
+
 /// Says what was wrong with a frame.
 #[must_use]
 pub fn error(code: &str, message: &str) -> Bytes {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
+use hyper::body::Body as _;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
@@ -71,7 +72,12 @@ async fn give(
         let field = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
             (Bytes::copy_from_slice(name.as_ref()), Bytes::copy_from_slice(value.as_bytes()))
         };
-        let mut part = Part::Head(head.status.as_u16(), head.headers.iter().map(field).collect());
+        let mut fields: Vec<_> = head.headers.iter().map(field).collect();
+        if let Some(length) = body.size_hint().exact() {
+            // On our own port the HTTP layer adds it.
+            fields.push((Bytes::from_static(b"content-length"), length.to_string().into()));
+        }
+        let mut part = Part::Head(head.status.as_u16(), fields);
         let mut body = pin!(body);
         while parts.send(part).await.is_ok() {
             teller.tell();

@@ -67,6 +67,7 @@ struct Line {
     bell: Box<dyn Fn() + Send + Sync>,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and may meet any other")]
 #[derive(Default)]
 struct Queues {
     incoming: VecDeque<Result<Message, WsError>>,
@@ -102,8 +103,8 @@ impl Line {
     fn with<R>(&self, act: impl FnOnce(&mut Queues) -> (R, Option<Waker>)) -> R {
         let mut queues = self.queues.lock();
         let (result, waker) = act(&mut queues);
-        let items = queues.wants_items && (!queues.outgoing.is_empty() || queues.over);
-        let room = queues.wants_room && (queues.has_room() || queues.over);
+        let items = queues.wants_items && !queues.outgoing.is_empty();
+        let room = queues.wants_room && queues.has_room();
         queues.wants_items &= !items;
         queues.wants_room &= !room;
         drop(queues);
@@ -191,6 +192,7 @@ fn open(
 
 impl Guest {
     /// A text message came. False if no more should come before the bell rings.
+    #[must_use]
     pub fn feed_text(&self, text: &str) -> bool {
         if text.len() > self.largest {
             return self.feed(Err(self.too_large(text.len())));
@@ -199,6 +201,7 @@ impl Guest {
     }
 
     /// A binary message came. False if no more should come before the bell rings.
+    #[must_use]
     pub fn feed_binary(&self, bytes: &[u8]) -> bool {
         if bytes.len() > self.largest {
             return self.feed(Err(self.too_large(bytes.len())));
@@ -260,6 +263,12 @@ impl Guest {
         });
     }
 
+    /// Whether the session is over: what was taken before need not be sent any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.line.queues.lock().over
+    }
+
     /// The session's name in the hub's numbers.
     #[must_use]
     pub fn session(&self) -> String {
@@ -295,6 +304,7 @@ impl Drop for Messages {
             queues.incoming.clear();
             ((), None)
         });
+        (self.line.bell)(); // also for a server that is busy with a client that reads nothing
     }
 }
 
@@ -467,10 +477,9 @@ mod tests {
         let (guest, mut session) = (guest(&line), Messages { line });
         let mut cx = Context::from_waker(Waker::noop());
         let mut next = || Pin::new(&mut session).poll_next(&mut cx);
-        guest.feed_text("a");
-        guest.feed_binary(&[0; 11]);
+        assert!(guest.feed_text("a") && guest.feed_binary(&[0; 11]));
         guest.hang_up();
-        guest.feed_text("late");
+        assert!(guest.feed_text("late"));
         assert!(matches!(next(), Poll::Ready(Some(Ok(Message::Text(text)))) if text == "a"));
         assert!(matches!(next(), Poll::Ready(Some(Err(WsError::Capacity(_))))));
         assert!(matches!(next(), Poll::Ready(None)));

@@ -31,6 +31,7 @@ use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, cost};
 use super::machine::Turn;
 use super::registry::{SessionId, frame_cost};
+use super::service::Part;
 use super::shared::Shared;
 use super::state::{Published, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +44,9 @@ const GROUP_BYTES: usize = 4 << 20;
 const SLICE_BYTES: usize = 128 << 10;
 /// How often it lets others go first before it goes on.
 const ROUNDS: u8 = 16;
+
+/// What subscribers are told of a disk that refuses events.
+const REFUSED: &str = "Events cannot be stored at the moment; their emitters keep them.";
 
 /// Who hears what became of a published event. If nothing will, because the hub stops, that is said.
 pub(super) struct Reply(Option<Box<dyn FnOnce(Result<Published>) + Send>>);
@@ -303,6 +307,7 @@ impl Outcome {
 /// Acts on what the log's thread has done, until it ends.
 pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
     let slice = SLICE_BYTES.min(shared.config.session_queue_bytes / 4);
+    let mut told = false;
     while let Some(group) = outcomes.recv().await {
         let mut group = group.into_iter().peekable();
         while group.peek().is_some() {
@@ -326,6 +331,11 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
                     break;
                 }
             }
+        }
+        let degraded = shared.history.as_ref().is_some_and(|history| history.status.degraded.load(Ordering::Relaxed));
+        if std::mem::replace(&mut told, degraded) != degraded {
+            let trouble = degraded.then(|| REFUSED.to_owned());
+            shared.with(|state, _| state.trouble(Part::Log, trouble));
         }
     }
 }

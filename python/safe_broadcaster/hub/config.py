@@ -1,0 +1,85 @@
+"""The settings of a hub, each with its default and the reason for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from safe_broadcaster.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from safe_broadcaster.auth import AuthCallback, JwtAuth
+
+__all__ = ["HubConfig"]
+
+_PAGE = "<!doctype html><title>safe-broadcaster</title><p>The hub is running. Its numbers: <a href=stats>stats</a>."
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Settings of an `EventBroadcaster`. Times are seconds, sizes are bytes; a wrong value raises `ConfigError`."""
+
+    host: str = "127.0.0.1"
+    """Address or host name to listen on. Other machines must be let in on purpose."""
+    port: int = 8000
+    """TCP port; 0 takes any free one, see `EventBroadcaster.port`."""
+    replay_events: int = 10_000
+    """Most events kept for subscribers that come back: minutes of a busy dashboard."""
+    replay_bytes: int = 16 << 20
+    """Most bytes kept for them: large events must not make 10 000 of them unaffordable."""
+    replay_age: float | None = None
+    """How long an event is kept at most. None: no limit of time."""
+    log_path: str | os.PathLike[str] | None = None
+    """File of the durable log. With it, events that were acknowledged, positions, and what is known of emitters survive
+    a restart and ``kill -9``; a loss of power ends the epoch. None: all that lives in memory."""
+    session_queue_bytes: int = 1 << 20
+    """Most bytes that may wait for one session; what happens to one that lets more wait says `slow`."""
+    slow: Literal["disconnect", "conflate", "drop_with_gap"] = "disconnect"
+    """What happens at that bound, unless the session chooses for itself. ``disconnect``: it is closed with 3008 and
+    comes back for what it missed; the default, because nothing is left out. ``conflate``: of the events that wait, the
+    newest of each ``key`` (else topic, else type) is kept. ``drop_with_gap``: events that find no room are left out.
+    Whatever is left out is told by a ``gap`` in its place."""
+    compression_threshold: int | None = 1024
+    """From how many bytes on the data of an event is compressed for sessions that ask for it (``"compression":
+    "deflate"`` in ``subscribe``), once for all of them. Below that there is little to gain. None: never."""
+    max_message_bytes: int = 16 << 20
+    """Largest message taken from an emitter or over ``/publish``."""
+    max_sessions: int = 10_000
+    """Most sessions at once; more are refused with status 503."""
+    auth: str | Sequence[str] | JwtAuth | AuthCallback | None = dataclasses.field(default=None, repr=False)
+    """Who may connect. None: everyone, which suits a hub that only this machine reaches. A token, or several while one
+    replaces the other: whoever knows one may do everything. `JwtAuth`: signed tokens. A function, async or not, that
+    takes a token and returns a `Grant`, or None to refuse; what it raises refuses too."""
+    auth_timeout: float = 10.0
+    """How long a session may take to show its token, and a function given as ``auth`` to check one."""
+    allowed_origins: Sequence[str] = ()
+    """Origins (``https://dash.example``) whose pages may connect although they were not served from here; ``*`` allows
+    every page. None by default: a page of another site must not read events through its visitor's browser."""
+    requires_ack: Sequence[str] = ()
+    """Patterns: events that match one of them ask subscribers for an ack (``"requires_ack": true``). None by default:
+    acks cost a frame each and only say how far a client is; nothing is held back for them."""
+    ping_interval: float = 25.0
+    """How often a session is pinged, below the 30 to 60 s after which proxies drop silent connections; one that shows
+    no sign of life until the next ping is closed."""
+    supervision_interval: float = 30.0
+    """How often the hub looks whether its port still accepts connections, and takes it anew if not."""
+    max_recovery_attempts: int = 5
+    """Attempts in vain after which it is degraded, and says so to everyone (``service_status``)."""
+    breaker_cooldown: float = 30.0
+    """Pause of those attempts after so many failed."""
+    page: str = dataclasses.field(default=_PAGE, repr=False)
+    """HTML of ``/``."""
+
+    @classmethod
+    def build(cls, settings: Mapping[str, object]) -> HubConfig:
+        """Make a config of single settings, and refuse unknown ones by name."""
+        known = {each.name for each in dataclasses.fields(cls)}
+        for name, value in settings.items():
+            if name not in known:
+                allowed = ", ".join(sorted(known))
+                raise ConfigError(f"{name}={value!r} is not allowed: there is no such setting; there are {allowed}")
+        return cls(**settings)  # type: ignore[arg-type]

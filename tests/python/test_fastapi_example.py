@@ -1,0 +1,131 @@
+"""The FastAPI example and its document do what they say, with a real server and a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import re
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import connect
+
+import safe_broadcaster
+from asgi import Server, frame, subscriber
+from safe_broadcaster import EventBroadcaster
+from support import eventually
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "fastapi_hub.py"
+
+
+@pytest.fixture
+def example():
+    spec = importlib.util.spec_from_file_location("fastapi_hub", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # FastAPI looks annotations up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def server(example):
+    with Server(example.app, lifespan="on") as server:
+        yield server
+
+
+def post(server, body) -> tuple[int, dict]:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/alerts", data, {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+async def test_a_route_broadcasts_to_dashboards_on_the_same_port(server) -> None:
+    async with (
+        subscriber(server.url("/hub/ws"), "alert.*", subprotocols=["sb.v1.json"]) as (dashboard, _),
+        connect(server.url("/alerts")) as silent,
+    ):
+        alert = {"severity": "high", "message": "door open"}
+        want = {"type": "alert.created", "data": alert}
+        status, answer = await asyncio.to_thread(post, server, alert)
+        assert status == 200
+        assert answer["dashboards"] >= 1
+        assert (await frame(dashboard))["data"] == want
+        if answer["dashboards"] == 2:  # the second one may have come a moment later
+            assert (await frame(silent))["data"] == want
+        assert (await asyncio.to_thread(post, server, {"severity": "high"}))[0] == 422
+
+
+async def test_an_engine_in_another_process_emits_into_it(server, example, tmp_path) -> None:
+    async with subscriber(server.url("/hub/ws"), "engine.*") as (dashboard, _):
+        arguments = [str(EXAMPLE), server.url("/hub/ws"), str(tmp_path / "engine.db")]
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments)
+        try:
+            first = (await frame(dashboard))["data"]
+            assert first == {"type": "engine.heartbeat", "content": {"tick": 0}}
+            assert (await frame(dashboard))["data"]["content"]["tick"] == 1
+        finally:
+            process.kill()
+            await process.wait()
+        await eventually(lambda: example.hub.get_stats()["emitters"] == 0)
+
+
+async def test_the_page_is_served(server) -> None:
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/") as answer:
+            return answer.read().decode()
+
+    assert "/hub/ws" in await asyncio.to_thread(read)
+
+
+def test_the_hub_stops_with_the_server(example) -> None:
+    with Server(example.app, lifespan="on"):
+        assert example.hub.is_listener_healthy()
+    assert not example.hub.is_listener_healthy()
+
+
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/fastapi.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def compiled(code: str):
+    return compile(code, "snippet", "exec", dont_inherit=True)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+async def test_every_snippet_of_the_document_runs(number) -> None:
+    names = {name: getattr(safe_broadcaster, name) for name in safe_broadcaster.__all__}
+    names |= {"FastAPI": FastAPI, "WebSocket": WebSocket, "WebSocketDisconnect": WebSocketDisconnect}
+    scope = {**names, "app": FastAPI(), "hub": EventBroadcaster(port=0), "__name__": "snippet"}
+    code = SNIPPETS[number].replace("port=8000", "port=0")
+    if re.search(r"^(await|async with) ", code, re.MULTILINE):
+        exec(compiled("async def main():\n" + textwrap.indent(code, "    ")), scope)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(scope["hub"])
+            await scope["main"]()
+        return
+    exec(compiled(code), scope)
+    with Server(scope["app"], lifespan="on") as server:
+        hub = scope["hub"]
+        if not hub.get_stats()["running"]:
+            await hub.start()
+        paths = ["/hub/ws"] if "asgi()" in code else [route.path for route in scope["app"].routes[4:]]
+        for path in paths:
+            async with subscriber(server.url(path), "alert.*") as (ws, _):
+                await hub.broadcast("alert.disk", {"severity": "high", "message": "m"})
+                assert (await frame(ws))["data"]["type"] == "alert.disk"
+    await hub.stop()
