@@ -27,10 +27,12 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocke
 use super::auth::{Denied, Grant};
 use super::history::Flow;
 use super::machine::{Access, Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
+use super::meter::Metered;
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Admission, Seat, Shared};
 use crate::wire::close::CloseCode;
+use crate::wire::subscriber;
 
 /// How much is read from a peer before others have their turn: enough for thousands of small events, and a small
 /// part of the smallest useful outbox.
@@ -41,8 +43,6 @@ const WRITE_BATCH: usize = 64 << 10;
 const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
 /// Buffer of a session that sends blocks; also the most that one system call reads.
 const EMITTER_READ_BUFFER: usize = 64 << 10;
-/// Largest frame of a subscriber: `subscribe` with as many patterns as allowed, each as long as allowed.
-const SUBSCRIBER_MESSAGE: usize = 512 << 10;
 /// How long a peer may take to read the rest and to answer the close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest that the timer of a session is set for: it looks again, and clocks have ends.
@@ -88,7 +88,7 @@ enum Ending {
 }
 
 struct Session<S> {
-    ws: WebSocketStream<S>,
+    ws: WebSocketStream<Metered<S>>,
     machine: Machine,
     seat: Seat,
     /// What of this session is on its way to a durable log.
@@ -112,6 +112,8 @@ struct Session<S> {
 /// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S, read_ahead: Bytes) {
     let config = websocket_config(&seat.shared, seat.role);
+    let frame_rate = (seat.role == Role::Subscriber).then_some(seat.shared.config.frame_rate);
+    let stream = Metered::new(stream, frame_rate);
     let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
     let mut beat =
         tokio::time::interval_at(Instant::now() + seat.shared.config.ping_interval, seat.shared.config.ping_interval);
@@ -139,7 +141,7 @@ fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
     let largest = shared.config.max_message_bytes;
     let (read_buffer, incoming) = match role {
         Role::Emitter | Role::Publisher => (EMITTER_READ_BUFFER, largest),
-        Role::Subscriber => (SUBSCRIBER_READ_BUFFER, SUBSCRIBER_MESSAGE),
+        Role::Subscriber => (SUBSCRIBER_READ_BUFFER, shared.config.max_subscriber_message_bytes),
     };
     WebSocketConfig::default()
         .read_buffer_size(read_buffer)
@@ -152,7 +154,7 @@ fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    fn new(ws: WebSocketStream<S>, mut seat: Seat) -> Self {
+    fn new(ws: WebSocketStream<Metered<S>>, mut seat: Seat) -> Self {
         let shared = &seat.shared;
         let (access, checking) = match std::mem::replace(&mut seat.admission, Admission::Awaited) {
             Admission::Granted(grant) => {
@@ -225,14 +227,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let now = self.seat.shared.now();
         let is_due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         let ack = |machine: &Machine| if let Machine::Emitter(machine) = machine { machine.deadline() } else { None };
-        if is_due(self.access.deadline()) {
+        // Who has shown a token is not late because it takes time to check it; that has a bound of its own.
+        let access = if self.checking.is_none() { self.access.deadline() } else { None };
+        if is_due(access) {
             let tell = self.seat.role != Role::Emitter;
             self.seat.shared.with(|state, now| self.access.on_time(now, tell, state));
         }
         if is_due(ack(&self.machine)) {
             self.commit();
         }
-        let Some(due) = ack(&self.machine).into_iter().chain(self.access.deadline()).min() else { return };
+        let Some(due) = ack(&self.machine).into_iter().chain(access.filter(|at| *at > now)).min() else { return };
         let wake = Instant::now() + due.saturating_sub(now).min(LONGEST_SLEEP);
         let (set_for, timer) = self.timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
         if std::mem::replace(set_for, due) != due {
@@ -263,7 +267,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             self.sent_to(Output::Fed);
             if let Some(item) = self.outgoing.pop_front() {
-                if matches!(item, Item::Close(_)) {
+                if let Item::Close(code) = item {
+                    *self.seat.shared.closes.lock().entry(code.code()).or_default() += 1;
                     self.ending = Ending::Sent;
                 }
                 self.ws.start_send_unpin(message(item))?;
@@ -308,13 +313,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         self.gave_way = false;
         let mut budget = READ_BATCH;
+        self.ws.get_mut().begin_turn(READ_BATCH + EMITTER_READ_BUFFER);
         let ended = loop {
             if budget == 0 {
                 cx.waker().wake_by_ref();
                 break false;
             }
             match self.ws.poll_next_unpin(cx) {
-                Poll::Pending => break false,
+                Poll::Pending => {
+                    if self.ws.get_ref().exceeded() && !self.deaf {
+                        self.deaf = true;
+                        self.with_registry(|registry, id| {
+                            let message = "too many frames in a second, pings, pongs and fragments included";
+                            registry.push(id, subscriber::error("too_many_frames", message));
+                            registry.order_close(id, CloseCode::TooMany);
+                        });
+                    }
+                    break false;
+                }
                 Poll::Ready(None) => break true,
                 Poll::Ready(Some(Ok(message))) => {
                     // A frame without content costs a turn too.
@@ -423,7 +439,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Reads and drops for a while: closing a socket with unread input resets the connection, and the peer would
     /// lose the close frame that tells it why.
     async fn linger(&mut self) {
-        let stream = self.ws.get_mut();
+        let stream = self.ws.get_mut().unmetered();
         let drain = async {
             stream.shutdown().await?;
             let mut dropped = [0; 4096];
@@ -487,7 +503,7 @@ fn reason(code: CloseCode) -> &'static str {
 pub(super) fn dial(shared: &Arc<Shared>) -> std::io::Result<tokio::io::DuplexStream> {
     /// What fits into the pipe before the emitter has to wait.
     const PIPE: usize = 256 << 10;
-    let seat = shared.open(Role::Emitter, Admission::Granted(Grant::everything())).map_err(|refused| {
+    let seat = shared.open(Role::Emitter, Admission::Granted(Grant::everything()), None).map_err(|refused| {
         std::io::Error::new(std::io::ErrorKind::ConnectionRefused, format!("the hub takes no session: {refused:?}"))
     })?;
     let (near, far) = tokio::io::duplex(PIPE);

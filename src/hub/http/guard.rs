@@ -1,5 +1,6 @@
 //! Who may ask: the origin of a page, and the token of whoever asks.
 
+use http_body_util::{Either, Full};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 
@@ -50,6 +51,26 @@ fn unauthorized(shared: &Shared, why: &str) -> Answer {
     shared.with(|state, _| state.counters.auth_refused += 1);
     let mut answer = text(StatusCode::UNAUTHORIZED, why);
     answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    answer
+}
+
+/// Lets the page of an allowed origin read the answer.
+pub(super) fn share(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+}
+
+/// What a browser asks before a request that a plain form could not make. No cookies are used here, so no credentials
+/// are allowed.
+pub(super) fn preflight() -> Answer {
+    let mut answer = text(StatusCode::NO_CONTENT, "");
+    *answer.body_mut() = Either::Left(Full::default());
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, content-encoding, last-event-id"),
+        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+    ];
+    answer.headers_mut().extend(headers.map(|(name, value)| (name, HeaderValue::from_static(value))));
     answer
 }
 
