@@ -37,6 +37,8 @@ PLAN = [
     ("durable", "asyncio", "free"),
     ("durable", "uvloop", "free"),
     ("restart", "asyncio", "free"),
+    ("fanout", "asyncio", "split"),
+    ("storm", "asyncio", "split"),
 ]
 PACKAGES = (
     "safe-broadcaster",
@@ -44,6 +46,7 @@ PACKAGES = (
     "websockets",
     "aiohttp",
     "picows",
+    "socketify",
     "starlette",
     "uvicorn",
     "uvloop",

@@ -54,4 +54,16 @@ TARGETS = {
     "memory": Target("resident memory with 1 000 000 spilled events, over an interpreter with orjson", "≤", 40.0, "MB"),
     "latency_p50": Target("emit → subscriber, median, to the Python stack, 1000 events/s", "≤", 1.0, "times"),
     "latency_p99": Target("emit → subscriber, 99th percentile, to the Python stack, 1000 events/s", "≤", 0.6, "times"),
+    "fanout_bare": Target(
+        "frames per second to subscribers, closed loop, to a bare tokio-tungstenite hub", "≥", 0.5, "times"
+    ),
+    "fanout_nats": Target("the same, to nats-server over WebSocket", "≥", 1.3, "times"),
+    "fanout_socketify": Target("the same, to socketify (uWebSockets)", "≥", 6.0, "times"),
+    "fanout_websockets": Target("the same, to `websockets.broadcast` on uvloop", "≥", 12.0, "times"),
+    "paced_cpu": Target("CPU of the hub for each frame at 1000 events/s, to picows", "≤", 1.1, "times"),
+    "paced_p99": Target("99th percentile publisher → subscriber at 1000 events/s, to the best peer", "≤", 1.5, "times"),
+    "replay_rate": Target("frames per second of a replay to 100 sessions at once, to live ones", "≥", 1.0, "times"),
+    "storm": Target("10 000 sessions that lost their hub, until all are back and have recovered", "≤", 10.0, "s"),
+    "stalled": Target("99th percentile for 1000 that read beside one that does not, to without it", "≤", 1.2, "times"),
+    "session_memory": Target("resident memory of a session that waits", "≤", 8.0, "KiB"),
 }

@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -53,8 +53,12 @@ class HubConfig:
     """File of the durable log. With it, events that were acknowledged, positions, and what is known of emitters survive
     a restart and ``kill -9``; a loss of power ends the epoch. None: all that lives in memory."""
     session_queue_bytes: int = 1 << 20
-    """Most bytes that may wait for one session. One that lets more wait is closed with 3008 and comes back for what it
-    missed."""
+    """Most bytes that may wait for one session; what happens to one that lets more wait says `slow`."""
+    slow: Literal["disconnect", "conflate", "drop_with_gap"] = "disconnect"
+    """What happens at that bound, unless the session chooses for itself. ``disconnect``: it is closed with 3008 and comes
+    back for what it missed; the default, because nothing is left out. ``conflate``: of the events that wait, the newest of
+    each ``key`` (else topic, else type) is kept. ``drop_with_gap``: events that find no room are left out. Whatever is left
+    out is told by a ``gap`` in its place."""
     max_message_bytes: int = 16 << 20
     """Largest message taken from an emitter or over ``/publish``."""
     max_sessions: int = 10_000
@@ -63,8 +67,8 @@ class HubConfig:
     """Most sessions of one address; more are refused with status 429. None: behind a proxy all clients have its
     address."""
     connect_rate: float = 5000.0
-    """Most sessions that begin in a second, and as many at once; more are refused with status 503 and come back. A fleet
-    of 10 000 that comes back as it is told to is half as fast."""
+    """Most sessions that begin in a second, and as many at once; more are refused with status 503 and come back. A
+    fleet of 10 000 that comes back as it is told to is half as fast."""
     frame_rate: float = 500.0
     """Most frames of a subscriber in a second, and twice as many at once, pings, pongs and fragments included; beyond
     that it is closed with 3503."""
@@ -77,8 +81,8 @@ class HubConfig:
     auth_timeout: float = 10.0
     """How long a session may take to show its token, and a function given as ``auth`` to check one."""
     tls_cert: str | os.PathLike[str] | None = None
-    """PEM file of a certificate and those that lead to its issuer: the port then speaks TLS (``wss://``). Read again when
-    it changes; one that cannot be used leaves the old one in place and is told as ``tls_error`` in the stats."""
+    """PEM file of a certificate and those that lead to its issuer: the port then speaks TLS (``wss://``). Read again
+    when it changes; one that cannot be used leaves the old one in place and is told as ``tls_error`` in the stats."""
     tls_key: str | os.PathLike[str] | None = None
     """PEM file of the private key that belongs to it."""
     allowed_origins: Sequence[str] = ()

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::auth::{Auth, Checker};
 use super::log::LogLimits;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::subscriber::Slow;
 use crate::wire::topic::Pattern;
 
 const KIB: usize = 1 << 10;
@@ -29,9 +30,11 @@ pub struct HubConfig {
     /// File of the durable log. With it, events that were acknowledged, offsets and the marks of emitters outlive the
     /// hub, even a `kill -9`; a loss of power ends the epoch. Default none: the log lives in memory.
     pub log_path: Option<PathBuf>,
-    /// Most bytes that may wait for one session; a session that lets more wait is closed with 3008 and comes back
-    /// for what it missed. Default 1 MiB: seconds of a busy dashboard, and 10 000 stuck ones stay below 10 GiB.
+    /// Most bytes that may wait for one session; what happens to one that lets more wait says `slow`. Default 1 MiB: seconds of a busy dashboard, and 10 000 stuck ones stay below 10 GiB.
     pub session_queue_bytes: usize,
+    /// What happens to a session at that bound, unless it chooses for itself. Default [`Slow::Disconnect`]: nothing is
+    /// left out, and who wants less must say so.
+    pub slow: Slow,
     /// Largest message taken from an emitter or over `/publish`. Default 16 MiB.
     pub max_message_bytes: usize,
     /// Most sessions at once; more are refused with 503. Default 10 000.
@@ -80,6 +83,7 @@ impl Default for HubConfig {
             replay_age: None,
             log_path: None,
             session_queue_bytes: MIB,
+            slow: Slow::Disconnect,
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
             max_sessions_per_address: None,

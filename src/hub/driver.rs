@@ -1,4 +1,4 @@
-//! The task of a session: moves frames between a WebSocket stream and the session's machine and outbox.
+//! The task of a session: moves messages between its [`Wire`] and the session's machine and outbox.
 //!
 //! One task for both directions, so that a peer that does not read can still be heard and closed. An emitter's
 //! input is read in batches; a batch takes the lock once, wakes each subscriber once, and its ack is sent after the
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, MissedTickBehavior, Sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
 
 use super::auth::{Denied, Grant};
+use super::doors::Wire;
 use super::history::Flow;
 use super::machine::{Access, Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
 use super::meter::Metered;
@@ -36,9 +37,9 @@ use crate::wire::subscriber;
 
 /// How much is read from a peer before others have their turn: enough for thousands of small events, and a small
 /// part of the smallest useful outbox.
-const READ_BATCH: usize = 128 << 10;
+pub(super) const READ_BATCH: usize = 128 << 10;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
-const WRITE_BATCH: usize = 64 << 10;
+pub(super) const WRITE_BATCH: usize = 64 << 10;
 /// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
 const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
 /// Buffer of a session that sends blocks; also the most that one system call reads.
@@ -47,8 +48,6 @@ const EMITTER_READ_BUFFER: usize = 64 << 10;
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest that the timer of a session is set for: it looks again, and clocks have ends.
 const LONGEST_SLEEP: Duration = Duration::from_secs(86_400);
-/// How long what a refused peer still sends is read and dropped, so that it sees the close and not a reset.
-const LINGER: Duration = Duration::from_secs(1);
 
 type Checking = Pin<Box<dyn Future<Output = Result<(Grant, Option<Duration>), Denied>> + Send>>;
 
@@ -73,7 +72,9 @@ enum Output {
     Flushed,
     /// Some lie in the stream's buffer.
     Fed,
-    /// Some do, and the socket took no more when last asked.
+    /// Some do, and the last flush could not get rid of them.
+    Waiting,
+    /// So many do that no more are taken.
     Full,
 }
 
@@ -87,8 +88,8 @@ enum Ending {
     Sent,
 }
 
-struct Session<S> {
-    ws: WebSocketStream<Metered<S>>,
+struct Session<W> {
+    wire: W,
     machine: Machine,
     seat: Seat,
     /// What of this session is on its way to a durable log.
@@ -110,15 +111,20 @@ struct Session<S> {
 }
 
 /// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
-pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S, read_ahead: Bytes) {
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(seat: Seat, stream: S, read_ahead: Bytes) {
     let config = websocket_config(&seat.shared, seat.role);
     let frame_rate = (seat.role == Role::Subscriber).then_some(seat.shared.config.frame_rate);
     let stream = Metered::new(stream, frame_rate);
     let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
+    run_on(seat, ws).await;
+}
+
+/// Runs a session to its end.
+pub(super) async fn run_on<W: Wire>(seat: Seat, wire: W) {
     let mut beat =
         tokio::time::interval_at(Instant::now() + seat.shared.config.ping_interval, seat.shared.config.ping_interval);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut session = Session::new(ws, seat);
+    let mut session = Session::new(wire, seat);
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
         tokio::select! {
@@ -133,15 +139,24 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S
     }
     if session.deaf {
         // Boxed: its buffer would be a part of every session's memory.
-        Box::pin(session.linger()).await;
+        Box::pin(session.wire.linger()).await;
+    }
+}
+
+/// Most bytes of one message that is taken from a peer.
+pub(super) fn largest_message(shared: &Shared, role: Role) -> usize {
+    match role {
+        Role::Emitter | Role::Publisher => shared.config.max_message_bytes,
+        Role::Subscriber => shared.config.max_subscriber_message_bytes,
     }
 }
 
 fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
     let largest = shared.config.max_message_bytes;
-    let (read_buffer, incoming) = match role {
-        Role::Emitter | Role::Publisher => (EMITTER_READ_BUFFER, largest),
-        Role::Subscriber => (SUBSCRIBER_READ_BUFFER, shared.config.max_subscriber_message_bytes),
+    let incoming = largest_message(shared, role);
+    let read_buffer = match role {
+        Role::Emitter | Role::Publisher => EMITTER_READ_BUFFER,
+        Role::Subscriber => SUBSCRIBER_READ_BUFFER,
     };
     WebSocketConfig::default()
         .read_buffer_size(read_buffer)
@@ -153,8 +168,8 @@ fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
         .max_frame_size(Some(incoming))
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    fn new(ws: WebSocketStream<Metered<S>>, mut seat: Seat) -> Self {
+impl<W: Wire> Session<W> {
+    fn new(wire: W, mut seat: Seat) -> Self {
         let shared = &seat.shared;
         let (access, checking) = match std::mem::replace(&mut seat.admission, Admission::Awaited) {
             Admission::Granted(grant) => {
@@ -171,15 +186,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         };
         let publish = access.grant().and_then(|grant| grant.publish.clone());
         let machine = match seat.role {
-            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id).limited_to(publish))),
+            Role::Emitter => {
+                let mut machine = Box::new(EmitterMachine::new(seat.id));
+                machine.limit_to(publish);
+                Machine::Emitter(machine)
+            }
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
-            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id, publish)),
+            Role::Publisher => {
+                let mut machine = PublisherMachine::new(seat.id);
+                machine.limit_to(publish);
+                Machine::Publisher(machine)
+            }
         };
         if shared.auth.is_on() && seat.role == Role::Subscriber {
             shared.with(|state, _| access.announce(state));
         }
         Self {
-            ws,
+            wire,
             machine,
             seat,
             flow: Arc::default(),
@@ -217,7 +240,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if let Some(checking) = &mut self.checking {
             let checked = std::task::ready!(checking.as_mut().poll(cx));
             self.checking = None;
-            self.seat.shared.with(|state, _| self.access.on_checked(checked, state));
+            // Whoever is refused is not listened to while it is told so.
+            self.deaf = checked.is_err();
+            let role = self.seat.role;
+            self.seat.shared.with(|state, _| self.access.on_checked(checked, role, state));
+            let publish = self.access.grant().and_then(|grant| grant.publish.clone());
+            match &mut self.machine {
+                Machine::Emitter(machine) => machine.limit_to(publish),
+                Machine::Publisher(machine) => machine.limit_to(publish),
+                Machine::Subscriber(_) => {}
+            }
+            if self.deaf {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
         Poll::Ready(())
     }
@@ -230,8 +266,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         // Who has shown a token is not late because it takes time to check it; that has a bound of its own.
         let access = if self.checking.is_none() { self.access.deadline() } else { None };
         if is_due(access) {
-            let tell = self.seat.role != Role::Emitter;
-            self.seat.shared.with(|state, now| self.access.on_time(now, tell, state));
+            let role = self.seat.role;
+            self.seat.shared.with(|state, now| self.access.on_time(now, role, state));
+            self.deaf = true;
         }
         if is_due(ack(&self.machine)) {
             self.commit();
@@ -259,7 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Sends what waits, as far as the socket takes it.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), WsError> {
         while self.ending != Ending::Sent && (!self.outgoing.is_empty() || self.refill(cx)) {
-            if self.ws.poll_ready_unpin(cx)?.is_pending() {
+            if self.wire.poll_ready_unpin(cx)?.is_pending() {
                 self.output = Output::Full;
                 // The socket wakes this task when it takes more; only an order to close is of interest until then.
                 self.with_registry(|registry, id| registry.park(id, Interest::Close, cx.waker().clone()));
@@ -271,12 +308,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     *self.seat.shared.closes.lock().entry(code.code()).or_default() += 1;
                     self.ending = Ending::Sent;
                 }
-                self.ws.start_send_unpin(message(item))?;
+                self.wire.start_send_unpin(message(item))?;
             }
         }
         if self.output != Output::Flushed {
-            let flushed = self.ws.poll_flush_unpin(cx)?.is_ready();
-            self.sent_to(if flushed { Output::Flushed } else { Output::Full });
+            let flushed = self.wire.poll_flush_unpin(cx)?.is_ready();
+            self.sent_to(if flushed { Output::Flushed } else { Output::Waiting });
         }
         Ok(())
     }
@@ -284,8 +321,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// A full socket that takes bytes again is a sign of life; one that was never full proves nothing, because the
     /// operating system takes bytes for a dead peer too.
     fn sent_to(&mut self, output: Output) {
-        if self.output == Output::Full && output != Output::Full {
-            self.liveness.progress();
+        match (self.output, output) {
+            (Output::Waiting, Output::Fed) => return, // more lies on top, and nothing has moved
+            (Output::Full, Output::Fed) | (Output::Full | Output::Waiting, Output::Flushed) => self.liveness.progress(),
+            _ => {}
         }
         self.output = output;
     }
@@ -293,7 +332,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Takes from the outbox; false, and registered to be woken, if there is nothing.
     fn refill(&mut self, cx: &mut Context<'_>) -> bool {
         self.seat.shared.with(|state, _| {
-            state.registry.take(self.seat.id, WRITE_BATCH, &mut self.outgoing);
+            state.take(self.seat.id, WRITE_BATCH, &mut self.outgoing);
             if self.outgoing.is_empty() {
                 state.registry.park(self.seat.id, Interest::Items, cx.waker().clone());
             }
@@ -313,15 +352,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         self.gave_way = false;
         let mut budget = READ_BATCH;
-        self.ws.get_mut().begin_turn(READ_BATCH + EMITTER_READ_BUFFER);
+        self.wire.begin_turn(READ_BATCH + EMITTER_READ_BUFFER);
         let ended = loop {
             if budget == 0 {
                 cx.waker().wake_by_ref();
                 break false;
             }
-            match self.ws.poll_next_unpin(cx) {
+            match self.wire.poll_next_unpin(cx) {
                 Poll::Pending => {
-                    if self.ws.get_ref().exceeded() && !self.deaf {
+                    if self.wire.exceeded() && !self.deaf {
                         self.deaf = true;
                         self.with_registry(|registry, id| {
                             let message = "too many frames in a second, pings, pongs and fragments included";
@@ -427,6 +466,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         let beat = self.liveness.beat();
         self.with_registry(|registry, id| match beat {
+            Beat::Ping if !W::PINGS && self.seat.role == Role::Subscriber => {
+                registry.push(id, subscriber::ping(registry.prev(id)));
+            }
             Beat::Ping => registry.push_ping(id),
             Beat::Dead => registry.order_close(id, CloseCode::NoPong),
         });
@@ -435,23 +477,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn with_registry<R>(&self, act: impl FnOnce(&mut Registry, SessionId) -> R) -> R {
         self.seat.shared.with(|state, _| act(&mut state.registry, self.seat.id))
     }
-
-    /// Reads and drops for a while: closing a socket with unread input resets the connection, and the peer would
-    /// lose the close frame that tells it why.
-    async fn linger(&mut self) {
-        let stream = self.ws.get_mut().unmetered();
-        let drain = async {
-            stream.shutdown().await?;
-            let mut dropped = [0; 4096];
-            while stream.read(&mut dropped).await? > 0 {}
-            std::io::Result::Ok(())
-        };
-        // Whether the peer was patient or not, the session is over.
-        drop(tokio::time::timeout(LINGER, drain).await);
-    }
 }
 
-impl<S> Drop for Session<S> {
+impl<W> Drop for Session<W> {
     fn drop(&mut self) {
         if let Machine::Emitter(machine) = &mut self.machine {
             match &self.seat.shared.history {

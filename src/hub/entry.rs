@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::wire::event::EventHead;
 use crate::wire::subscriber::{Carried, Envelope};
@@ -112,6 +113,27 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Whose newest state the event is: its `key` if that is a text, else its topic, else its type. `None` for a gap and
+    /// for an event that has none of these: no newer one takes its place.
+    #[must_use]
+    pub fn key(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Keyed<'a> {
+            #[serde(borrow)]
+            key: Option<&'a RawValue>,
+        }
+        if self.carried == Carried::Gap {
+            return None;
+        }
+        let own = serde_json::from_slice::<Keyed<'_>>(&self.json).ok().and_then(|keyed| keyed.key);
+        let text = own.and_then(|key| serde_json::from_str::<String>(key.get()).ok());
+        // The first letter keeps a topic from being taken for a key of the same text.
+        let named = |letter, name: &str| (!name.is_empty()).then(|| format!("{letter}{name}"));
+        text.map(|text| format!("k{text}")).or_else(|| named('t', self.topic())).or_else(|| named('y', self.kind()))
+    }
+}
+
 /// A record with its place in the log.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -160,6 +182,13 @@ impl Filter {
     #[must_use]
     pub fn without(&self, fewer: &[Pattern]) -> Self {
         Self::new(self.patterns.iter().filter(|pattern| !fewer.contains(pattern)).cloned())
+    }
+
+    /// This filter without the patterns that reach beyond a grant.
+    #[must_use]
+    pub fn within(&self, grant: &Self) -> Self {
+        let granted = |pattern: &&Pattern| grant.patterns.iter().any(|wide| wide.contains(pattern));
+        Self::new(self.patterns.iter().filter(granted).cloned())
     }
 
     /// The patterns in the order in which they came.
@@ -214,6 +243,17 @@ mod tests {
         assert_eq!(&gap.json()[..], br#"{"emitter":"e\"1","epoch":"x","from":1,"to":2,"reason":"crash"}"#);
         assert!(filter(&["a.*"]).matches(&gap));
         assert!(!filter(&[]).matches(&gap));
+    }
+
+    #[test]
+    fn an_event_is_known_by_its_key_or_its_topic_or_its_type() {
+        let key = |json| event(json).key();
+        assert_eq!(key(r#"{"type":"a","topic":"b/c","key":"d\u0065"}"#).as_deref(), Some("kde"));
+        assert_eq!(key(r#"{"type":"a","topic":"b/c","key":""}"#).as_deref(), Some("k"));
+        assert_eq!(key(r#"{"type":"a","topic":"b/c","key":7}"#).as_deref(), Some("tb/c"));
+        assert_eq!(key(r#"{"type":"a","topic":"","key":null}"#).as_deref(), Some("ya"));
+        assert_eq!(key("{}"), None);
+        assert_eq!(Record::gap("e", "x", 1, 2, "crash").key(), None);
     }
 
     #[test]

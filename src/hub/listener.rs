@@ -119,7 +119,7 @@ where
     let answering = (shared.clone(), doomed.clone());
     let service = service_fn(move |request| {
         let (shared, doomed) = answering.clone();
-        async move { Ok::<_, Infallible>(http::serve(shared, request, from, doomed).await) }
+        async move { Ok::<_, Infallible>(http::serve(shared, request, Some(from), doomed).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

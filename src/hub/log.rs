@@ -24,15 +24,6 @@ pub struct LogLimits {
 /// What an entry costs beside its JSON, so that a million empty events are not counted as nothing.
 pub const ENTRY_BYTES: usize = 128;
 
-/// Answer to a position.
-#[derive(Debug)]
-pub enum Recovery {
-    /// Every matching entry after the position, oldest first.
-    Recovered(Vec<Entry>),
-    /// They cannot all be given, so none is.
-    NotRecovered(NotRecovered),
-}
-
 /// Why a position cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotRecovered {
@@ -42,6 +33,8 @@ pub enum NotRecovered {
     Truncated,
     /// It lies after the newest entry.
     Ahead,
+    /// Too many replays are on their way to the session already.
+    Limit,
 }
 
 impl NotRecovered {
@@ -52,6 +45,7 @@ impl NotRecovered {
             Self::Epoch => "epoch",
             Self::Truncated => "truncated",
             Self::Ahead => "ahead",
+            Self::Limit => "limit",
         }
     }
 }
@@ -128,21 +122,46 @@ impl Log {
         entry
     }
 
-    /// What came after a position and matches the filter.
-    pub fn since(&mut self, position: &Position, filter: &Filter, now: Duration) -> Recovery {
+    /// Offset of the oldest entry that is kept; the next one's while none is.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.head + 1 - self.entries.len() as u64
+    }
+
+    /// An entry, if it is kept.
+    #[must_use]
+    pub fn get(&self, offset: u64) -> Option<&Entry> {
+        let index = offset.checked_sub(self.first())?;
+        self.entries.get(index as usize).map(|(_, entry)| entry)
+    }
+
+    /// What is kept of the entries from an offset to before another.
+    pub fn range(&self, from: u64, to: u64) -> impl Iterator<Item = &Entry> {
+        let index = |offset: u64| (offset.saturating_sub(self.first()) as usize).min(self.entries.len());
+        let (begin, end) = (index(from), index(to));
+        self.entries.range(begin..end.max(begin)).map(|(_, entry)| entry)
+    }
+
+    /// Everything that came after a position.
+    ///
+    /// # Errors
+    /// Why that cannot be given: [`NotRecovered`].
+    pub fn since<'a>(
+        &'a mut self,
+        position: &Position,
+        now: Duration,
+    ) -> Result<impl Iterator<Item = &'a Entry> + use<'a>, NotRecovered> {
         self.evict(now);
         if position.epoch != self.epoch {
-            return Recovery::NotRecovered(NotRecovered::Epoch);
+            return Err(NotRecovered::Epoch);
         }
         if position.offset > self.head {
-            return Recovery::NotRecovered(NotRecovered::Ahead);
+            return Err(NotRecovered::Ahead);
         }
-        let missed = self.head - position.offset;
-        let Some(skip) = (self.entries.len() as u64).checked_sub(missed) else {
-            return Recovery::NotRecovered(NotRecovered::Truncated);
-        };
-        let later = self.entries.range(skip as usize..).map(|(_, entry)| entry);
-        Recovery::Recovered(later.filter(|entry| filter.matches(&entry.record)).cloned().collect())
+        if position.offset + 1 < self.first() {
+            return Err(NotRecovered::Truncated);
+        }
+        Ok(self.range(position.offset + 1, self.head + 1))
     }
 
     fn evict(&mut self, now: Duration) {
@@ -183,10 +202,9 @@ mod tests {
 
     fn since(log: &mut Log, epoch: &str, offset: u64, pattern: &str, now: u64) -> Result<Vec<u64>, NotRecovered> {
         let filter = Filter::new([Pattern::parse(pattern).expect("valid")]);
-        match log.since(&Position { epoch: epoch.into(), offset }, &filter, Duration::from_secs(now)) {
-            Recovery::Recovered(entries) => Ok(entries.iter().map(|entry| entry.offset).collect()),
-            Recovery::NotRecovered(reason) => Err(reason),
-        }
+        let position = Position { epoch: epoch.into(), offset };
+        let entries = log.since(&position, Duration::from_secs(now))?;
+        Ok(entries.filter(|entry| filter.matches(&entry.record)).map(|entry| entry.offset).collect())
     }
 
     #[test]
@@ -204,6 +222,7 @@ mod tests {
         assert_eq!(since(&mut log, "f", 5, "*", 9), Err(NotRecovered::Epoch));
         assert_eq!(since(&mut log, "", 5, "*", 9), Err(NotRecovered::Epoch));
         assert_eq!(since(&mut log, "e", 6, "*", 9), Err(NotRecovered::Ahead));
+        assert_eq!(since(&mut log, "e", u64::MAX, "*", 9), Err(NotRecovered::Ahead));
         assert_eq!(since(&mut log, "e", 2, "*", 9), Err(NotRecovered::Truncated));
         assert_eq!(since(&mut log, "e", 3, "*", 9), Ok(vec![4, 5]));
     }

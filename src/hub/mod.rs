@@ -5,12 +5,13 @@
 //!  dialer ─────────────▶ ┘  ◀── acks ──┘
 //! ```
 //!
-//! `entry`, `log`, `emitters`, `outbox`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
+//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
 pub mod auth;
 mod config;
+pub mod doors;
 mod driver;
 pub mod emitters;
 pub mod entry;
@@ -20,10 +21,13 @@ pub mod limits;
 mod listener;
 pub mod log;
 pub mod machine;
+pub mod matching;
 mod meter;
 pub mod outbox;
 pub mod registry;
+pub mod replay;
 mod shared;
+pub mod slow;
 pub mod state;
 mod stats;
 mod tls;
@@ -34,6 +38,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{HeaderMap, Request};
 
 pub use config::HubConfig;
 pub use state::Published;
@@ -44,6 +50,7 @@ use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
 use auth::{Grant, not_granted};
+use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use history::Reply;
 use log::Log;
@@ -143,6 +150,31 @@ impl Hub {
             let gone = || io::Error::new(io::ErrorKind::ConnectionRefused, "the hub was stopped");
             driver::dial(&shared.upgrade().ok_or_else(gone)?)
         })
+    }
+
+    /// Lets a client in that another server has shaken hands with, by its path (`/ws`, `/publish`) and header fields;
+    /// gives its session and the subprotocol to answer with. `bell` is rung when there is something to take, or room
+    /// to feed again; it must not wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        bell: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Result<(Guest, Option<&'static str>), Refusal>> {
+        self.check_process()?;
+        Ok(doors::admit(&self.shared, path, headers, bell))
+    }
+
+    /// Answers an HTTP request that another server has read; `bell` is rung when there is something to take.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn answer(&self, request: Request<Full<Bytes>>, bell: impl Fn() + Send + Sync + 'static) -> Result<Exchange> {
+        self.check_process()?;
+        Ok(doors::answer(&self.shared, request, bell))
     }
 
     /// Fails in a child that inherited the hub over `fork`; to be asked before [`Hub::stats`], because the child may

@@ -1,12 +1,17 @@
-//! What waits to be sent to one session: bounded in bytes, and never skipped. Whoever lets it overflow is told so
-//! (close 3008) and comes back for what it missed.
+//! What waits to be sent to one session: bounded in bytes. Whoever lets it overflow is closed with 3008 and comes back
+//! for what it missed, or has chosen to be told of events that are left out, see [`slow`](super::slow).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::entry::Entry;
+use super::entry::Filter;
+use super::log::Log;
+use super::replay::{Cursor, Lost, Replays};
+use super::slow::{Left, LeftOut, Mark, conflate, leave_out};
 use crate::wire::close::CloseCode;
+use crate::wire::subscriber::{Missed, Slow};
 
 /// What a frame costs beside its bytes, so that many small frames are not counted as nothing.
 pub const FRAME_BYTES: usize = 32;
@@ -22,23 +27,37 @@ pub enum Item {
     Close(CloseCode),
 }
 
+impl Item {
+    /// What it takes of the bound.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        FRAME_BYTES
+            + match self {
+                Self::Text(frame) => frame.len(),
+                Self::Ping | Self::Close(_) => 0,
+            }
+    }
+}
+
 /// The queue is at its bound. The session must be closed: a frame left out would be a silent loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overflow;
 
+/// What waits.
 #[derive(Debug)]
-enum Queued {
+pub(super) enum Queued {
+    /// To be sent whatever happens.
     Item(Item),
-    Replay(Replay),
+    /// May be left out.
+    Event(Item, Arc<Mark>),
+    /// Was left out.
+    Left(Left),
+    /// Not counted in the bound: it is read from the log as the socket takes it.
+    Replay(Box<Cursor>),
 }
 
-/// Entries on their way to a session that came back. They share their bytes with the log and are turned into frames
-/// only as the socket takes them, so a replay may be larger than the queue.
-#[derive(Debug)]
-struct Replay {
-    entries: std::vec::IntoIter<Entry>,
-    prev: u64,
-}
+/// Most replays on their way to one session at a time: more panels than a dashboard opens at once.
+pub const MAX_REPLAYS: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -46,46 +65,102 @@ pub struct Outbox {
     queue: VecDeque<Queued>,
     bytes: usize,
     limit: usize,
-    replaying: bool,
+    slow: Slow,
+    replays: usize,
     closing: bool,
 }
 
 impl Outbox {
     /// An empty queue of at most `limit` bytes. A frame that is larger is taken while nothing else waits.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, limit, replaying: false, closing: false }
+    pub fn new(limit: usize, slow: Slow) -> Self {
+        Self { queue: VecDeque::new(), bytes: 0, limit, slow, replays: 0, closing: false }
     }
 
-    /// Adds a text frame. Ignored after a close.
+    /// What happens at the bound.
+    #[must_use]
+    pub fn slow(&self) -> Slow {
+        self.slow
+    }
+
+    /// Chooses what happens at the bound from now on.
+    pub fn set_slow(&mut self, slow: Slow) {
+        self.slow = slow;
+    }
+
+    /// Adds a text frame that is never left out. Ignored after a close.
     ///
     /// # Errors
     /// [`Overflow`]; the caller closes the session.
     pub fn push(&mut self, frame: Bytes) -> Result<(), Overflow> {
+        self.push_item(Item::Text(frame))
+    }
+
+    /// Adds an item that is never left out, as [`Outbox::push`] does.
+    ///
+    /// # Errors
+    /// [`Overflow`].
+    pub fn push_item(&mut self, item: Item) -> Result<(), Overflow> {
         if self.closing {
             return Ok(());
         }
-        let cost = FRAME_BYTES + frame.len();
-        if self.bytes > 0 && self.bytes + cost > self.limit {
+        let cost = item.cost();
+        if !self.has_room(cost) {
             return Err(Overflow);
         }
         self.bytes += cost;
-        self.queue.push_back(Queued::Item(Item::Text(frame)));
+        self.queue.push_back(Queued::Item(item));
         Ok(())
     }
 
-    /// Adds entries to be sent again; the first one's `prev` is the position they continue.
-    pub fn push_replay(&mut self, prev: u64, entries: Vec<Entry>) {
-        if !self.closing && !entries.is_empty() {
-            self.replaying = true;
-            self.queue.push_back(Queued::Replay(Replay { entries: entries.into_iter(), prev }));
+    /// Adds an event's frame; at the bound does what was chosen, and returns what was left out.
+    ///
+    /// # Errors
+    /// [`Overflow`], unless events may be left out.
+    pub fn push_event(&mut self, item: Item, mark: &Arc<Mark>) -> Result<LeftOut, Overflow> {
+        let (cost, mut left) = (item.cost(), LeftOut::default());
+        if self.slow == Slow::Disconnect || self.closing {
+            return self.push_item(item).map(|()| left);
+        }
+        if !self.has_room(cost) && self.slow == Slow::Conflate {
+            let room = (self.limit / 8 * 7).min(self.limit.saturating_sub(cost));
+            self.bytes = conflate(&mut self.queue, self.bytes, mark, room, &mut left);
+        }
+        if self.has_room(cost) {
+            self.bytes += cost;
+            self.queue.push_back(Queued::Event(item, mark.clone()));
+        } else {
+            left.shed += 1;
+            leave_out(&mut self.queue, Left::out(mark.offset, Missed::Shed));
+        }
+        Ok(left)
+    }
+
+    fn has_room(&self, cost: usize) -> bool {
+        self.bytes == 0 || self.bytes + cost <= self.limit
+    }
+
+    /// Adds what is to be sent again, behind everything that waits.
+    pub fn push_replay(&mut self, cursor: Cursor) {
+        if !self.closing && !cursor.is_done() {
+            self.replays += 1;
+            self.queue.push_back(Queued::Replay(Box::new(cursor)));
         }
     }
 
-    /// Whether a replay is on its way. One at a time, because replays are not counted in the bound.
+    /// How many replays are on their way.
     #[must_use]
-    pub fn is_replaying(&self) -> bool {
-        self.replaying
+    pub fn replays(&self) -> usize {
+        self.replays
+    }
+
+    /// Leaves out of the replays what lies beyond a grant.
+    pub fn narrow(&mut self, grant: &Filter, replays: &mut Replays) {
+        for queued in &mut self.queue {
+            if let Queued::Replay(cursor) = queued {
+                cursor.narrow(grant, replays);
+            }
+        }
     }
 
     /// Adds a ping.
@@ -107,7 +182,7 @@ impl Outbox {
     pub fn abandon(&mut self, code: CloseCode) {
         self.queue.clear();
         self.bytes = 0;
-        self.replaying = false;
+        self.replays = 0;
         self.closing = false;
         self.close(code);
     }
@@ -118,6 +193,12 @@ impl Outbox {
         self.closing
     }
 
+    /// How many frames wait, without those that tell what was left out.
+    #[cfg(test)]
+    pub(super) fn frames(&self) -> usize {
+        self.queue.iter().filter(|queued| matches!(queued, Queued::Item(_) | Queued::Event(..))).count()
+    }
+
     /// Bytes that wait.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -125,56 +206,72 @@ impl Outbox {
     }
 
     /// Moves items to `into` until they hold about `budget` bytes.
-    pub fn take(&mut self, budget: usize, into: &mut VecDeque<Item>) {
+    ///
+    /// # Errors
+    /// [`Lost`]; the caller closes the session. What was moved before is good.
+    pub fn take(
+        &mut self,
+        budget: usize,
+        into: &mut VecDeque<Item>,
+        log: &Log,
+        replays: &mut Replays,
+    ) -> Result<(), Lost> {
         let mut taken = 0;
         while taken < budget {
-            let Some(item) = self.next() else { return };
-            taken += match &item {
-                Item::Text(frame) => FRAME_BYTES + frame.len(),
-                Item::Ping | Item::Close(_) => FRAME_BYTES,
-            };
-            into.push_back(item);
-        }
-    }
-
-    fn next(&mut self) -> Option<Item> {
-        loop {
-            match self.queue.pop_front()? {
-                Queued::Item(item) => {
-                    if let Item::Text(frame) = &item {
-                        self.bytes -= FRAME_BYTES + frame.len();
+            match self.queue.pop_front() {
+                None => break,
+                Some(Queued::Item(item) | Queued::Event(item, _)) => {
+                    taken += item.cost();
+                    if !matches!(item, Item::Ping | Item::Close(_)) {
+                        self.bytes -= item.cost();
                     }
-                    return Some(item);
+                    into.push_back(item);
                 }
-                Queued::Replay(mut replay) => match replay.next_frame() {
-                    Some(frame) => {
-                        self.queue.push_front(Queued::Replay(replay));
-                        return Some(Item::Text(frame));
+                Some(Queued::Left(left)) => {
+                    let item = Item::Text(left.frame());
+                    taken += item.cost();
+                    into.push_back(item);
+                }
+                Some(Queued::Replay(mut cursor)) => {
+                    taken += cursor.read(budget - taken, into, log, replays)?;
+                    if cursor.is_done() {
+                        self.replays -= 1;
+                    } else {
+                        self.queue.push_front(Queued::Replay(cursor));
                     }
-                    None => self.replaying = false,
-                },
+                }
             }
         }
-    }
-}
-
-impl Replay {
-    fn next_frame(&mut self) -> Option<Bytes> {
-        let entry = self.entries.next()?;
-        let frame = entry.frame(self.prev, true);
-        self.prev = entry.offset;
-        Some(frame)
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::hub::entry::Record;
+    use crate::hub::log::LogLimits;
+    use crate::wire::topic::Pattern;
+
+    /// A log with events of the types `a` and `b` in turns.
+    fn log(events: usize) -> Log {
+        let mut log = Log::new("e".into(), LogLimits { events: 100, bytes: 1 << 20, age: None });
+        for n in 0..events {
+            let json = if n % 2 == 0 { r#"{"type":"a"}"# } else { r#"{"type":"b"}"# };
+            log.append(Record::event(Bytes::from_static(json.as_bytes())).expect("valid"), Duration::ZERO);
+        }
+        log
+    }
+
+    fn filter(pattern: &str) -> Filter {
+        Filter::new([Pattern::parse(pattern).expect("valid")])
+    }
 
     fn take(outbox: &mut Outbox, budget: usize) -> Vec<Item> {
         let mut out = VecDeque::new();
-        outbox.take(budget, &mut out);
+        outbox.take(budget, &mut out, &log(0), &mut Replays::default()).expect("no replay");
         out.into()
     }
 
@@ -184,7 +281,7 @@ mod tests {
 
     #[test]
     fn it_overflows_by_bytes_and_recovers_by_sending() {
-        let mut outbox = Outbox::new(2 * (FRAME_BYTES + 1));
+        let mut outbox = Outbox::new(2 * (FRAME_BYTES + 1), Slow::Disconnect);
         assert_eq!(outbox.push("a".into()), Ok(()));
         assert_eq!(outbox.push("b".into()), Ok(()));
         assert_eq!(outbox.push("c".into()), Err(Overflow));
@@ -196,38 +293,57 @@ mod tests {
 
     #[test]
     fn a_frame_larger_than_the_bound_passes_alone() {
-        let mut outbox = Outbox::new(10);
+        let mut outbox = Outbox::new(10, Slow::Disconnect);
         assert_eq!(outbox.push(vec![b'x'; 1000].into()), Ok(()));
         assert_eq!(outbox.push("y".into()), Err(Overflow));
     }
 
     #[test]
     fn nothing_follows_a_close_and_an_abandoned_queue_holds_only_it() {
-        let mut outbox = Outbox::new(1000);
+        let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("a".into()).expect("room");
         outbox.close(CloseCode::Shutdown);
         outbox.push("b".into()).expect("ignored");
         outbox.close(CloseCode::Slow);
         assert_eq!(take(&mut outbox, 1000), [text("a"), Item::Close(CloseCode::Shutdown)]);
 
-        let mut outbox = Outbox::new(1000);
+        let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("a".into()).expect("room");
         outbox.abandon(CloseCode::Slow);
         assert_eq!(take(&mut outbox, 1000), [Item::Close(CloseCode::Slow)]);
     }
 
     #[test]
-    fn a_replay_keeps_its_place_and_chains_its_entries() {
-        let entry = |offset| Entry { offset, record: Record::event(Bytes::from_static(b"{}")).expect("valid") };
-        let mut outbox = Outbox::new(1000);
+    fn replays_keep_their_places_and_chain_their_entries() {
+        let (mut log, mut replays) = (log(4), Replays::default());
+        let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("subscribed".into()).expect("room");
-        outbox.push_replay(3, vec![entry(5), entry(9)]);
+        outbox.push_replay(replays.cursor(filter("a"), 0, &log));
         outbox.push("live".into()).expect("room");
-        assert!(outbox.is_replaying());
-        let frames = take(&mut outbox, 10_000);
-        let first = r#"{"type":"event","seq":5,"prev":3,"replay":true,"data":{}}"#;
-        let second = r#"{"type":"event","seq":9,"prev":5,"replay":true,"data":{}}"#;
-        assert_eq!(frames, [text("subscribed"), text(first), text(second), text("live")]);
-        assert!(!outbox.is_replaying() && outbox.bytes() == 0);
+        outbox.push("subscribed again".into()).expect("room");
+        outbox.push_replay(replays.cursor(filter("b"), 1, &log));
+        outbox.push_replay(replays.cursor(filter("none"), 1, &log));
+        outbox.push("more".into()).expect("room");
+        assert_eq!(outbox.replays(), 2);
+        log.append(Record::event(Bytes::from_static(b"{\"type\":\"b\"}")).expect("valid"), Duration::ZERO);
+        let frame = |kind, seq, prev| {
+            text(&format!(r#"{{"type":"event","seq":{seq},"prev":{prev},"replay":true,"data":{{"type":"{kind}"}}}}"#))
+        };
+        let wanted = [
+            text("subscribed"),
+            frame("a", 1, 0),
+            frame("a", 3, 1),
+            text("live"),
+            text("subscribed again"),
+            frame("b", 2, 1),
+            frame("b", 4, 2),
+            text("more"),
+        ];
+        let mut taken = VecDeque::new();
+        for n in 1..=wanted.len() {
+            outbox.take(1, &mut taken, &log, &mut replays).expect("the log has it");
+            assert_eq!(taken, &wanted[..n]);
+        }
+        assert!(outbox.replays() == 0 && outbox.bytes() == 0);
     }
 }

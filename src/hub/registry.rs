@@ -1,10 +1,10 @@
 //! Who is connected and wants what, and the fan-out of an entry to them.
 //!
-//! Sessions with equal filters form a group, so that a pattern is held against an entry once for all dashboards that
-//! show the same page, and the frame is encoded once for all that stand at the same `prev`, which after their first
-//! event is all of them.
+//! Sessions with equal filters form a group, found by the index of [`Groups`]; the frame is encoded once for all of a
+//! group that stand at the same `prev`, which after their first event is all of them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -12,9 +12,15 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::entry::{Entry, Filter};
+use super::log::Log;
+use super::matching::Groups;
 use super::outbox::{Item, Outbox};
+use super::replay::{Cursor, Replays};
+use super::slow::{self, LeftOut};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
+use crate::wire::subscriber::Slow;
+use crate::wire::topic::Pattern;
 
 /// A session; never reused for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,9 +29,15 @@ pub struct SessionId {
     generation: u32,
 }
 
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.slot, self.generation)
+    }
+}
+
 impl Serialize for SessionId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}-{}", self.slot, self.generation))
+        serializer.collect_str(self)
     }
 }
 
@@ -61,6 +73,10 @@ struct Session {
     role: Role,
     outbox: Outbox,
     filter: Arc<Filter>,
+    /// The filter was chosen on the subscriber's behalf, and gives way to its own choice.
+    preset: bool,
+    /// What it may receive; `None`: everything.
+    grant: Option<Arc<Filter>>,
     /// The last seq that was queued for this session, or where its live events begin.
     prev: u64,
     /// The last seq that the subscriber said it has processed; `None` if it never said so.
@@ -84,8 +100,11 @@ struct Slot {
 pub struct Registry {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    groups: HashMap<Arc<Filter>, Vec<SessionId>>,
+    groups: Groups,
+    replays: Replays,
     queue_bytes: usize,
+    /// What happens to slow sessions that do not choose.
+    pub slow: Slow,
     woken: Vec<Waker>,
     unserved: usize,
     counts: Counts,
@@ -115,6 +134,8 @@ pub struct Counts {
     pub publishers: usize,
     /// Sessions closed so far because they read too slowly.
     pub slow: u64,
+    /// Events left out so far because sessions that allow it read too slowly.
+    pub left_out: LeftOut,
 }
 
 impl Registry {
@@ -124,8 +145,10 @@ impl Registry {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            groups: HashMap::new(),
+            groups: Groups::default(),
+            replays: Replays::default(),
             queue_bytes,
+            slow: Slow::default(),
             woken: Vec::new(),
             unserved: 0,
             counts: Counts::default(),
@@ -159,8 +182,10 @@ impl Registry {
         let entry = &mut self.slots[slot as usize];
         entry.session = Some(Session {
             role,
-            outbox: Outbox::new(self.queue_bytes),
+            outbox: Outbox::new(self.queue_bytes, self.slow),
             filter: Arc::default(),
+            preset: false,
+            grant: None,
             prev: 0,
             acked: None,
             ack_withheld: None,
@@ -204,14 +229,63 @@ impl Registry {
         self.get(id).map(|session| session.filter.clone()).unwrap_or_default()
     }
 
-    /// Replaces the filter of a session. An empty one receives nothing, and so does a session that is to end.
+    /// Replaces the filter of a session, whose patterns all lie within its grant. An empty one receives nothing, and so
+    /// does a session that is to end.
     pub fn set_filter(&mut self, id: SessionId, filter: Filter) {
         self.leave(id);
         let filter = Arc::new(filter);
         let Some(session) = self.get_mut(id).filter(|session| !session.outbox.is_closing()) else { return };
         session.filter = filter.clone();
+        session.preset = false;
         if !filter.patterns().is_empty() {
-            self.groups.entry(filter).or_default().push(id);
+            self.groups.join(&filter, id);
+        }
+    }
+
+    /// Marks the filter as chosen on the subscriber's behalf.
+    pub fn set_preset(&mut self, id: SessionId) {
+        if let Some(session) = self.get_mut(id) {
+            session.preset = true;
+        }
+    }
+
+    /// What a subscriber has chosen by itself: its filter, unless that was chosen for it.
+    #[must_use]
+    pub fn own_filter(&self, id: SessionId) -> Arc<Filter> {
+        self.get(id).filter(|session| !session.preset).map(|session| session.filter.clone()).unwrap_or_default()
+    }
+
+    /// Those of the patterns that the session's grant allows.
+    #[must_use]
+    pub fn granted(&self, id: SessionId, patterns: Filter) -> Filter {
+        match self.get(id).and_then(|session| session.grant.as_ref()) {
+            Some(grant) => patterns.within(grant),
+            None => patterns,
+        }
+    }
+
+    /// Says what a session may receive from now on; `None`: everything. Patterns that reach beyond it are taken from
+    /// the session and from the replays on their way to it, and returned.
+    pub fn set_grant(&mut self, id: SessionId, grant: Option<Arc<Filter>>) -> Vec<Pattern> {
+        let Self { slots, replays, .. } = self;
+        let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return Vec::new() };
+        session.grant.clone_from(&grant);
+        let Some(grant) = grant else { return Vec::new() };
+        session.outbox.narrow(&grant, replays);
+        let before = session.filter.clone();
+        let after = before.within(&grant);
+        let taken = before.without(after.patterns());
+        if !taken.patterns().is_empty() {
+            self.set_filter(id, after);
+        }
+        taken.patterns().to_vec()
+    }
+
+    /// Chooses what happens if the session reads too slowly.
+    pub fn set_slow(&mut self, id: SessionId, slow: Slow) {
+        if let Some(session) = self.get_mut(id) {
+            session.outbox.set_slow(slow);
         }
     }
 
@@ -277,15 +351,20 @@ impl Registry {
         self.with_outbox(id, Outbox::push_ping);
     }
 
-    /// Queues entries to be sent again, see [`Outbox::push_replay`].
-    pub fn push_replay(&mut self, id: SessionId, prev: u64, entries: Vec<Entry>) {
-        self.with_outbox(id, |outbox| outbox.push_replay(prev, entries));
+    /// A replay of what matches after an offset; the log has all of that.
+    pub fn cursor(&mut self, filter: Filter, since: u64, log: &Log) -> Cursor {
+        self.replays.cursor(filter, since, log)
     }
 
-    /// Whether a replay is on its way to the session.
+    /// Queues what is to be sent again, see [`Outbox::push_replay`].
+    pub fn push_replay(&mut self, id: SessionId, cursor: Cursor) {
+        self.with_outbox(id, |outbox| outbox.push_replay(cursor));
+    }
+
+    /// How many replays are on their way to the session.
     #[must_use]
-    pub fn is_replaying(&self, id: SessionId) -> bool {
-        self.get(id).is_some_and(|session| session.outbox.is_replaying())
+    pub fn replays(&self, id: SessionId) -> usize {
+        self.get(id).map_or(0, |session| session.outbox.replays())
     }
 
     /// Notes that everything up to `upto` may be acknowledged.
@@ -318,12 +397,10 @@ impl Registry {
     /// Brings an entry to every session that wants it; returns how many.
     pub fn fan_out(&mut self, entry: &Entry) -> usize {
         let mut reached = 0;
-        let mut slow = Vec::new();
-        let Self { groups, slots, woken, unserved, .. } = self;
-        for (filter, members) in groups {
-            if !filter.matches(&entry.record) {
-                continue;
-            }
+        let mut overflown = Vec::new();
+        let mut mark = None; // made for the first session that may be left out
+        let Self { groups, slots, woken, unserved, counts, .. } = self;
+        groups.for_each(&entry.record, |members| {
             reached += members.len();
             let mut encoded: Option<(u64, Bytes)> = None;
             for id in members {
@@ -333,24 +410,37 @@ impl Registry {
                     _ => encoded.insert((session.prev, entry.frame(session.prev, false))).1.clone(),
                 };
                 session.prev = entry.offset;
-                match session.outbox.push(frame) {
+                let pushed = if session.outbox.slow() == Slow::Disconnect {
+                    session.outbox.push(frame)
+                } else {
+                    let mark = mark.get_or_insert_with(|| slow::mark(entry));
+                    session.outbox.push_event(Item::Text(frame), mark).map(|left| counts.left_out += left)
+                };
+                match pushed {
                     Ok(()) => *unserved += usize::from(session.wake(woken)),
-                    Err(_) => slow.push(*id),
+                    Err(_) => overflown.push(*id),
                 }
             }
-        }
-        for id in slow {
+        });
+        for id in overflown {
             self.close_slow(id);
         }
         reached
     }
 
-    /// Moves what is queued for a session to `into`, about `budget` bytes.
-    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
-        let Some(session) = self.get_mut(id) else { return };
-        session.outbox.take(budget, into);
+    /// Moves what is queued for a session to `into`, about `budget` bytes. One whose replay the log has overtaken is
+    /// closed: it comes back and is told so.
+    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>, log: &Log) {
+        let Self { slots, replays, .. } = self;
+        let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return };
+        let taken = session.outbox.take(budget, into, log, replays);
         let served = std::mem::take(&mut session.unserved);
         self.unserved -= usize::from(served);
+        if taken.is_err() {
+            self.close_slow(id);
+            self.take(id, budget, into, log);
+        }
     }
 
     /// Whether sessions other than this one were woken and have not had their turn.
@@ -394,12 +484,7 @@ impl Registry {
     fn leave(&mut self, id: SessionId) {
         let Some(session) = self.get_mut(id) else { return };
         let filter = std::mem::take(&mut session.filter);
-        if let Some(members) = self.groups.get_mut(&filter) {
-            members.retain(|member| *member != id);
-            if members.is_empty() {
-                self.groups.remove(&filter);
-            }
-        }
+        self.groups.leave(&filter, id);
     }
 
     fn get(&self, id: SessionId) -> Option<&Session> {

@@ -97,7 +97,7 @@ impl Shared {
         handle: Handle,
     ) -> Self {
         let (log, origin) = log;
-        let state = State::resume(log, config.session_queue_bytes);
+        let state = State::resume(log, config.session_queue_bytes).treating_slow(config.slow);
         let connections = Connections::new(config.connect_rate, config.max_sessions_per_address);
         Self {
             config,

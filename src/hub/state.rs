@@ -1,18 +1,19 @@
 //! All that the sessions of a hub share, in one pure value: log, marks, registry, counters. The machines act on it;
 //! whoever drives them holds its lock, and never while waiting for anything.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
-use super::log::{Log, LogLimits, Recovery};
+use super::log::{Log, LogLimits, NotRecovered};
+use super::outbox::{Item, MAX_REPLAYS};
 use super::registry::{Registry, Role, SessionId};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
-use crate::wire::position::Position;
-use crate::wire::subscriber::{self, Carried, Subscribed};
+use crate::wire::subscriber::{self, Carried, Slow, Subscribe, Subscribed};
 use crate::wire::topic::Pattern;
 
 /// Where a published event came to lie, and whom it reached.
@@ -84,6 +85,13 @@ impl State {
         }
     }
 
+    /// The same state; what happens to slow sessions that do not choose.
+    #[must_use]
+    pub fn treating_slow(mut self, slow: Slow) -> Self {
+        self.registry.slow = slow;
+        self
+    }
+
     /// Appends a record and brings it to the subscribers.
     pub fn append(&mut self, record: Record, now: Duration) -> Published {
         match record.carried() {
@@ -119,43 +127,73 @@ impl State {
         }
     }
 
-    /// Adds patterns to a session, answers, and queues what it missed. A session whose last replay is still on its
-    /// way is not given a second one: false, and nothing was changed.
-    pub fn subscribe(&mut self, id: SessionId, events: &[Pattern], since: Option<&Position>, now: Duration) -> bool {
-        if since.is_some() && self.registry.is_replaying(id) {
-            return false;
+    /// Adds patterns to a session, answers, and queues what it missed.
+    pub fn subscribe(&mut self, id: SessionId, wanted: &Subscribe, now: Duration) {
+        if let Some(slow) = wanted.slow {
+            self.registry.set_slow(id, slow);
         }
-        let filter = self.registry.filter(id).with(events);
-        let recovery = since.map(|position| self.log.since(position, &Filter::new(events.iter().cloned()), now));
+        let events = self.registry.granted(id, Filter::new(wanted.events.iter().cloned()));
+        let filter = self.registry.own_filter(id).with(events.patterns());
+        let recovery = wanted.since.as_ref().map(|position| {
+            drop(self.log.since(position, now)?);
+            if self.registry.replays(id) >= MAX_REPLAYS {
+                return Err(NotRecovered::Limit);
+            }
+            Ok(self.registry.cursor(events, position.offset, &self.log))
+        });
         let (epoch, offset) = (self.log.epoch(), self.log.head());
         let mut answer = Subscribed {
             events: filter.patterns().iter().map(Pattern::as_str).collect(),
             epoch,
             offset,
-            recovered: None,
+            recovered: recovery.as_ref().map(Result::is_ok),
             replayed: None,
             reason: None,
         };
         match &recovery {
             None => {}
-            Some(Recovery::Recovered(entries)) => {
-                answer.recovered = Some(true);
-                answer.replayed = Some(entries.len() as u64);
-                self.counters.replayed += entries.len() as u64;
+            Some(Ok(cursor)) => {
+                answer.replayed = Some(cursor.left());
+                self.counters.replayed += cursor.left();
             }
-            Some(Recovery::NotRecovered(reason)) => {
-                answer.recovered = Some(false);
+            Some(Err(reason)) => {
                 answer.reason = Some(reason.as_str());
                 self.counters.not_recovered += 1;
             }
         }
         self.registry.push(id, answer.encode());
-        if let (Some(Recovery::Recovered(entries)), Some(position)) = (recovery, since) {
-            self.registry.push_replay(id, position.offset, entries);
+        if let Some(Ok(cursor)) = recovery {
+            self.registry.push_replay(id, cursor);
         }
         self.registry.set_filter(id, filter);
         self.registry.set_prev(id, offset);
-        true
+    }
+
+    /// Moves what is queued for a session to `into`, about `budget` bytes, see [`Registry::take`].
+    pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
+        self.registry.take(id, budget, into, &self.log);
+    }
+
+    /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this.
+    pub fn preset(&mut self, id: SessionId, events: &[Pattern]) {
+        let head = self.log.head();
+        self.registry.set_filter(id, Filter::new(events.iter().cloned()));
+        self.registry.set_prev(id, head);
+        self.registry.set_preset(id);
+    }
+
+    /// Notes how far a subscriber is; what it cannot have seen is answered as the bad frame that it is.
+    pub fn record_ack(&mut self, id: SessionId, seq: u64) {
+        match self.registry.record_ack(id, seq) {
+            Ok(()) => self.counters.acks += 1,
+            Err(last) => self.bad_frame(id, &format!("data.sequence is {seq}, the last one sent was {last}")),
+        }
+    }
+
+    /// Answers a subscriber's frame that is wrong.
+    pub fn bad_frame(&mut self, id: SessionId, message: &str) {
+        self.counters.bad_frames += 1;
+        self.registry.push(id, subscriber::error("bad_frame", message));
     }
 
     /// Takes patterns from a session.

@@ -48,6 +48,10 @@ pub struct HubStats {
     pub log_set_aside: Option<PathBuf>,
     /// Sessions closed because they read too slowly.
     pub slow: u64,
+    /// Events left out because a session read too slowly that allows it.
+    pub shed: u64,
+    /// Events left out because a newer one with the same key came to a slow session.
+    pub conflated: u64,
     /// The subscribers that are furthest behind.
     pub laggards: Vec<Laggard>,
     /// Sessions closed by the hub, by close code.
@@ -86,6 +90,8 @@ impl HubStats {
                 log_commits: count(|status| status.commits.load(Ordering::Relaxed)),
                 log_set_aside: status.and_then(|status| status.set_aside.lock().clone()),
                 slow: counts.slow,
+                shed: counts.left_out.shed,
+                conflated: counts.left_out.conflated,
                 laggards: state.registry.laggards(LAGGARDS),
                 closes: shared.closes.lock().clone(),
                 queued_bytes: state.registry.queued_bytes(),

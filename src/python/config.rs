@@ -11,6 +11,7 @@ use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::error::Result;
 use crate::hub::HubConfig;
+use crate::wire::subscriber::Slow;
 use crate::wire::topic::Pattern;
 
 /// Reads the attributes of the dataclass.
@@ -82,6 +83,13 @@ fn when_full(name: &str) -> Result<WhenFull> {
     }
 }
 
+fn slow(name: &str) -> Result<Slow> {
+    let known = Slow::ALL.into_iter().find(|(known, _)| *known == name);
+    known
+        .map(|(_, slow)| slow)
+        .ok_or_else(|| refused("slow", &format!("'{name}'"), "'disconnect', 'conflate' or 'drop_with_gap'"))
+}
+
 /// Reads the attributes of the dataclass.
 pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> Result<HubConfig> {
     let settings = Settings(source);
@@ -94,6 +102,7 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         replay_age: settings.optional_seconds("replay_age")?,
         log_path: settings.get("log_path", "a path, or None")?,
         session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
+        slow: slow(&settings.get::<String>("slow", "a text")?)?,
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
         max_sessions_per_address: settings.get("max_sessions_per_address", "a whole number of sessions, or None")?,
@@ -111,7 +120,8 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
     })
 }
 
-fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
+/// Patterns of a setting.
+pub(super) fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
     let parse = |text: &String| {
         Pattern::parse(text).map_err(|error| refused(setting, &format!("'{text}'"), &error.to_string()))
     };

@@ -3,6 +3,7 @@
 
 mod auth;
 mod config;
+mod doors;
 mod emitter;
 mod errors;
 mod hub;
@@ -59,6 +60,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<hub::Hub>()?;
     module.add_class::<hub::HubClient>()?;
     module.add_class::<auth::AuthDesk>()?;
+    module.add_class::<doors::HubSession>()?;
+    module.add_class::<doors::HubExchange>()?;
+    module.add_function(wrap_pyfunction!(doors::matches, module)?)?;
     module.add_function(wrap_pyfunction!(serialize::serialize_event, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_show, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_verify, module)?)?;

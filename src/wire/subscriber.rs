@@ -26,13 +26,8 @@ pub enum SubscriberFrame {
         /// What proves it.
         token: Secret,
     },
-    /// Adds patterns; with `since` also asks for what was missed.
-    Subscribe {
-        /// Patterns to add; not empty.
-        events: Vec<Pattern>,
-        /// Where the subscriber stood when it was last connected.
-        since: Option<Position>,
-    },
+    /// Adds patterns.
+    Subscribe(Subscribe),
     /// Takes patterns away.
     Unsubscribe {
         /// Patterns to remove; not empty.
@@ -51,6 +46,46 @@ pub enum SubscriberFrame {
     Unknown,
 }
 
+/// What a subscriber asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subscribe {
+    /// Patterns to add; not empty.
+    pub events: Vec<Pattern>,
+    /// Where it stood when it was last connected: what came since is to be sent again.
+    pub since: Option<Position>,
+    /// What is to happen if it reads too slowly, from now on.
+    pub slow: Option<Slow>,
+}
+
+/// What happens to a session that reads too slowly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slow {
+    /// It is closed, and comes back for what it missed.
+    #[default]
+    Disconnect,
+    /// Of the events that wait, only the newest of each key is kept.
+    Conflate,
+    /// Events that find no room are left out.
+    DropWithGap,
+}
+
+impl Slow {
+    /// All, by name.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("disconnect", Self::Disconnect), ("conflate", Self::Conflate), ("drop_with_gap", Self::DropWithGap)];
+}
+
+/// Why a session does not get an event that its patterns match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missed {
+    /// There was no room.
+    Shed,
+    /// A newer event with the same key came.
+    Conflated,
+}
+
 #[derive(Deserialize)]
 struct Said<'a> {
     #[serde(borrow, rename = "type")]
@@ -63,6 +98,7 @@ struct Said<'a> {
 struct Selection {
     events: Vec<String>,
     since: Option<Position>,
+    slow: Option<Slow>,
 }
 
 #[derive(Deserialize)]
@@ -88,16 +124,13 @@ impl SubscriberFrame {
         let said: Said<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let data = said.data.map_or("{}", RawValue::get);
         Ok(match said.kind.as_ref() {
-            "subscribe" => {
-                let (events, since) = selection(data)?;
-                Self::Subscribe { events, since }
-            }
             "auth" => {
                 // Not in serde's words: they quote what they do not understand.
                 let shown: Credentials = serde_json::from_str(data).map_err(|_| "data.token is a text".to_owned())?;
                 Self::Auth { token: Secret::new(shown.token) }
             }
-            "unsubscribe" => Self::Unsubscribe { events: selection(data)?.0 },
+            "subscribe" => Self::Subscribe(selection(data)?),
+            "unsubscribe" => Self::Unsubscribe { events: selection(data)?.events },
             "ack" => {
                 let acked: Acked = serde_json::from_str(data).map_err(|error| format!("data: {error}"))?;
                 Self::Ack { sequence: acked.sequence }
@@ -109,14 +142,14 @@ impl SubscriberFrame {
     }
 }
 
-fn selection(data: &str) -> Result<(Vec<Pattern>, Option<Position>), String> {
+fn selection(data: &str) -> Result<Subscribe, String> {
     let selection: Selection = serde_json::from_str(data).map_err(|error| format!("data: {error}"))?;
     if selection.events.is_empty() || selection.events.len() > MAX_PATTERNS {
         return Err(format!("data.events names 1 to {MAX_PATTERNS} patterns, not {}", selection.events.len()));
     }
     let parse = |text: &String| Pattern::parse(text).map_err(|error| format!("data.events: {error}"));
-    let patterns = selection.events.iter().map(parse).collect::<Result<_, _>>()?;
-    Ok((patterns, selection.since))
+    let events = selection.events.iter().map(parse).collect::<Result<_, _>>()?;
+    Ok(Subscribe { events, since: selection.since, slow: selection.slow })
 }
 
 /// Answer to `subscribe`: the patterns that hold now, and the first position.
@@ -211,6 +244,18 @@ pub fn authenticated(subject: Option<&str>, expires: Option<f64>) -> Bytes {
     json(&Frame { action: "authenticated", subject, expires })
 }
 
+/// Tells a session of entries that its patterns match and that it does not get.
+#[must_use]
+pub fn missed(from: u64, to: u64, reason: Missed) -> Bytes {
+    #[derive(Serialize)]
+    struct Data {
+        from: u64,
+        to: u64,
+        reason: Missed,
+    }
+    typed("gap", &Data { from, to, reason })
+}
+
 /// Answer to `unsubscribe`.
 #[must_use]
 pub fn unsubscribed(events: &[Pattern]) -> Bytes {
@@ -226,6 +271,12 @@ pub fn unsubscribed(events: &[Pattern]) -> Bytes {
 #[must_use]
 pub fn pong(last_seq: u64) -> Bytes {
     format!(r#"{{"type":"pong","lastSeq":{last_seq}}}"#).into()
+}
+
+/// Asks whether the subscriber is there, where nobody else does; `last_seq` as in [`pong`].
+#[must_use]
+pub fn ping(last_seq: u64) -> Bytes {
+    format!(r#"{{"type":"ping","lastSeq":{last_seq}}}"#).into()
 }
 
 /// Says what was wrong with a frame.
@@ -276,8 +327,11 @@ mod tests {
     fn frames_of_the_protocol_are_read() {
         let since = Position { epoch: "k3f9".into(), offset: 7 };
         let text = r#"{"type":"subscribe","data":{"events":["alert.*"],"since":{"epoch":"k3f9","offset":7}}}"#;
-        let frame = SubscriberFrame::Subscribe { events: vec![pattern("alert.*")], since: Some(since) };
-        assert_eq!(SubscriberFrame::decode(text), Ok(frame));
+        let mut wanted = Subscribe { events: vec![pattern("alert.*")], since: Some(since), slow: None };
+        assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Subscribe(wanted.clone())));
+        (wanted.since, wanted.slow) = (None, Some(Slow::DropWithGap));
+        let text = r#"{"type":"subscribe","data":{"events":["alert.*"],"slow":"drop_with_gap"}}"#;
+        assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Subscribe(wanted)));
         let text = r#"{"type":"unsubscribe","data":{"events":["a"]}}"#;
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Unsubscribe { events: vec![pattern("a")] }));
         let frame = SubscriberFrame::Auth { token: Secret::new("t") };
@@ -300,6 +354,7 @@ mod tests {
             (r#"{"type":"subscribe","data":{"events":[]}}"#, "1 to 256"),
             (r#"{"type":"subscribe","data":{"events":[""]}}"#, "empty"),
             (r#"{"type":"subscribe","data":{"events":["a"],"since":{"offset":1}}}"#, "epoch"),
+            (r#"{"type":"subscribe","data":{"events":["a"],"slow":"never"}}"#, "drop_with_gap"),
             (r#"{"type":"ack","data":{"sequence":-1}}"#, "data"),
             (r#"{"type":"auth","data":"s3cret"}"#, "data.token is a text"),
         ] {
@@ -318,6 +373,20 @@ mod tests {
         assert_eq!(&Envelope { carried: Carried::Gap, replay: true, ..envelope }.around(b"{}")[..], &want[..]);
         let want = br#"{"type":"event","seq":12,"prev":3,"requires_ack":true,"data":{}}"#;
         assert_eq!(&Envelope { requires_ack: true, ..envelope }.around(b"{}")[..], &want[..]);
+    }
+
+    #[test]
+    fn what_a_session_does_not_get_is_told_without_a_seq() {
+        let want = br#"{"type":"gap","data":{"from":3,"to":9,"reason":"shed"}}"#;
+        assert_eq!(&missed(3, 9, Missed::Shed)[..], want);
+        assert!(missed(3, 9, Missed::Conflated).ends_with(br#""conflated"}}"#));
+    }
+
+    #[test]
+    fn every_way_to_be_slow_is_read_by_its_name() {
+        for (name, slow) in Slow::ALL {
+            assert_eq!(serde_json::to_value(slow).expect("a text"), name);
+        }
     }
 
     #[test]

@@ -226,6 +226,7 @@ async def test_threads_may_publish_while_the_loop_does(hub):
         ({"replay_age": 0}, ["replay_age=0", "more than 0"]),
         ({"replay_age": float("nan")}, ["replay_age=NaN", "number of seconds"]),
         ({"session_queue_bytes": 1}, ["session_queue_bytes=1", "4096"]),
+        ({"slow": "never"}, ["slow='never'", "drop_with_gap"]),
         ({"max_sessions": 0}, ["max_sessions=0", "1 to 1000000"]),
         ({"ping_interval": 0}, ["ping_interval=0", "0.1 to 3600"]),
         ({"allowed_origins": "https://one.example"}, ["allowed_origins='https://one.example'", "sequence"]),

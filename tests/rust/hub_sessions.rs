@@ -5,8 +5,9 @@ mod support;
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use safe_broadcaster::ErrorKind;
-use safe_broadcaster::hub::{Hub, HubConfig};
+use safe_broadcaster::hub::{Hub, HubConfig, HubStats};
 use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
+use safe_broadcaster::wire::subscriber::Slow;
 use serde_json::{Value, json};
 use support::{Client, PATIENCE, block, hub};
 use tokio_tungstenite::WebSocketStream;
@@ -210,6 +211,71 @@ async fn a_slow_subscriber_is_closed_and_the_others_go_on() {
     assert!(seen < sent);
     publish(&hub, &event);
     assert_eq!(quick.json().await["seq"], sent + 1);
+}
+
+/// Publishes until something was left out for a session that does not read, and then one more; another session gets all
+/// of it. Returns how many were published.
+async fn dawdle(hub: &Hub, quick: &mut Client<tokio::net::TcpStream>, left_out: impl Fn(&HubStats) -> u64) -> u64 {
+    let text = "x".repeat(10_000);
+    let mut sent = 0;
+    while left_out(&hub.stats()) < 100 {
+        sent += 1;
+        publish(hub, &json!({"type":"t","key":(sent % 7).to_string(),"text":text}));
+        assert_eq!(quick.json().await["seq"], sent);
+        assert!(sent < 10_000, "the sockets took 100 MB");
+    }
+    publish(hub, &json!({"type":"last"}));
+    assert_eq!(quick.json().await["seq"], sent + 1);
+    sent + 1
+}
+
+/// Reads to the event `last`; each event or gap begins where the one before it ended. Returns what was delivered, and the
+/// reasons of the gaps.
+async fn read_with_gaps(slow: &mut Client<tokio::net::TcpStream>, last: u64) -> (Vec<u64>, Vec<String>) {
+    let (mut at, mut delivered, mut reasons) = (0, Vec::new(), Vec::new());
+    while at < last {
+        let frame = slow.json().await;
+        if frame["type"] == "gap" {
+            assert_eq!(frame["data"]["from"], at + 1, "{frame}");
+            at = frame["data"]["to"].as_u64().expect("to");
+            reasons.push(frame["data"]["reason"].as_str().expect("reason").to_owned());
+        } else {
+            assert_eq!((&frame["prev"], &frame["seq"]), (&json!(at), &json!(at + 1)));
+            at += 1;
+            delivered.push(at);
+        }
+    }
+    (delivered, reasons)
+}
+
+#[tokio::test]
+async fn a_slow_subscriber_that_allows_gaps_stays_and_is_told_what_it_does_not_get() {
+    let hub = hub(|config| config.session_queue_bytes = 64 << 10);
+    let (mut quick, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let mut slow = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    slow.say(r#"{"type":"subscribe","data":{"events":["*"],"slow":"drop_with_gap"}}"#).await;
+    slow.json().await;
+    let last = dawdle(&hub, &mut quick, |stats| stats.shed).await;
+    let (delivered, reasons) = read_with_gaps(&mut slow, last).await;
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| reason == "shed"), "{reasons:?}");
+    let stats = hub.stats();
+    assert_eq!((last - delivered.len() as u64, stats.slow), (stats.shed, 0));
+}
+
+#[tokio::test]
+async fn a_slow_subscriber_that_wants_the_newest_gets_it_for_every_key() {
+    let hub = hub(|config| {
+        config.session_queue_bytes = 256 << 10;
+        config.slow = Slow::Conflate;
+    });
+    let (mut quick, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let (mut slow, _) = Client::subscriber(hub.port(), &["*"], None).await;
+    let last = dawdle(&hub, &mut quick, |stats| stats.conflated).await;
+    let (delivered, reasons) = read_with_gaps(&mut slow, last).await;
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| reason == "conflated"), "{reasons:?}");
+    assert!((last - 7..=last).all(|seq| delivered.contains(&seq)), "the newest of each of the seven keys");
+    let stats = hub.stats();
+    assert_eq!((last - delivered.len() as u64, stats.slow, stats.shed), (stats.conflated, 0, 0));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::store::{Row, read_row};
+use super::rows::{Row, read_row};
 use crate::emitter::item::{Gap, GapReason, Item};
 use crate::sqlite::{self, damaged, get};
 use crate::wire::block::Block;

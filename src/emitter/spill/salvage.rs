@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 
 use super::parked;
-use super::store::{Meta, PURPOSE, Row, Usage, insert, read_row};
+use super::rows::{Meta, Row, Usage, insert, read_row};
+use super::store::PURPOSE;
 use crate::emitter::item::{Gap, GapReason, Identity, Item};
 use crate::emitter::ring::Left;
 use crate::sqlite::{self, PAGE, beside, get, put, remove};
@@ -97,7 +98,7 @@ pub(super) fn finish(path: &Path) -> std::io::Result<()> {
     if !path.exists() && fresh.exists() { std::fs::rename(fresh, path) } else { Ok(()) }
 }
 
-fn fresh_path(path: &Path) -> PathBuf {
+pub(super) fn fresh_path(path: &Path) -> PathBuf {
     beside(path, ".salvage")
 }
 

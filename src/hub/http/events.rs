@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::Either;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::upgrade::full;
-use super::{Answer, guard, text};
+use super::{Answer, RequestBody, guard, text};
 use crate::hub::auth::Grant;
 use crate::hub::machine::Access;
 use crate::hub::outbox::Item;
@@ -31,7 +31,7 @@ use crate::hub::registry::{Interest, Role};
 use crate::hub::shared::{Admission, Seat, Shared};
 use crate::wire::frame::Reconnect;
 use crate::wire::position::Position;
-use crate::wire::subscriber::{self, MAX_PATTERNS};
+use crate::wire::subscriber::{self, MAX_PATTERNS, Subscribe};
 use crate::wire::topic::Pattern;
 
 /// How much is moved from the outbox at once.
@@ -49,30 +49,24 @@ impl Body for Stream {
     }
 }
 
-struct Asked {
-    patterns: Vec<Pattern>,
-    since: Option<Position>,
-}
-
 /// Opens a stream. When it is over, `doomed` gives its connection some time to bring the rest to the client.
 pub(super) async fn open(
     shared: &Arc<Shared>,
-    request: &Request<Incoming>,
-    from: IpAddr,
+    request: &Request<impl RequestBody>,
+    from: Option<IpAddr>,
     doomed: Arc<Notify>,
 ) -> Result<Answer, Answer> {
     let grant = guard::admit(shared, request.headers()).await?;
     let asked = read(request).map_err(|why| text(StatusCode::BAD_REQUEST, why))?;
-    if let Some(pattern) = asked.patterns.iter().find(|pattern| !grant.may_subscribe(pattern)) {
+    if let Some(pattern) = asked.events.iter().find(|pattern| !grant.may_subscribe(pattern)) {
         let why = format!("the token does not grant all of {}", pattern.as_str());
         return Err(text(StatusCode::FORBIDDEN, why));
     }
     let until = shared.until(&grant);
-    let seat = shared.open(Role::Subscriber, Admission::Awaited, Some(from)).map_err(full)?;
+    let seat = shared.open(Role::Subscriber, Admission::Awaited, from).map_err(full)?;
     let access = Access::granted(seat.id, Grant { subscribe: None, publish: None, ..grant }, until);
     let epoch = shared.with(|state, now| {
-        // A session that was just opened has no replay on its way: this cannot be refused.
-        state.subscribe(seat.id, &asked.patterns, asked.since.as_ref(), now);
+        state.subscribe(seat.id, &asked, now);
         state.log.epoch().to_owned()
     });
     let (chunks, stream) = mpsc::channel(1);
@@ -88,7 +82,7 @@ pub(super) async fn open(
     Ok(answer)
 }
 
-fn read(request: &Request<Incoming>) -> Result<Asked, String> {
+fn read(request: &Request<impl RequestBody>) -> Result<Subscribe, String> {
     let query = request.uri().query().unwrap_or_default();
     let (mut patterns, mut since) = (Vec::new(), None);
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -104,7 +98,7 @@ fn read(request: &Request<Incoming>) -> Result<Asked, String> {
     // What a browser remembers is newer than the address that the page was made with.
     let last = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     let since = last.map(str::to_owned).or(since).map(|text| position(&text)).transpose()?;
-    Ok(Asked { patterns, since })
+    Ok(Subscribe { events: patterns, since, slow: None })
 }
 
 fn position(text: &str) -> Result<Position, String> {
@@ -136,7 +130,7 @@ async fn pump(mut pump: Pump, chunks: mpsc::Sender<Bytes>, doomed: Arc<Notify>) 
             () = chunks.closed() => return,
             () = poll_fn(|cx| pump.fetch(cx, &mut items)) => pump.chunk(&items),
             () = tokio::time::sleep(expires.unwrap_or(every).min(every)), if expires.is_some() => {
-                shared.with(|state, now| pump.access.on_time(now, true, state));
+                shared.with(|state, now| pump.access.on_time(now, Role::Subscriber, state));
                 continue;
             }
             _ = beat.tick() => Bytes::from_static(b": still here\n\n"),
@@ -159,7 +153,7 @@ async fn pump(mut pump: Pump, chunks: mpsc::Sender<Bytes>, doomed: Arc<Notify>) 
 impl Pump {
     fn fetch(&self, cx: &mut Context<'_>, items: &mut VecDeque<Item>) -> Poll<()> {
         self.seat.shared.with(|state, _| {
-            state.registry.take(self.seat.id, BATCH, items);
+            state.take(self.seat.id, BATCH, items);
             if items.is_empty() {
                 state.registry.park(self.seat.id, Interest::Items, cx.waker().clone());
                 return Poll::Pending;

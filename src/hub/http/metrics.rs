@@ -26,6 +26,8 @@ pub(super) fn page(shared: &Shared) -> String {
         ("superseded", "Emitter connections closed because a newer one took over.", of.superseded),
         ("bad_frames", "Sessions closed, or frames refused, because they broke the protocol.", of.bad_frames),
         ("slow", "Sessions closed because they read too slowly.", stats.slow),
+        ("shed", "Events left out because a session read too slowly that allows it.", stats.shed),
+        ("conflated", "Events left out because a newer one with the same key came.", stats.conflated),
         ("log_failures", "How often the disk refused events.", stats.log_failures),
         ("log_commits", "Transactions of the log.", stats.log_commits),
     ] {
@@ -70,10 +72,10 @@ impl Page {
     }
 
     fn head(&mut self, kind: &str, name: &str, help: &str) {
-        self.0.push_str(&format!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"));
+        self.0.extend(["# HELP ", PREFIX, name, " ", help, "\n# TYPE ", PREFIX, name, " ", kind, "\n"]);
     }
 
     fn line(&mut self, name: &str, labels: &str, value: impl Display) {
-        self.0.push_str(&format!("{PREFIX}{name}{labels} {value}\n"));
+        self.0.extend([PREFIX, name, labels, " ", &value.to_string(), "\n"]);
     }
 }

@@ -6,17 +6,21 @@ mod metrics;
 mod publish;
 mod upgrade;
 
+use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
+use hyper::body::Body;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use tokio::sync::Notify;
+
+pub(super) use guard::{admission, origin_is_allowed};
+pub(super) use upgrade::negotiate;
 
 use super::auth::credential_in_query;
 use super::registry::Role;
@@ -25,11 +29,19 @@ use super::stats::HubStats;
 
 pub(super) type Answer = Response<Either<Full<Bytes>, events::Stream>>;
 
-/// Answers one request.
+/// A request's body, read by us or by the server of another door.
+pub(super) trait RequestBody:
+    Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static
+{
+}
+
+impl<B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static> RequestBody for B {}
+
+/// Answers one request. `from` is known of a socket of ours, whose connection is given up some time after `doomed`.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    request: Request<Incoming>,
-    from: IpAddr,
+    request: Request<impl RequestBody>,
+    from: Option<IpAddr>,
     doomed: Arc<Notify>,
 ) -> Answer {
     if !guard::origin_is_allowed(request.headers(), &shared.config.allowed_origins) {
@@ -51,8 +63,8 @@ pub(super) async fn serve(
 
 async fn route(
     shared: &Arc<Shared>,
-    request: Request<Incoming>,
-    from: IpAddr,
+    request: Request<impl RequestBody>,
+    from: Option<IpAddr>,
     doomed: Arc<Notify>,
 ) -> Result<Answer, Answer> {
     Ok(match (request.method(), request.uri().path()) {

@@ -7,13 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::{Request, StatusCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Answer, guard, json, text};
+use super::{Answer, RequestBody, guard, json, text};
 use crate::ErrorKind;
 use crate::hub;
 use crate::hub::shared::Shared;
@@ -37,7 +36,7 @@ enum Accepted {
     Batch { offsets: Vec<u64> },
 }
 
-pub(super) async fn publish(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Answer> {
+pub(super) async fn publish(shared: &Arc<Shared>, request: Request<impl RequestBody>) -> Result<Answer, Answer> {
     let grant = guard::admit(shared, request.headers()).await?;
     let coding = coding(request.headers())
         .ok_or_else(|| text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Encoding is gzip, deflate or identity"))?;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -13,12 +12,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{Answer, guard, text};
-use crate::hub::auth::{Grant, Offered};
+use super::{Answer, RequestBody, guard, text};
 use crate::hub::driver;
 use crate::hub::limits::TooMany;
 use crate::hub::registry::Role;
-use crate::hub::shared::{Admission, Refused, Seat, Shared};
+use crate::hub::shared::{Refused, Seat, Shared};
 use crate::wire::{EMITTER_SUBPROTOCOL, SUBSCRIBER_SUBPROTOCOL};
 
 /// Turns the connection into a WebSocket session (RFC 6455 §4.2).
@@ -26,8 +24,8 @@ pub(super) async fn upgrade(
     shared: &Arc<Shared>,
     role: Role,
     protocol: Option<&'static str>,
-    request: Request<Incoming>,
-    from: IpAddr,
+    request: Request<impl RequestBody>,
+    from: Option<IpAddr>,
 ) -> Result<Answer, Answer> {
     let headers = request.headers();
     let is_upgrade =
@@ -43,8 +41,8 @@ pub(super) async fn upgrade(
         return Ok(text(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing or not 16 bytes in base 64"));
     };
     let accept = derive_accept_key(key.as_bytes());
-    let admission = admission(shared, role, headers).await?;
-    let seat = shared.open(role, admission, Some(from)).map_err(full)?;
+    let admission = guard::shake_hands(shared, role, headers).await?;
+    let seat = shared.open(role, admission, from).map_err(full)?;
     shared.spawn(switch(seat, request));
     let mut answer = Response::new(Either::Left(Full::default()));
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -58,19 +56,6 @@ pub(super) async fn upgrade(
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
     }
     Ok(answer)
-}
-
-/// What is known of a client at the handshake. A subscriber may show its token later; what a browser shows is
-/// refused in a frame, because a page does not see the answer to a handshake.
-async fn admission(shared: &Shared, role: Role, headers: &HeaderMap) -> Result<Admission, Answer> {
-    if !shared.auth.is_on() {
-        return Ok(Admission::Granted(Grant::everything()));
-    }
-    match Offered::read(headers) {
-        Offered::Nothing if role == Role::Subscriber => Ok(Admission::Awaited),
-        Offered::Subprotocol(token) if role == Role::Subscriber => Ok(Admission::Token(token)),
-        _ => guard::admit(shared, headers).await.map(Admission::Granted),
-    }
 }
 
 /// No session can be had.
@@ -87,7 +72,7 @@ pub(super) fn full(refused: Refused) -> Answer {
 }
 
 /// Which of the offered subprotocols is spoken; none offered, beside a token, is a subscriber.
-pub(super) fn negotiate(headers: &HeaderMap) -> Option<(Role, Option<&'static str>)> {
+pub(in crate::hub) fn negotiate(headers: &HeaderMap) -> Option<(Role, Option<&'static str>)> {
     if !offered(headers, header::SEC_WEBSOCKET_PROTOCOL).any(|name| !name.starts_with("bearer.")) {
         return Some((Role::Subscriber, None));
     }
@@ -109,7 +94,7 @@ fn offered(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> 
 }
 
 /// Runs the session once the answer is sent and the socket is free.
-async fn switch(seat: Seat, request: Request<Incoming>) {
+async fn switch(seat: Seat, request: Request<impl RequestBody>) {
     // An error means that the client was gone before the answer.
     let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
     // The socket itself, without the box around it: every read and write of the session goes through here.

@@ -233,10 +233,9 @@ impl EmitterMachine {
         }
     }
 
-    /// The same, for an emitter that may publish only this.
-    #[must_use]
-    pub fn limited_to(self, publish: Option<Scope>) -> Self {
-        Self { publish, ..self }
+    /// It may publish only this from now on; `None` is everything.
+    pub fn limit_to(&mut self, publish: Option<Scope>) {
+        self.publish = publish;
     }
 
     /// A text frame came.

@@ -22,8 +22,13 @@ pub struct PublisherMachine {
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
-    pub fn new(id: SessionId, publish: Option<Scope>) -> Self {
-        Self { id, batch: Vec::new(), publish }
+    pub fn new(id: SessionId) -> Self {
+        Self { id, batch: Vec::new(), publish: None }
+    }
+
+    /// It may publish only this from now on; `None` is everything.
+    pub fn limit_to(&mut self, publish: Option<Scope>) {
+        self.publish = publish;
     }
 
     /// A frame came, text or binary: an event. What is none is answered and forgotten, and the rest goes on: without
@@ -62,7 +67,7 @@ mod tests {
 
     #[test]
     fn what_is_no_event_is_answered_and_the_rest_goes_on() {
-        let mut machine = PublisherMachine::new(SessionId::for_test(1), None);
+        let mut machine = PublisherMachine::new(SessionId::for_test(1));
         assert!(!machine.wants_commit());
         assert_eq!(machine.on_event(Bytes::from_static(br#"{"type":"a"}"#)), Ok(()));
         let answer = machine.on_event(Bytes::from_static(b"[]")).expect_err("no event");

@@ -25,7 +25,7 @@ impl SubscriberMachine {
 
     /// A text frame came. A token that it brings is to be checked before the next frame.
     pub fn on_text(&mut self, text: &str, access: &mut Access, state: &mut State, now: Duration) -> Option<Secret> {
-        if state.registry.is_closing(self.id) {
+        if access.grant().is_none() && state.registry.is_closing(self.id) {
             return None;
         }
         match (SubscriberFrame::decode(text), access.grant()) {
@@ -48,23 +48,18 @@ impl SubscriberMachine {
 
     fn on_frame(&mut self, frame: SubscriberFrame, grant: &Grant, state: &mut State, now: Duration) {
         match frame {
-            SubscriberFrame::Subscribe { events, since } => {
-                if let Some(pattern) = events.iter().find(|pattern| !grant.may_subscribe(pattern)) {
+            SubscriberFrame::Subscribe(wanted) => {
+                if let Some(pattern) = wanted.events.iter().find(|pattern| !grant.may_subscribe(pattern)) {
                     let message = format!("the token does not grant all of {}", pattern.as_str());
                     state.registry.push(self.id, subscriber::error("not_allowed", &message));
-                } else if state.registry.filter(self.id).with(&events).patterns().len() > MAX_PATTERNS {
+                } else if state.registry.own_filter(self.id).with(&wanted.events).patterns().len() > MAX_PATTERNS {
                     self.refuse(state, &format!("a session has at most {MAX_PATTERNS} patterns"));
-                } else if !state.subscribe(self.id, &events, since.as_ref(), now) {
-                    self.refuse(state, "the last replay is still on its way; subscribe again after it");
+                } else {
+                    state.subscribe(self.id, &wanted, now);
                 }
             }
             SubscriberFrame::Unsubscribe { events } => state.unsubscribe(self.id, &events),
-            SubscriberFrame::Ack { sequence } => match state.registry.record_ack(self.id, sequence) {
-                Ok(()) => state.counters.acks += 1,
-                Err(last) => {
-                    self.refuse(state, &format!("data.sequence is {sequence}, the last one sent was {last}"));
-                }
-            },
+            SubscriberFrame::Ack { sequence } => state.record_ack(self.id, sequence),
             SubscriberFrame::Auth { .. } | SubscriberFrame::Ping | SubscriberFrame::Pong | SubscriberFrame::Unknown => {
             }
         }
@@ -76,8 +71,7 @@ impl SubscriberMachine {
     }
 
     fn refuse(&self, state: &mut State, message: &str) {
-        state.counters.bad_frames += 1;
-        state.registry.push(self.id, subscriber::error("bad_frame", message));
+        state.bad_frame(self.id, message);
     }
 }
 
@@ -129,7 +123,7 @@ mod tests {
 
         fn heard(&mut self) -> Vec<Value> {
             let mut items = VecDeque::new();
-            self.state.registry.take(self.id, usize::MAX, &mut items);
+            self.state.take(self.id, usize::MAX, &mut items);
             let read = |item| match item {
                 Item::Text(frame) => serde_json::from_slice(&frame).expect("json"),
                 other => json!(format!("{other:?}")),
@@ -186,15 +180,97 @@ mod tests {
     }
 
     #[test]
-    fn a_second_replay_waits_for_the_first() {
+    fn replays_follow_each_other_in_order_up_to_a_limit() {
         let mut session = Session::new(100);
         session.emit("a");
-        let subscribe = r#"{"type":"subscribe","data":{"events":["a"],"since":{"epoch":"k3f9","offset":0}}}"#;
+        session.emit("b");
+        let subscribe =
+            |kind: &str| json!({"type":"subscribe","data":{"events":[kind],"since":{"epoch":"k3f9","offset":0}}});
+        for n in 0..20 {
+            let frame = subscribe(if n % 2 == 0 { "a" } else { "b" }).to_string();
+            session.hear(&frame);
+        }
+        session.emit("a");
+        let heard = session.heard();
+        assert_eq!(heard.len(), 2 * 16 + 4 + 1);
+        for (n, pair) in heard[..32].chunks(2).enumerate() {
+            assert_eq!((&pair[0]["recovered"], &pair[0]["replayed"]), (&json!(true), &json!(1)));
+            assert_eq!((&pair[1]["seq"], &pair[1]["prev"]), (&json!(1 + n % 2), &json!(0)));
+        }
+        for refused in &heard[32..36] {
+            assert_eq!((&refused["recovered"], &refused["reason"]), (&json!(false), &json!("limit")));
+            assert_eq!(refused["offset"], 2, "a fresh position is there all the same");
+        }
+        assert_eq!(heard[36], json!({"type":"event","seq":3,"prev":2,"data":{"type":"a"}}));
+        assert_eq!(session.say(&subscribe("a").to_string())[0]["recovered"], true, "there is room again");
+    }
+
+    #[test]
+    fn a_replay_that_the_log_overtakes_closes_the_session_and_it_is_told_truncated() {
+        let mut session = Session::new(4);
+        for _ in 0..4 {
+            session.emit("a");
+        }
+        let since = |offset: u64| {
+            json!({"type":"subscribe","data":{"events":["a"],"since":{"epoch":"k3f9","offset":offset}}}).to_string()
+        };
+        session.hear(&since(0));
+        session.emit("a");
+        let heard = session.heard();
+        assert_eq!((&heard[0]["replayed"], &heard[1]), (&json!(4), &json!("Close(Slow)")));
+        assert_eq!((heard.len(), session.state.registry.counts().slow), (2, 1));
+        session.id = session.state.registry.open(Role::Subscriber);
+        session.machine = SubscriberMachine::new(session.id);
+        session.access = Access::granted(session.id, Grant::everything(), None);
+        assert_eq!(session.say(&since(0))[0]["reason"], "truncated");
+    }
+
+    #[test]
+    fn a_grant_that_becomes_narrower_reaches_replays_on_their_way() {
+        let mut session = Session::new(100);
+        for kind in ["a", "b", "a"] {
+            session.emit(kind);
+        }
+        let subscribe = r#"{"type":"subscribe","data":{"events":["a","b","c"],"since":{"epoch":"k3f9","offset":0}}}"#;
+        let only = |kind| {
+            Some(std::sync::Arc::new(crate::hub::entry::Filter::new([
+                crate::wire::topic::Pattern::parse(kind).expect("valid")
+            ])))
+        };
         session.hear(subscribe);
+        session.state.registry.set_grant(session.id, only("b"));
+        session.emit("a");
+        session.emit("b");
+        let seqs = |heard: &[Value]| heard.iter().map(|frame| frame["seq"].clone()).collect::<Vec<_>>();
+        let heard = session.heard();
+        assert_eq!(seqs(&heard), [json!(null), json!(2), json!(5)]);
+        // And what is asked for under it gets no more.
         let heard = session.say(subscribe);
-        assert_eq!(heard.len(), 3);
-        assert_eq!(heard[2]["data"]["code"], "bad_frame");
-        assert_eq!(session.say(subscribe)[0]["replayed"], 1);
+        assert_eq!((&heard[0]["events"], &heard[0]["replayed"]), (&json!(["b"]), &json!(2)));
+        assert_eq!(seqs(&heard[1..]), [json!(2), json!(5)]);
+    }
+
+    #[test]
+    fn impossible_positions_are_answered() {
+        let mut session = Session::new(100);
+        session.emit("a");
+        for bad in ["-1", "1.5", "18446744073709551616", "\"1\"", "null"] {
+            let subscribe = format!(
+                r#"{{"type":"subscribe","data":{{"events":["a"],"since":{{"epoch":"k3f9","offset":{bad}}}}}}}"#
+            );
+            assert_eq!(session.say(&subscribe)[0]["data"]["code"], "bad_frame", "{bad}");
+        }
+        for (epoch, offset, reason) in
+            [("", 1, "epoch"), ("", 0, "epoch"), ("k3f9", u64::MAX, "ahead"), ("k3f9", 2, "ahead")]
+        {
+            let since = json!({"type":"subscribe","data":{"events":["a"],"since":{"epoch":epoch,"offset":offset}}});
+            let heard = session.say(&since.to_string());
+            assert_eq!(
+                (&heard[0]["recovered"], &heard[0]["reason"]),
+                (&json!(false), &json!(reason)),
+                "{epoch} {offset}"
+            );
+        }
     }
 
     #[test]
@@ -307,7 +383,7 @@ mod tests {
         let mut session = stranger();
         assert!(session.say(AUTH).is_empty());
         assert_eq!(session.shown, ["s3cret"]);
-        session.access.on_checked(Ok((grant(&["a.*"], 90.0), None)), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a.*"], 90.0), None)), Role::Subscriber, &mut session.state);
         assert_eq!(session.heard(), [json!({"action":"authenticated","subject":"ada","expires":90.0})]);
         let heard = session.say(r#"{"type":"subscribe","data":{"events":["a.b","b"]}}"#);
         assert_eq!((heard.len(), &heard[0]["data"]["code"]), (1, &json!("not_allowed")));
@@ -318,9 +394,9 @@ mod tests {
     #[test]
     fn a_narrower_token_takes_patterns_away_and_says_so() {
         let mut session = stranger();
-        session.access.on_checked(Ok((grant(&["a", "b"], 90.0), None)), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a", "b"], 90.0), None)), Role::Subscriber, &mut session.state);
         session.say(r#"{"type":"subscribe","data":{"events":["a","b"]}}"#);
-        session.access.on_checked(Ok((grant(&["b"], 99.0), None)), &mut session.state);
+        session.access.on_checked(Ok((grant(&["b"], 99.0), None)), Role::Subscriber, &mut session.state);
         let heard = session.heard();
         assert_eq!(heard[1], json!({"action":"unsubscribed","events":["a"]}));
         session.emit("a");
@@ -332,18 +408,18 @@ mod tests {
     fn time_without_a_token_or_beyond_it_ends_the_session() {
         let second = Duration::from_secs(1);
         let mut session = stranger();
-        session.access.on_time(9 * second, true, &mut session.state);
+        session.access.on_time(9 * second, Role::Subscriber, &mut session.state);
         assert!(session.heard().is_empty());
-        session.access.on_time(10 * second, true, &mut session.state);
+        session.access.on_time(10 * second, Role::Subscriber, &mut session.state);
         assert_eq!(session.heard()[1], "Close(Unauthorized)");
 
         let mut session = stranger();
-        session.access.on_checked(Ok((grant(&["a"], 90.0), Some(20 * second))), &mut session.state);
-        session.access.on_checked(Ok((grant(&["a"], 100.0), Some(30 * second))), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a"], 90.0), Some(20 * second))), Role::Subscriber, &mut session.state);
+        session.access.on_checked(Ok((grant(&["a"], 100.0), Some(30 * second))), Role::Subscriber, &mut session.state);
         session.heard();
-        session.access.on_time(20 * second, true, &mut session.state);
+        session.access.on_time(20 * second, Role::Subscriber, &mut session.state);
         assert!(session.heard().is_empty(), "it was refreshed");
-        session.access.on_time(30 * second, true, &mut session.state);
+        session.access.on_time(30 * second, Role::Subscriber, &mut session.state);
         let heard = session.heard();
         assert_eq!((&heard[0]["data"]["code"], &heard[1]), (&json!("token_expired"), &json!("Close(TokenExpired)")));
     }
@@ -357,7 +433,7 @@ mod tests {
             (Denied::Unavailable("no"), "Close(AuthUnavailable)"),
         ] {
             let mut session = stranger();
-            session.access.on_checked(Err(denied), &mut session.state);
+            session.access.on_checked(Err(denied), Role::Subscriber, &mut session.state);
             assert_eq!(session.heard()[1], close);
             assert_eq!(session.state.counters.auth_refused, 1);
         }

@@ -7,6 +7,10 @@ fn entry(offset: u64, kind: &str) -> Entry {
     Entry { offset, record: Record::event(json.into()).expect("valid") }
 }
 
+fn log() -> Log {
+    Log::new("e".into(), crate::hub::log::LogLimits { events: 0, bytes: 0, age: None })
+}
+
 fn subscriber(registry: &mut Registry, pattern: &str) -> SessionId {
     let id = registry.open(Role::Subscriber);
     registry.set_filter(id, Filter::new([Pattern::parse(pattern).expect("valid")]));
@@ -15,7 +19,7 @@ fn subscriber(registry: &mut Registry, pattern: &str) -> SessionId {
 
 fn frames(registry: &mut Registry, id: SessionId) -> Vec<Item> {
     let mut out = VecDeque::new();
-    registry.take(id, usize::MAX, &mut out);
+    registry.take(id, usize::MAX, &mut out, &log());
     out.into()
 }
 
@@ -97,4 +101,22 @@ fn acks_are_cumulative_and_who_is_furthest_behind_is_named_first() {
     assert_eq!(named, [(late, Some(4), Some(5)), (quick, Some(9), Some(0))]);
     assert!(laggards[0].queued_bytes > 0);
     assert_eq!(registry.laggards(10)[2].session, silent);
+}
+
+#[test]
+fn a_narrower_grant_takes_patterns_away_and_a_wider_one_gives_none_back() {
+    let mut registry = Registry::new(1 << 20);
+    let id = registry.open(Role::Subscriber);
+    let filter = |patterns: &[&str]| Filter::new(patterns.iter().map(|text| Pattern::parse(text).expect("valid")));
+    let grant = |patterns: &[&str]| Some(Arc::new(filter(patterns)));
+    registry.set_filter(id, filter(&["a.b", "a.*", "x/y"]));
+    assert!(registry.set_grant(id, grant(&["*"])).is_empty());
+    let taken = registry.set_grant(id, grant(&["a.b.*", "a.b", "x/*"]));
+    assert_eq!(taken, filter(&["a.*"]).patterns());
+    assert_eq!(registry.fan_out(&entry(1, "a.c")), 0);
+    assert_eq!(registry.fan_out(&entry(2, "a.b")), 1);
+    assert_eq!(registry.granted(id, filter(&["a.b.c", "b"])), filter(&["a.b.c"]));
+    assert!(registry.set_grant(id, None).is_empty());
+    assert_eq!(*registry.filter(id), filter(&["a.b", "x/y"]));
+    assert_eq!(registry.granted(id, filter(&["b"])), filter(&["b"]));
 }

@@ -1,0 +1,300 @@
+//! What the hub should do, in the plainest words: a list that is never thrown away, and patterns held against it one by
+//! one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use safe_broadcaster::hub::entry::Record;
+use safe_broadcaster::hub::log::{LogLimits, cost};
+use safe_broadcaster::hub::outbox::{FRAME_BYTES, MAX_REPLAYS};
+use safe_broadcaster::wire::subscriber::Carried;
+use serde_json::Value;
+
+/// An entry of the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) offset: u64,
+    pub(crate) at: Duration,
+    pub(crate) record: Record,
+}
+
+/// Everything that was ever published in this epoch.
+pub(crate) struct Shadow {
+    pub(crate) epoch: String,
+    limits: LogLimits,
+    entries: Vec<Kept>,
+    /// How many of them are trimmed.
+    trimmed: usize,
+}
+
+/// A frame that is to come.
+#[derive(Clone, Debug)]
+pub(crate) enum Expected {
+    Subscribed {
+        position: (String, u64),
+        patterns: Vec<String>,
+        recovered: Option<bool>,
+        replayed: Option<u64>,
+        reason: Option<&'static str>,
+    },
+    Unsubscribed(&'static str),
+    Entry {
+        position: (String, u64),
+        kind: &'static str,
+        prev: u64,
+        replay: bool,
+        data: Value,
+    },
+}
+
+/// A connection, as it should be.
+pub(crate) struct Session {
+    patterns: Vec<&'static str>,
+    prev: u64,
+    pub(crate) expected: VecDeque<Expected>,
+    /// Bytes that should wait in the outbox.
+    pub(crate) queued: usize,
+    limit: usize,
+    /// More should have waited than may: it is to be closed, and nothing more comes.
+    pub(crate) overflowed: bool,
+    epoch: String,
+}
+
+impl Shadow {
+    pub(crate) fn new(epoch: String, limits: LogLimits) -> Self {
+        Self { epoch, limits, entries: vec![], trimmed: 0 }
+    }
+
+    pub(crate) fn head(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(crate) fn append(&mut self, record: &Record, now: Duration) -> Kept {
+        let kept = Kept { offset: self.head() + 1, at: now, record: record.clone() };
+        self.entries.push(kept.clone());
+        self.trim(now);
+        kept
+    }
+
+    /// What the log still has.
+    pub(crate) fn kept(&mut self, now: Duration) -> impl Iterator<Item = &Kept> {
+        self.trim(now);
+        self.entries[self.trimmed..].iter()
+    }
+
+    /// How many of the oldest entries the log has given up.
+    pub(crate) fn trimmed(&mut self, now: Duration) -> u64 {
+        self.trim(now);
+        self.trimmed as u64
+    }
+
+    fn trim(&mut self, now: Duration) {
+        let LogLimits { events, bytes, age } = self.limits;
+        while let Some(oldest) = self.entries.get(self.trimmed) {
+            let left = &self.entries[self.trimmed..];
+            let expired = age.is_some_and(|age| now > oldest.at + age);
+            let large = left.iter().map(|entry| cost(&entry.record)).sum::<usize>() > bytes;
+            if !expired && !large && left.len() <= events {
+                return;
+            }
+            self.trimmed += 1;
+        }
+    }
+
+    /// What came after a position, or why it cannot be given.
+    fn since(&mut self, (epoch, offset): &(String, u64), now: Duration) -> Result<Vec<Kept>, &'static str> {
+        self.trim(now);
+        if *epoch != self.epoch {
+            Err("epoch")
+        } else if *offset > self.head() {
+            Err("ahead")
+        } else if (*offset as usize) < self.trimmed {
+            Err("truncated")
+        } else {
+            Ok(self.entries[*offset as usize..].to_vec())
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn new(limit: usize) -> Self {
+        let (patterns, expected) = (vec![], VecDeque::new());
+        Self { patterns, prev: 0, expected, queued: 0, limit, overflowed: false, epoch: String::new() }
+    }
+
+    pub(crate) fn subscribe(
+        &mut self,
+        log: &mut Shadow,
+        add: &[&'static str],
+        since: Option<&(String, u64)>,
+        now: Duration,
+    ) {
+        if self.overflowed {
+            return;
+        }
+        for pattern in add {
+            if !self.patterns.contains(pattern) {
+                self.patterns.push(pattern);
+            }
+        }
+        self.epoch.clone_from(&log.epoch);
+        let busy = self.replays() >= MAX_REPLAYS;
+        let found = since.map(|position| match log.since(position, now) {
+            Ok(_) if busy => Err("limit"),
+            found => found,
+        });
+        let replay = found.clone().and_then(Result::ok).unwrap_or_default();
+        let replay: Vec<_> = replay.into_iter().filter(|entry| matches(add, entry)).collect();
+        let subscribed = Expected::Subscribed {
+            position: (log.epoch.clone(), log.head()),
+            patterns: self.patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
+            recovered: found.as_ref().map(Result::is_ok),
+            replayed: found.as_ref().filter(|found| found.is_ok()).map(|_| replay.len() as u64),
+            reason: found.and_then(Result::err),
+        };
+        self.expect(subscribed);
+        if let Some((_, offset)) = since {
+            let mut prev = *offset;
+            for entry in replay {
+                let seq = entry.offset;
+                let frame = self.entry(&entry, prev, true);
+                self.expect(frame);
+                prev = seq;
+            }
+        }
+        self.prev = log.head();
+    }
+
+    /// How many replays are not delivered yet.
+    fn replays(&self) -> usize {
+        let begun = matches!(self.expected.front(), Some(Expected::Entry { replay: true, .. }));
+        let waits = |frame: &&Expected| matches!(frame, Expected::Subscribed { replayed: Some(1..), .. });
+        usize::from(begun) + self.expected.iter().filter(waits).count()
+    }
+
+    /// Whether the log, without so many of its oldest entries, can no longer tell what comes next.
+    pub(crate) fn is_overtaken(&self, trimmed: u64) -> bool {
+        matches!(self.expected.front(), Some(Expected::Entry { replay: true, prev, .. }) if *prev < trimmed)
+    }
+
+    pub(crate) fn unsubscribe(&mut self, pattern: &'static str) {
+        if !self.overflowed {
+            self.patterns.retain(|held| *held != pattern);
+            self.expect(Expected::Unsubscribed(pattern));
+        }
+    }
+
+    /// An event was published; whether it is for this session.
+    pub(crate) fn live(&mut self, entry: &Kept) -> bool {
+        if self.overflowed || !matches(&self.patterns, entry) {
+            return false;
+        }
+        let frame = self.entry(entry, self.prev, false);
+        self.prev = entry.offset;
+        self.expect(frame);
+        true
+    }
+
+    pub(crate) fn may_acknowledge(&self, offset: u64) -> bool {
+        !self.overflowed && offset <= self.prev
+    }
+
+    fn entry(&self, entry: &Kept, prev: u64, replay: bool) -> Expected {
+        Expected::Entry {
+            position: (self.epoch.clone(), entry.offset),
+            kind: match entry.record.carried() {
+                Carried::Event => "event",
+                Carried::Gap => "gap",
+            },
+            prev,
+            replay,
+            data: serde_json::from_slice(entry.record.json()).expect("JSON"),
+        }
+    }
+
+    fn expect(&mut self, frame: Expected) {
+        if self.overflowed {
+            return;
+        }
+        let cost = frame.cost(frame.len());
+        if cost > 0 && self.queued > 0 && self.queued + cost > self.limit {
+            self.overflowed = true;
+            return;
+        }
+        self.queued += cost;
+        self.expected.push_back(frame);
+    }
+}
+
+impl Expected {
+    /// What it takes of the outbox's bound; replays are read from the log and take nothing.
+    pub(crate) fn cost(&self, len: usize) -> usize {
+        if matches!(self, Self::Entry { replay: true, .. }) { 0 } else { FRAME_BYTES + len }
+    }
+
+    /// Length of the frame.
+    fn len(&self) -> usize {
+        self.frame().to_string().len()
+    }
+
+    pub(crate) fn check(&self, heard: &Value) {
+        assert_eq!(*heard, self.frame());
+    }
+
+    fn frame(&self) -> Value {
+        let mut frame = serde_json::Map::new();
+        let mut put = |name: &str, value: Value| drop(frame.insert(name.to_owned(), value));
+        match self {
+            Self::Subscribed { position: (epoch, offset), patterns, recovered, replayed, reason } => {
+                put("action", "subscribed".into());
+                put("events", patterns.clone().into());
+                put("epoch", epoch.clone().into());
+                put("offset", (*offset).into());
+                let answers = [
+                    ("recovered", recovered.map(Value::from)),
+                    ("replayed", replayed.map(Value::from)),
+                    ("reason", reason.map(Value::from)),
+                ];
+                for (name, value) in answers {
+                    if let Some(value) = value {
+                        put(name, value);
+                    }
+                }
+            }
+            Self::Unsubscribed(pattern) => {
+                put("action", "unsubscribed".into());
+                put("events", vec![*pattern].into());
+            }
+            Self::Entry { position: (_, seq), kind, prev, replay, data } => {
+                put("type", (*kind).into());
+                put("seq", (*seq).into());
+                put("prev", (*prev).into());
+                if *replay {
+                    put("replay", true.into());
+                }
+                put("data", data.clone());
+            }
+        }
+        frame.into()
+    }
+}
+
+fn matches(patterns: &[&str], entry: &Kept) -> bool {
+    let record = &entry.record;
+    match record.carried() {
+        Carried::Gap => !patterns.is_empty(),
+        Carried::Event => patterns.iter().any(|pattern| match_one(pattern, record.kind(), record.topic())),
+    }
+}
+
+fn match_one(pattern: &str, kind: &str, topic: &str) -> bool {
+    let (name, separator) = if pattern.contains('/') { (topic, '/') } else { (kind, '.') };
+    if pattern == "*" {
+        return true;
+    }
+    let (wanted, segments): (Vec<_>, Vec<_>) = (pattern.split(separator).collect(), name.split(separator).collect());
+    let long = wanted.last() == Some(&"*") && segments.len() > wanted.len();
+    !name.is_empty()
+        && (long || segments.len() == wanted.len())
+        && wanted.iter().zip(&segments).all(|(wanted, segment)| wanted == &"*" || wanted == segment)
+}
