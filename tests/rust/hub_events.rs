@@ -219,14 +219,14 @@ async fn metrics_are_well_formed_and_agree_with_the_stats() {
             (Some(name), Some(value), None, None) => {
                 let bare = name.split('{').next().expect("a name");
                 assert!(typed.contains_key(bare) && bare.starts_with("safe_broadcaster_hub_"), "{line}");
-                assert!(values.insert(name, value.parse::<f64>().expect("a number")).is_none(), "{name} twice");
+                assert!(value.parse::<f64>().is_ok() && values.insert(name, value).is_none(), "{line}");
             }
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(values["safe_broadcaster_hub_events_total"], 1.0);
-    assert_eq!(values["safe_broadcaster_hub_delivered_total"], 1.0);
-    assert_eq!(values["safe_broadcaster_hub_sessions{role=\"subscriber\"}"], 1.0);
+    assert_eq!(values["safe_broadcaster_hub_events_total"], "1");
+    assert_eq!(values["safe_broadcaster_hub_delivered_total"], "1");
+    assert_eq!(values["safe_broadcaster_hub_sessions{role=\"subscriber\"}"], "1");
     // Every number of the stats is there, under its name.
     for (name, value) in serde_json::to_value(hub.stats()).expect("json").as_object().expect("an object") {
         let told = page.contains(&format!("safe_broadcaster_hub_{name}"))
