@@ -301,7 +301,7 @@ async fn who_comes_through_another_server_needs_a_token_too() {
         let named = headers.iter().map(|(name, value)| {
             (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
         });
-        let admitted = hub.admit(path, &HeaderMap::from_iter(named), || {}).expect("this process");
+        let admitted = hub.admit(path, &named.collect::<HeaderMap>(), || {}).expect("this process");
         admitted.map(|(guest, _)| guest).map_err(|refusal| refusal.status)
     };
     assert_eq!(admit("/publish", &[]).err(), Some(401));

@@ -114,7 +114,7 @@ fn inflate(coding: Coding, body: &[u8], most: usize) -> std::io::Result<Option<B
 
 /// The events of a body, and whether it is a batch.
 fn split(body: &Bytes, lines: bool) -> Result<(Vec<Bytes>, bool), String> {
-    let none = || "a batch has at least one event".to_owned();
+    let none = || "a batch has at least one event, which is a JSON object".to_owned();
     // Each its own: the log must not keep a whole batch for the last event of it.
     let own = Bytes::copy_from_slice;
     let events: Vec<Bytes> = if lines {
