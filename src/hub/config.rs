@@ -1,7 +1,7 @@
 //! The settings of a hub.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::auth::{Auth, Checker};
@@ -42,6 +42,18 @@ pub struct HubConfig {
     pub max_message_bytes: usize,
     /// Most sessions at once; more are refused with 503. Default 10 000.
     pub max_sessions: usize,
+    /// Most sessions of one address; more are refused with 429. Default no limit: behind a proxy all clients have its
+    /// address.
+    pub max_sessions_per_address: Option<usize>,
+    /// Most sessions that begin in a second, and as many at once; more are refused with 503 and come back. Default
+    /// 5000: a fleet of 10 000 that comes back as told is half as fast.
+    pub connect_rate: f64,
+    /// Most frames of a subscriber in a second, and twice as many at once, pings, pongs and fragments included; beyond
+    /// that it is closed with 3503. Default 500: acks for busy dashboards, and 0.1 % of a core.
+    pub frame_rate: f64,
+    /// Largest message taken from a subscriber. Default 64 KiB: hundreds of patterns; a message that is never finished
+    /// costs no more.
+    pub max_subscriber_message_bytes: usize,
     /// Origins (`https://dash.example`) whose pages may connect although they were not served from here; `*` allows
     /// every page. Default none: a page of another site must not read the events through its visitor's browser.
     pub allowed_origins: Vec<String>,
@@ -49,6 +61,11 @@ pub struct HubConfig {
     pub auth: Auth,
     /// How long a session may take to show its token, and a callback to check one. Default 10 s.
     pub auth_timeout: Duration,
+    /// PEM file of a certificate and those that lead to its issuer: the port then speaks TLS. Read again when it
+    /// changes. Default none: a hub on loopback, or behind a proxy that ends TLS.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the private key that belongs to it.
+    pub tls_key: Option<PathBuf>,
     /// Events that match one of these patterns ask subscribers for an ack. Default none: acks cost a frame each, and
     /// only say how far a client is; nothing is held back for them.
     pub requires_ack: Vec<Pattern>,
@@ -73,9 +90,15 @@ impl Default for HubConfig {
             compression_threshold: Some(KIB),
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
+            max_sessions_per_address: None,
+            connect_rate: 5000.0,
+            frame_rate: 500.0,
+            max_subscriber_message_bytes: 64 * KIB,
             allowed_origins: Vec::new(),
             auth: Auth::None,
             auth_timeout: Duration::from_secs(10),
+            tls_cert: None,
+            tls_key: None,
             requires_ack: Vec::new(),
             ping_interval: Duration::from_secs(25),
             page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
@@ -100,11 +123,22 @@ impl HubConfig {
             within("compression_threshold", threshold, 64, GIB)?;
         }
         within("max_sessions", self.max_sessions, 1, 1_000_000)?;
+        if let Some(most) = self.max_sessions_per_address {
+            within("max_sessions_per_address", most, 1, 1_000_000)?;
+        }
+        within("connect_rate", self.connect_rate, 0.1, 1e6)?;
+        within("frame_rate", self.frame_rate, 1.0, 1e6)?;
+        within("max_subscriber_message_bytes", self.max_subscriber_message_bytes, 4 * KIB, 16 * MIB)?;
         within("auth_timeout", self.auth_timeout.as_secs_f64(), 0.1, 3600.0)?;
         Checker::new(&self.auth, self.auth_timeout)?;
         within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
         if self.replay_age.is_some_and(|age| age.is_zero()) {
             return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => return Err(refused("tls_key", "none", "the key that belongs to tls_cert")),
+            (None, Some(_)) => return Err(refused("tls_cert", "none", "the certificate that belongs to tls_key")),
+            _ => {}
         }
         if self.log_path.is_some() {
             // A row of SQLite ends at 1 GB.
@@ -121,6 +155,11 @@ impl HubConfig {
             }
         }
         Ok(())
+    }
+
+    /// Certificate and key, if the port is to speak TLS.
+    pub(super) fn tls_files(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
     }
 
     /// The bounds of the log.
@@ -163,6 +202,12 @@ mod tests {
         check(|config| config.session_queue_bytes = 1, ["session_queue_bytes=1", "4096 to 1073741824"]);
         check(|config| config.compression_threshold = Some(1), ["compression_threshold=1", "64 to 1073741824"]);
         check(|config| config.max_sessions = 0, ["max_sessions=0", "1 to 1000000"]);
+        check(|config| config.connect_rate = f64::NAN, ["connect_rate=NaN", "0.1 to"]);
+        check(|config| config.frame_rate = 0.0, ["frame_rate=0", "1 to"]);
+        check(|config| config.max_sessions_per_address = Some(0), ["max_sessions_per_address=0", "1 to"]);
+        check(|config| config.max_subscriber_message_bytes = 1, ["max_subscriber_message_bytes=1", "4096 to"]);
+        check(|config| config.tls_cert = Some("a.pem".into()), ["tls_key=none", "tls_cert"]);
+        check(|config| config.tls_key = Some("a.pem".into()), ["tls_cert=none", "tls_key"]);
         check(|config| config.replay_age = Some(Duration::ZERO), ["replay_age=0", "more than 0"]);
         check(|config| config.auth_timeout = Duration::ZERO, ["auth_timeout=0", "0.1 to 3600"]);
         check(|config| config.auth = Auth::Tokens(Vec::new()), ["auth=(hidden)", "a token"]);

@@ -29,6 +29,7 @@ use super::auth::{Denied, Grant};
 use super::doors::Wire;
 use super::history::Flow;
 use super::machine::{Access, Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
+use super::meter::Metered;
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Admission, Seat, Shared};
@@ -46,8 +47,6 @@ pub(super) const WRITE_BATCH: usize = 64 << 10;
 const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
 /// Buffer of a session that sends blocks; also the most that one system call reads.
 const EMITTER_READ_BUFFER: usize = 64 << 10;
-/// Largest frame of a subscriber: `subscribe` with as many patterns as allowed, each as long as allowed.
-const SUBSCRIBER_MESSAGE: usize = 512 << 10;
 /// How long a peer may take to read the rest and to answer the close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest that the timer of a session is set for: it looks again, and clocks have ends.
@@ -128,6 +127,8 @@ struct Session<W> {
 /// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(seat: Seat, stream: S, read_ahead: Bytes) {
     let config = websocket_config(&seat.shared, seat.role);
+    let frame_rate = (seat.role == Role::Subscriber).then_some(seat.shared.config.frame_rate);
+    let stream = Metered::new(stream, frame_rate);
     let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
     run_on(seat, ws).await;
 }
@@ -160,7 +161,7 @@ pub(super) async fn run_on<W: Wire>(seat: Seat, wire: W) {
 pub(super) fn largest_message(shared: &Shared, role: Role) -> usize {
     match role {
         Role::Emitter | Role::Publisher => shared.config.max_message_bytes,
-        Role::Subscriber => SUBSCRIBER_MESSAGE,
+        Role::Subscriber => shared.config.max_subscriber_message_bytes,
     }
 }
 
@@ -201,10 +202,16 @@ impl<W: Wire> Session<W> {
         let slice = shared.config.session_queue_bytes / 4;
         let machine = match seat.role {
             Role::Emitter => {
-                Machine::Emitter(Box::new(EmitterMachine::new(seat.id).limited_to(publish).slicing(slice)))
+                let mut machine = Box::new(EmitterMachine::new(seat.id).slicing(slice));
+                machine.limit_to(publish);
+                Machine::Emitter(machine)
             }
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
-            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id, publish).slicing(slice)),
+            Role::Publisher => {
+                let mut machine = PublisherMachine::new(seat.id).slicing(slice);
+                machine.limit_to(publish);
+                Machine::Publisher(machine)
+            }
         };
         if shared.auth.is_on() && seat.role == Role::Subscriber {
             shared.with(|state, _| access.announce(state));
@@ -248,7 +255,20 @@ impl<W: Wire> Session<W> {
         if let Some(checking) = &mut self.checking {
             let checked = std::task::ready!(checking.as_mut().poll(cx));
             self.checking = None;
-            self.seat.shared.with(|state, _| self.access.on_checked(checked, state));
+            // Whoever is refused is not listened to while it is told so.
+            self.deaf = checked.is_err();
+            let role = self.seat.role;
+            self.seat.shared.with(|state, _| self.access.on_checked(checked, role, state));
+            let publish = self.access.grant().and_then(|grant| grant.publish.clone());
+            match &mut self.machine {
+                Machine::Emitter(machine) => machine.limit_to(publish),
+                Machine::Publisher(machine) => machine.limit_to(publish),
+                Machine::Subscriber(_) => {}
+            }
+            if self.deaf {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
         Poll::Ready(())
     }
@@ -258,14 +278,17 @@ impl<W: Wire> Session<W> {
         let now = self.seat.shared.now();
         let is_due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         let ack = |machine: &Machine| if let Machine::Emitter(machine) = machine { machine.deadline() } else { None };
-        if is_due(self.access.deadline()) {
-            let tell = self.seat.role != Role::Emitter;
-            self.seat.shared.with(|state, now| self.access.on_time(now, tell, state));
+        // Who has shown a token is not late because it takes time to check it; that has a bound of its own.
+        let access = if self.checking.is_none() { self.access.deadline() } else { None };
+        if is_due(access) {
+            let role = self.seat.role;
+            self.seat.shared.with(|state, now| self.access.on_time(now, role, state));
+            self.deaf = true;
         }
         if is_due(ack(&self.machine)) {
             self.commit();
         }
-        let Some(due) = ack(&self.machine).into_iter().chain(self.access.deadline()).min() else { return };
+        let Some(due) = ack(&self.machine).into_iter().chain(access.filter(|at| *at > now)).min() else { return };
         let wake = Instant::now() + due.saturating_sub(now).min(LONGEST_SLEEP);
         let (set_for, timer) = self.timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
         if std::mem::replace(set_for, due) != due {
@@ -296,7 +319,8 @@ impl<W: Wire> Session<W> {
             }
             self.sent_to(Output::Fed);
             if let Some(item) = self.outgoing.pop_front() {
-                if matches!(item, Item::Close(_)) {
+                if let Item::Close(code) = item {
+                    *self.seat.shared.closes.lock().entry(code.code()).or_default() += 1;
                     self.ending = Ending::Sent;
                 }
                 self.wire.start_send_unpin(message(item))?;
@@ -343,6 +367,7 @@ impl<W: Wire> Session<W> {
         }
         self.gave_way = 0;
         let mut budget = READ_BATCH;
+        self.wire.begin_turn(READ_BATCH + EMITTER_READ_BUFFER);
         let ended = loop {
             if budget == 0 || self.machine.is_full() {
                 cx.waker().wake_by_ref();
@@ -357,7 +382,17 @@ impl<W: Wire> Session<W> {
                 continue;
             }
             match self.wire.poll_next_unpin(cx) {
-                Poll::Pending => break false,
+                Poll::Pending => {
+                    if self.wire.exceeded() && !self.deaf {
+                        self.deaf = true;
+                        self.with_registry(|registry, id| {
+                            let message = "too many frames in a second, pings, pongs and fragments included";
+                            registry.push(id, subscriber::error("too_many_frames", message));
+                            registry.order_close(id, CloseCode::TooMany);
+                        });
+                    }
+                    break false;
+                }
                 Poll::Ready(None) => break true,
                 Poll::Ready(Some(Ok(message))) => {
                     // A frame without content costs a turn too.
@@ -530,7 +565,7 @@ fn reason(code: CloseCode) -> &'static str {
 pub(super) fn dial(shared: &Arc<Shared>) -> std::io::Result<tokio::io::DuplexStream> {
     /// What fits into the pipe before the emitter has to wait.
     const PIPE: usize = 256 << 10;
-    let seat = shared.open(Role::Emitter, Admission::Granted(Grant::everything())).map_err(|refused| {
+    let seat = shared.open(Role::Emitter, Admission::Granted(Grant::everything()), None).map_err(|refused| {
         std::io::Error::new(std::io::ErrorKind::ConnectionRefused, format!("the hub takes no session: {refused:?}"))
     })?;
     let (near, far) = tokio::io::duplex(PIPE);

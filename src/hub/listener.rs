@@ -1,7 +1,7 @@
 //! The port: binds it, accepts connections and hands them to HTTP.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,12 +11,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::config::HubConfig;
 use super::http;
 use super::shared::Shared;
+use super::tls::Tls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inherited::Inherited;
 
@@ -30,6 +32,8 @@ const HEADERS: usize = 64;
 const SPARE_CONNECTIONS: usize = 64;
 /// Connections that the operating system may hold for us: a fleet comes back at once.
 const BACKLOG: i32 = 1024;
+/// How long a client may take to read the rest of a stream of events that is over.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause after an accept that failed, most likely for want of file descriptors: trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -112,7 +116,7 @@ pub(super) async fn accept(shared: Arc<Shared>, port: Arc<Port>) {
         loop {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((socket, _)) => drop(shared.spawn(serve(shared.clone(), socket, permit))),
+                Ok((socket, from)) => drop(shared.spawn(serve(shared.clone(), socket, from.ip(), permit))),
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
@@ -140,31 +144,60 @@ impl Drop for Listening {
     }
 }
 
-/// Speaks HTTP on a connection. One that becomes a WebSocket lives on in a task of its own.
-async fn serve(shared: Arc<Shared>, socket: TcpStream, permit: tokio::sync::OwnedSemaphorePermit) {
+/// Serves a connection, over TLS if the hub has a certificate.
+async fn serve(shared: Arc<Shared>, socket: TcpStream, from: IpAddr, permit: OwnedSemaphorePermit) {
     // A frame is sent when it is flushed, not when the peer has acknowledged the one before. Where the option cannot
     // be set the connection still works.
     drop(socket.set_nodelay(true));
-    let answering = shared.clone();
+    match shared.tls.as_ref().map(Tls::acceptor) {
+        None => speak(shared, socket, from).await,
+        Some(acceptor) => {
+            // Boxed: its state would be a part of every connection's memory, and of plain ones too.
+            let secured = Box::pin(tokio::time::timeout(HEADER_TIMEOUT, acceptor.accept(socket))).await;
+            // Errors of a handshake are the client's.
+            if let Ok(Ok(stream)) = secured {
+                Box::pin(speak(shared, stream, from)).await;
+            }
+        }
+    }
+    drop(permit);
+}
+
+/// Speaks HTTP on a connection. One that becomes a WebSocket lives on in a task of its own.
+async fn speak<S>(shared: Arc<Shared>, stream: S, from: IpAddr)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let doomed = Arc::new(Notify::new());
+    let answering = (shared.clone(), doomed.clone());
     let service = service_fn(move |request| {
-        let shared = answering.clone();
-        async move { Ok::<_, Infallible>(http::serve(shared, request).await) }
+        let (shared, doomed) = answering.clone();
+        async move { Ok::<_, Infallible>(http::serve(shared, request, Some(from), doomed).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(socket), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    // Errors of a connection are its client's: nobody here waits for them.
-    tokio::select! {
-        ended = connection.as_mut() => drop(ended),
-        () = shared.stopping() => {
-            connection.as_mut().graceful_shutdown();
-            drop(connection.await);
+    let out_of_patience = async {
+        doomed.notified().await;
+        tokio::time::sleep(CLOSE_DEADLINE).await;
+    };
+    let serving = async {
+        // Errors of a connection are its client's: nobody here waits for them.
+        tokio::select! {
+            ended = connection.as_mut() => drop(ended),
+            () = shared.stopping() => {
+                connection.as_mut().graceful_shutdown();
+                drop(connection.await);
+            }
         }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = out_of_patience => {}
     }
-    drop(permit);
 }

@@ -18,10 +18,12 @@ pub mod emitters;
 pub mod entry;
 pub mod history;
 mod http;
+pub mod limits;
 mod listener;
 pub mod log;
 pub mod machine;
 pub mod matching;
+mod meter;
 pub mod outbox;
 pub mod registry;
 pub mod replay;
@@ -30,6 +32,7 @@ mod shared;
 pub mod slow;
 pub mod state;
 mod stats;
+mod tls;
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -82,6 +85,8 @@ impl Hub {
     pub fn start(config: HubConfig) -> Result<Self> {
         config.validate()?;
         let checker = auth::Checker::new(&config.auth, config.auth_timeout)?;
+        let tls = config.tls_files().map(|(cert, key)| tls::Tls::load(cert, key)).transpose()?;
+        let guards = (checker, tls);
         let handle = runtime::handle(Room::Hub)?;
         let (inherited, listener) = listener::bind(&config)?;
         let inside = handle.enter();
@@ -91,12 +96,12 @@ impl Hub {
         let shared = match &config.log_path {
             None => {
                 let log = Log::new(fresh_epoch()?, limits).requiring_acks(requires_ack);
-                Arc::new(Shared::new(config, checker, (log, Duration::ZERO), None, handle))
+                Arc::new(Shared::new(config, guards, (log, Duration::ZERO), None, handle))
             }
             Some(path) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
                 let log = history::replay(recovered, limits, requires_ack);
-                let shared = Arc::new(Shared::new(config, checker, log, Some(history), handle.clone()));
+                let shared = Arc::new(Shared::new(config, guards, log, Some(history), handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
                 drop(handle.spawn(history::settle(shared.clone(), outcomes)));
                 shared
@@ -184,7 +189,7 @@ impl Hub {
     /// later, in a thread of the hub.
     pub fn publish_then(&self, json: Bytes, then: impl FnOnce(Result<Published>) + Send + 'static) {
         match self.check_process() {
-            Ok(()) => publish(&self.shared, json, None, then),
+            Ok(()) => publish(&self.shared, vec![json], None, then),
             Err(error) => then(Err(error)),
         }
     }
@@ -286,23 +291,25 @@ fn unusable(error: io::Error) -> Error {
     Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error)
 }
 
-/// Publishes; `reply` is called when that is done: at once, or by the log's way back in the hub's thread.
+/// Publishes all of it, or nothing; `reply` is called when that is done, with the place of the last: at once, or by
+/// the log's way back in the hub's thread.
 fn publish(
     shared: &Shared,
-    json: Bytes,
+    events: Vec<Bytes>,
     grant: Option<&Grant>,
     reply: impl FnOnce(Result<Published>) + Send + 'static,
 ) {
-    let record = match record(shared, json, grant) {
-        Ok(record) => record,
+    let records = events.into_iter().map(|json| record(shared, json, grant)).collect::<Result<Vec<_>>>();
+    let records = match records {
+        Ok(records) => records,
         Err(error) => return reply(Err(error)),
     };
     match &shared.history {
         Some(_) if shared.is_stopping() => reply(Err(stopped())),
-        Some(history) => history.publish(record, Reply::new(reply)),
+        Some(history) => history.publish(records, Reply::new(reply)),
         None => reply(shared.with(|state, now| {
             // With the lock held: whoever was told goodbye misses nothing.
-            if shared.is_stopping() { Err(stopped()) } else { Ok(state.append(record, now)) }
+            if shared.is_stopping() { Err(stopped()) } else { state.append_all(records, now).ok_or_else(stopped) }
         })),
     }
 }

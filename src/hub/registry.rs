@@ -374,6 +374,12 @@ impl Registry {
         all
     }
 
+    /// Bytes that wait for the sockets of all sessions.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.each().map(|(_, session)| session.outbox.bytes()).sum()
+    }
+
     /// Queues a frame for one session; closes it as slow if its outbox is full.
     pub fn push(&mut self, id: SessionId, frame: Bytes) {
         let Some(session) = self.get_mut(id) else { return };

@@ -4,6 +4,8 @@
 //! cost every event a hop; and because the hub's tasks share one thread, only a publisher in another thread ever
 //! finds the lock taken.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,9 +18,11 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::auth::{self, Checker, Denied, Grant};
 use super::config::HubConfig;
 use super::history::History;
+use super::limits::{Connections, TooMany};
 use super::log::Log;
 use super::registry::{Role, SessionId};
 use super::state::State;
+use super::tls::Tls;
 use crate::secret::Secret;
 use crate::wire::frame::Reconnect;
 
@@ -30,6 +34,7 @@ pub(super) struct Shared {
     pub(super) config: HubConfig,
     pub(super) auth: Checker,
     state: Mutex<State>,
+    connections: Mutex<Connections>,
     /// The durable log, if there is one.
     pub(super) history: Option<History>,
     started: Instant,
@@ -39,6 +44,9 @@ pub(super) struct Shared {
     tasks: Mutex<JoinSet<()>>,
     stopping: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
+    /// Sessions closed by the hub, by close code.
+    pub(super) closes: Mutex<BTreeMap<u16, u64>>,
+    pub(super) tls: Option<Tls>,
     /// Whether the accept loop runs.
     pub(super) listening: AtomicBool,
 }
@@ -48,6 +56,7 @@ pub(super) struct Shared {
 pub(super) enum Refused {
     Full,
     Stopping,
+    TooMany(TooMany),
 }
 
 /// What is known of a client when its session begins.
@@ -66,28 +75,35 @@ pub(super) struct Seat {
     pub(super) id: SessionId,
     pub(super) role: Role,
     pub(super) admission: Admission,
+    /// The address that it counts for.
+    from: Option<IpAddr>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.shared.with(|state, _| state.registry.close(self.id));
+        if let Some(from) = self.from {
+            self.shared.connections.lock().end(from);
+        }
     }
 }
 
 impl Shared {
     pub(super) fn new(
         config: HubConfig,
-        auth: Checker,
+        (auth, tls): (Checker, Option<Tls>),
         log: (Log, Duration),
         history: Option<History>,
         handle: Handle,
     ) -> Self {
         let (log, origin) = log;
         let state = State::resume(log, config.session_queue_bytes).with(config.slow, config.compression_threshold);
+        let connections = Connections::new(config.connect_rate, config.max_sessions_per_address);
         Self {
             config,
             auth,
             state: Mutex::new(state),
+            connections: Mutex::new(connections),
             history,
             started: Instant::now(),
             origin,
@@ -95,6 +111,8 @@ impl Shared {
             tasks: Mutex::default(),
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
+            closes: Mutex::default(),
+            tls,
             listening: AtomicBool::new(false),
         }
     }
@@ -136,17 +154,26 @@ impl Shared {
         self.started.elapsed()
     }
 
-    /// Lets a session in.
-    pub(super) fn open(self: &Arc<Self>, role: Role, admission: Admission) -> Result<Seat, Refused> {
-        self.with(|state, _| {
+    /// Lets a session in. One within this process comes from no address.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        role: Role,
+        admission: Admission,
+        from: Option<IpAddr>,
+    ) -> Result<Seat, Refused> {
+        let id = self.with(|state, _| {
             if self.is_stopping() {
                 return Err(Refused::Stopping);
             }
             if state.registry.len() >= self.config.max_sessions {
                 return Err(Refused::Full);
             }
-            Ok(Seat { shared: self.clone(), id: state.registry.open(role), role, admission })
-        })
+            if let Some(from) = from {
+                self.connections.lock().begin(from, self.started.elapsed()).map_err(Refused::TooMany)?;
+            }
+            Ok(state.registry.open(role))
+        })?;
+        Ok(Seat { shared: self.clone(), id, role, admission, from })
     }
 
     /// Starts a task that ends with the hub.
@@ -207,7 +234,21 @@ async fn reached(flag: &watch::Sender<bool>) {
     drop(flag.subscribe().wait_for(|reached| *reached).await);
 }
 
-/// When to come back: soon, and spread so that about 100 clients a second return to the next hub, within 8 s.
+/// When to come back: soon, and spread so that about 100 clients a second return to the next hub, but all within 4.2 s:
+/// 10 000 are then 2500 handshakes in a second, half of the default `connect_rate`.
 fn comeback(sessions: usize) -> Reconnect {
-    Reconnect { after: 0.2, jitter: (sessions as f64 / 100.0).min(8.0) }
+    Reconnect { after: 0.2, jitter: (sessions as f64 / 100.0).min(4.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fleet_is_told_to_come_back_within_five_seconds_and_slower_than_it_may() {
+        let Reconnect { after, jitter } = comeback(10_000);
+        assert!(after + jitter < 5.0);
+        assert!(10_000.0 / jitter < HubConfig::default().connect_rate);
+        assert!(comeback(3).jitter < 0.1);
+    }
 }

@@ -110,6 +110,11 @@ impl State {
         Published { offset: entry.offset, sessions }
     }
 
+    /// Appends records, one after another, and tells the place of the last.
+    pub fn append_all(&mut self, records: Vec<Record>, now: Duration) -> Option<Published> {
+        records.into_iter().map(|record| self.append(record, now)).last()
+    }
+
     /// An emitter introduces itself; returns its mark. An older connection of the same emitter is closed.
     pub fn hello(&mut self, id: SessionId, emitter: &str, epoch: &str, next: u64) -> u64 {
         let (have, superseded) = self.emitters.hello(id, emitter, epoch, next);

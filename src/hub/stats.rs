@@ -1,5 +1,6 @@
 //! What a hub can say about itself.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -9,6 +10,7 @@ use super::history::Status;
 use super::registry::Laggard;
 use super::shared::Shared;
 use super::state::Counters;
+use super::tls::Tls;
 
 /// How many of the subscribers that are furthest behind are named: enough to see who holds a queue.
 const LAGGARDS: usize = 10;
@@ -56,6 +58,12 @@ pub struct HubStats {
     pub encoded: u64,
     /// How often an event's data was compressed.
     pub compressed: u64,
+    /// Sessions closed by the hub, by close code.
+    pub closes: BTreeMap<u16, u64>,
+    /// Bytes that wait for the sockets of all sessions.
+    pub queued_bytes: usize,
+    /// Why the files of the certificate as they are now are not used; an older one is.
+    pub tls_error: Option<String>,
     /// What happened so far.
     #[serde(flatten)]
     pub counters: Counters,
@@ -91,6 +99,9 @@ impl HubStats {
                 laggards: state.registry.laggards(LAGGARDS),
                 encoded: state.registry.work().0,
                 compressed: state.registry.work().1,
+                closes: shared.closes.lock().clone(),
+                queued_bytes: state.registry.queued_bytes(),
+                tls_error: shared.tls.as_ref().and_then(Tls::error),
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
             }

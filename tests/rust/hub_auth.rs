@@ -3,17 +3,20 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use hyper::header::{HeaderMap, HeaderName};
 use ring::hmac;
 use safe_broadcaster::hub::auth::{Answer, Auth, Authenticator, Grant, JwtKey, JwtSettings};
+use safe_broadcaster::hub::doors::{Guest, Outgoing};
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::secret::Secret;
 use safe_broadcaster::wire::frame::HubFrame;
+use safe_broadcaster::wire::topic::Pattern;
 use serde_json::{Value, json};
-use support::{Client, ask, ask_with, hub};
+use support::{Client, PATIENCE, ask, ask_with, hub};
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const PROTOCOL: &str = "Sec-WebSocket-Protocol";
@@ -275,4 +278,51 @@ async fn a_callback_decides_and_its_failure_refuses() {
     client.say(&subscribe(&["*"])).await;
     assert_eq!(client.json().await["subject"], "ada");
     assert_eq!(client.json().await["action"], "subscribed");
+}
+
+/// Reads what the hub says to a client behind another server, up to its close.
+async fn closed(guest: &Guest) -> u16 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        for said in guest.take().unwrap_or_default() {
+            if let Outgoing::Close(code, _) = said {
+                return code;
+            }
+        }
+        assert!(Instant::now() < deadline, "not closed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_comes_through_another_server_needs_a_token_too() {
+    let hub = token_hub();
+    let admit = |path, headers: &[(&'static str, &str)]| {
+        let named = headers.iter().map(|(name, value)| {
+            (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
+        });
+        let admitted = hub.admit(path, &named.collect::<HeaderMap>(), || {}).expect("this process");
+        admitted.map(|(guest, _)| guest).map_err(|refusal| refusal.status)
+    };
+    assert_eq!(admit("/publish", &[]).err(), Some(401));
+    assert_eq!(admit("/ws", &[(PROTOCOL, "sb.emit.v1")]).err(), Some(401));
+    for (path, protocol) in [("/publish", "x"), ("/ws", "sb.emit.v1"), ("/ws", "sb.v1.json")] {
+        let guest = admit(path, &[(PROTOCOL, protocol), ("authorization", "Bearer wrong")]).expect("told on the wire");
+        assert!(guest.feed_text(r#"{"type":"x"}"#));
+        assert_eq!(closed(&guest).await, 3500, "{path} {protocol}");
+    }
+    let stranger = admit("/ws", &[]).expect("may show it later");
+    stranger.preset(&[Pattern::parse("*").expect("valid")]);
+    hub.publish(r#"{"type":"x"}"#.into()).expect("published");
+    assert_eq!(stranger.take(), Some(Vec::new()), "nothing was chosen for it");
+    assert!(stranger.feed_text(&subscribe(&["*"])));
+    assert_eq!(closed(&stranger).await, 3500);
+    let publisher = admit("/publish", &[("authorization", "Bearer s3cret-new")]).expect("let in");
+    assert!(publisher.feed_text(r#"{"type":"x"}"#));
+    let deadline = Instant::now() + PATIENCE;
+    while hub.stats().counters.events < 2 {
+        assert!(Instant::now() < deadline, "not published");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(hub.stats().counters.events, 2);
 }

@@ -122,7 +122,8 @@ class EventBroadcaster(TypedBroadcasts):
         A hub that listens on every address of the machine is named by the loopback one.
         """
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)  # noqa: S104
-        return f"ws://[{host}]:{self.port}/ws" if ":" in host else f"ws://{host}:{self.port}/ws"
+        scheme = "ws" if self.config.tls_cert is None else "wss"
+        return f"{scheme}://[{host}]:{self.port}/ws" if ":" in host else f"{scheme}://{host}:{self.port}/ws"
 
     async def broadcast_event(self, data: Mapping[str, Any]) -> int:
         """Publish an event, and return the number of sessions that it matched.

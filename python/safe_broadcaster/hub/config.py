@@ -50,12 +50,28 @@ class HubConfig:
     """Largest message taken from an emitter or over ``/publish``."""
     max_sessions: int = 10_000
     """Most sessions at once; more are refused with status 503."""
+    max_sessions_per_address: int | None = None
+    """Most sessions of one address; more are refused with status 429. None: behind a proxy all clients have its
+    address."""
+    connect_rate: float = 5000.0
+    """Most sessions that begin in a second, and as many at once; more are refused with status 503 and come back. A
+    fleet of 10 000 that comes back as it is told to is half as fast."""
+    frame_rate: float = 500.0
+    """Most frames of a subscriber in a second, and twice as many at once, pings, pongs and fragments included; beyond
+    that it is closed with 3503."""
+    max_subscriber_message_bytes: int = 64 << 10
+    """Largest message taken from a subscriber: hundreds of patterns. One that is never finished costs no more."""
     auth: str | Sequence[str] | JwtAuth | AuthCallback | None = dataclasses.field(default=None, repr=False)
     """Who may connect. None: everyone, which suits a hub that only this machine reaches. A token, or several while one
     replaces the other: whoever knows one may do everything. `JwtAuth`: signed tokens. A function, async or not, that
     takes a token and returns a `Grant`, or None to refuse; what it raises refuses too."""
     auth_timeout: float = 10.0
     """How long a session may take to show its token, and a function given as ``auth`` to check one."""
+    tls_cert: str | os.PathLike[str] | None = None
+    """PEM file of a certificate and those that lead to its issuer: the port then speaks TLS (``wss://``). Read again
+    when it changes; one that cannot be used leaves the old one in place and is told as ``tls_error`` in the stats."""
+    tls_key: str | os.PathLike[str] | None = None
+    """PEM file of the private key that belongs to it."""
     allowed_origins: Sequence[str] = ()
     """Origins (``https://dash.example``) whose pages may connect although they were not served from here; ``*`` allows
     every page. None by default: a page of another site must not read events through its visitor's browser."""

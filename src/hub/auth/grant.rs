@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::hub::entry::Record;
+use crate::hub::entry::{Filter, Record};
 use crate::wire::topic::Pattern;
 
 /// The patterns that someone may use. Cloning shares them.
@@ -21,6 +21,12 @@ impl Scope {
     #[must_use]
     pub fn contains(&self, pattern: &Pattern) -> bool {
         self.0.iter().any(|allowed| allowed.contains(pattern))
+    }
+
+    /// The same as what a session may receive.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        Filter::new(self.0.iter().cloned())
     }
 
     /// Whether an event may be published: every address under which subscribers could find it must be allowed, its

@@ -68,7 +68,7 @@ async fn give(
     teller: Teller<impl Fn() + Send + Sync>,
 ) {
     let giving = async {
-        let (head, body) = http::serve(shared, request).await.into_parts();
+        let (head, body) = http::serve(shared, request, None, Arc::default()).await.into_parts();
         let field = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
             (Bytes::copy_from_slice(name.as_ref()), Bytes::copy_from_slice(value.as_bytes()))
         };

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use futures_util::{Sink, SinkExt as _, Stream};
+use futures_util::{Sink, Stream};
 use hyper::HeaderMap;
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -24,10 +24,8 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::Wire;
-use crate::hub::auth::{Grant, Offered};
 use crate::hub::driver::{self, READ_BATCH, WRITE_BATCH};
 use crate::hub::http;
-use crate::hub::outbox::Item;
 use crate::hub::registry::{Role, SessionId};
 use crate::hub::shared::{Admission, Refused, Shared};
 
@@ -135,22 +133,9 @@ pub(in crate::hub) fn admit(
         "/publish" => (Role::Publisher, None),
         _ => return Err(Refusal { status: 404, reason: "there is no WebSocket at this path; /ws and /publish are" }),
     };
-    let admission = admission(shared, role, headers)?;
+    let admission = http::admission(shared, role, headers)
+        .ok_or(Refusal { status: 401, reason: "show a token: Authorization: Bearer …" })?;
     Ok((open(shared, role, admission, bell)?, protocol))
-}
-
-/// What is known of a client at its handshake. Its token is checked in the session's task, which closes what it does
-/// not grant.
-fn admission(shared: &Shared, role: Role, headers: &HeaderMap) -> Result<Admission, Refusal> {
-    if !shared.auth.is_on() {
-        return Ok(Admission::Granted(Grant::everything()));
-    }
-    match Offered::read(headers) {
-        Offered::Header(token) | Offered::Subprotocol(token) => Ok(Admission::Token(token)),
-        Offered::Nothing if role == Role::Subscriber => Ok(Admission::Awaited),
-        Offered::Nothing => Err(Refusal { status: 401, reason: "show a token: Authorization: Bearer …" }),
-        Offered::Malformed => Err(Refusal { status: 401, reason: "Authorization is not one bearer token" }),
-    }
 }
 
 /// Opens a session; `bell` is rung from the hub's thread, or from the one that feeds or takes, and must not wait.
@@ -160,9 +145,10 @@ fn open(
     admission: Admission,
     bell: impl Fn() + Send + Sync + 'static,
 ) -> Result<Guest, Refusal> {
-    let seat = shared.open(role, admission).map_err(|refused| match refused {
+    let seat = shared.open(role, admission, None).map_err(|refused| match refused {
         Refused::Full => Refusal { status: 503, reason: "max_sessions is reached" },
         Refused::Stopping => Refusal { status: 503, reason: "the hub stops" },
+        Refused::TooMany(_) => Refusal { status: 503, reason: "too many sessions begin at once" },
     })?;
     let line = Arc::new(Line { queues: Mutex::default(), bell: Box::new(bell) });
     let guest = Guest {
@@ -171,22 +157,7 @@ fn open(
         id: seat.id,
         largest: driver::largest_message(shared, role),
     };
-    let hub = shared.clone();
-    shared.spawn(async move {
-        let mut wire = Messages { line };
-        let mut seat = seat;
-        // Only a subscriber can be told in frames: the others are sent away before their session begins.
-        if role != Role::Subscriber
-            && let Admission::Token(token) = std::mem::replace(&mut seat.admission, Admission::Awaited)
-        {
-            match hub.auth.check(token).await {
-                Ok(grant) => seat.admission = Admission::Granted(grant),
-                // An error means that the client is gone.
-                Err(denied) => return drop(wire.send(driver::message(Item::Close(denied.close_code()))).await),
-            }
-        }
-        driver::run_on(seat, wire).await;
-    });
+    shared.spawn(driver::run_on(seat, Messages { line }));
     Ok(guest)
 }
 
@@ -280,8 +251,12 @@ impl Guest {
         self.shared.with(|state, _| state.record_ack(self.id, seq));
     }
 
-    /// Chooses events on the client's behalf, without a word to it, until it chooses by itself.
+    /// Chooses events on the client's behalf, without a word to it, until it chooses by itself. Where clients show
+    /// tokens nothing is chosen for them: what they may see is not known yet.
     pub fn preset(&self, patterns: &[crate::wire::topic::Pattern]) {
+        if self.shared.auth.is_on() {
+            return;
+        }
         self.shared.with(|state, _| state.preset(self.id, patterns));
     }
 }
@@ -422,9 +397,9 @@ mod tests {
         let handle = crate::runtime::handle(crate::runtime::Room::Hub).expect("a thread");
         let log = crate::hub::log::Log::new("e".into(), crate::hub::HubConfig::default().log_limits());
         let log = (log, std::time::Duration::ZERO);
-        let config = crate::hub::HubConfig::default();
-        let checker = crate::hub::auth::Checker::new(&config.auth, config.auth_timeout).expect("nothing to check");
-        let shared = Arc::new(Shared::new(config, checker, log, None, handle));
+        let open = crate::hub::auth::Checker::new(&crate::hub::auth::Auth::None, std::time::Duration::ZERO);
+        let guards = (open.expect("valid"), None);
+        let shared = Arc::new(Shared::new(crate::hub::HubConfig::default(), guards, log, None, handle));
         Guest { line: line.clone(), shared, id: SessionId::for_test(0), largest: 10 }
     }
 

@@ -12,6 +12,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
+use super::meter::Metered;
+
 pub(super) use exchange::answer;
 pub use exchange::{Exchange, Part};
 pub(super) use messages::admit;
@@ -28,16 +30,32 @@ pub(super) trait Wire:
     /// Whether it carries WebSocket's own pings. Where it does not, a subscriber is pinged in its own words.
     const PINGS: bool;
 
+    /// The session reads on: about this many bytes, before others have their turn.
+    fn begin_turn(&mut self, _bytes: usize) {}
+
+    /// Whether more frames came than are allowed.
+    fn exceeded(&self) -> bool {
+        false
+    }
+
     /// Lets a peer whose input is not read any more see the close that tells it why.
     fn linger(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for WebSocketStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for WebSocketStream<Metered<S>> {
     const PINGS: bool = true;
+
+    fn begin_turn(&mut self, bytes: usize) {
+        self.get_mut().begin_turn(bytes);
+    }
+
+    fn exceeded(&self) -> bool {
+        self.get_ref().exceeded()
+    }
 
     /// Reads and drops for a while: closing a socket with unread input resets the connection.
     async fn linger(&mut self) {
-        let stream = self.get_mut();
+        let stream = self.get_mut().unmetered();
         let drain = async {
             stream.shutdown().await?;
             let mut dropped = [0; 4096];

@@ -74,7 +74,7 @@ impl Drop for Reply {
 /// Work for the log's thread.
 enum Op {
     Turn { turn: Turn, flow: Arc<Flow>, bytes: usize },
-    Publish { record: Record, reply: Reply },
+    Publish { records: Vec<Record>, reply: Reply },
     Release { id: SessionId, name: Arc<str> },
     Close { done: oneshot::Sender<()> },
 }
@@ -82,7 +82,7 @@ enum Op {
 /// What became of an op, for the hub to act on.
 pub(super) enum Outcome {
     Turn { turn: Turn, flow: Arc<Flow>, bytes: usize, verdict: Verdict },
-    Publish { record: Record, reply: Reply, error: Option<Error> },
+    Publish { records: Vec<Record>, reply: Reply, error: Option<Error> },
 }
 
 /// Outcomes in the order in which they are to be settled.
@@ -168,9 +168,10 @@ impl History {
         self.ops.send(Op::Turn { turn, flow: flow.clone(), bytes }).is_ok()
     }
 
-    /// Publishes an event; `reply` is called in the hub's thread when it is stored and on its way to the subscribers.
-    pub(super) fn publish(&self, record: Record, reply: Reply) {
-        drop(self.ops.send(Op::Publish { record, reply })); // a closed log drops the reply, which tells it
+    /// Publishes events; `reply` is called in the hub's thread when all of them are stored and on their way to the
+    /// subscribers.
+    pub(super) fn publish(&self, records: Vec<Record>, reply: Reply) {
+        drop(self.ops.send(Op::Publish { records, reply })); // a closed log drops the reply, which tells it
     }
 
     /// A session is gone.
@@ -231,9 +232,9 @@ impl Worker {
                 *bytes += waiting;
                 group.push(Outcome::Turn { turn, flow, bytes: waiting, verdict });
             }
-            Op::Publish { record, reply } => {
-                *bytes += cost(&record);
-                group.push(Outcome::Publish { record, reply, error: None });
+            Op::Publish { records, reply } => {
+                *bytes += records.iter().map(cost).sum::<usize>();
+                group.push(Outcome::Publish { records, reply, error: None });
             }
             Op::Release { id, name } => self.ledger.release(id, &name),
             Op::Close { .. } => {} // the caller's
@@ -290,7 +291,7 @@ impl Outcome {
         match self {
             Self::Turn { verdict: Verdict::Refused, .. } => &[],
             Self::Turn { turn, .. } => &turn.records,
-            Self::Publish { record, .. } => std::slice::from_ref(record),
+            Self::Publish { records, .. } => records,
         }
     }
 
@@ -378,9 +379,9 @@ impl Outcome {
                 turn.settle(have, state, now);
                 Tell::Flow { flow, bytes, greeted: greets.then_some(have) }
             }
-            Self::Publish { record, reply, error } => {
+            Self::Publish { records, reply, error } => {
                 let published = match error {
-                    None => Ok(state.append(record, now)),
+                    None => state.append_all(records, now).ok_or_else(super::stopped),
                     Some(error) => Err(error),
                 };
                 Tell::Publisher { reply, published }

@@ -1,28 +1,33 @@
 //! The routes of the port. Every answer that is not a WebSocket is small and comes from memory.
 
+mod events;
 mod guard;
+mod metrics;
 mod publish;
 mod upgrade;
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Body;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+
+use tokio::sync::Notify;
+
+pub(super) use guard::{admission, origin_is_allowed};
+pub(super) use upgrade::negotiate;
 
 use super::auth::credential_in_query;
 use super::registry::Role;
 use super::shared::Shared;
 use super::stats::HubStats;
 
-pub(super) use guard::origin_is_allowed;
-pub(super) use upgrade::negotiate;
-
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Either<Full<Bytes>, events::Stream>>;
 
 /// A request's body, read by us or by the server of another door.
 pub(super) trait RequestBody:
@@ -32,8 +37,13 @@ pub(super) trait RequestBody:
 
 impl<B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static> RequestBody for B {}
 
-/// Answers one request.
-pub(super) async fn serve(shared: Arc<Shared>, request: Request<impl RequestBody>) -> Answer {
+/// Answers one request. `from` is known of a socket of ours, whose connection is given up some time after `doomed`.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    request: Request<impl RequestBody>,
+    from: Option<IpAddr>,
+    doomed: Arc<Notify>,
+) -> Answer {
     if !guard::origin_is_allowed(request.headers(), &shared.config.allowed_origins) {
         return text(StatusCode::FORBIDDEN, "this origin is not among allowed_origins");
     }
@@ -42,19 +52,32 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<impl RequestBody
                       the first frame, and replace this token";
         return text(StatusCode::BAD_REQUEST, format!("'{name}' does not belong in an address: {remedy}"));
     }
-    route(&shared, request).await.unwrap_or_else(|refusal| refusal)
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let shareable = matches!(request.uri().path(), "/events" | "/publish");
+    let mut answer = route(&shared, request, from, doomed).await.unwrap_or_else(|refusal| refusal);
+    if let Some(origin) = origin.filter(|_| shareable) {
+        guard::share(answer.headers_mut(), origin);
+    }
+    answer
 }
 
-async fn route(shared: &Arc<Shared>, request: Request<impl RequestBody>) -> Result<Answer, Answer> {
+async fn route(
+    shared: &Arc<Shared>,
+    request: Request<impl RequestBody>,
+    from: Option<IpAddr>,
+    doomed: Arc<Notify>,
+) -> Result<Answer, Answer> {
     Ok(match (request.method(), request.uri().path()) {
         (&Method::GET, "/ws") => match upgrade::negotiate(request.headers()) {
-            Some((role, protocol)) => upgrade::upgrade(shared, role, protocol, request).await?,
+            Some((role, protocol)) => upgrade::upgrade(shared, role, protocol, request, from).await?,
             None => text(
                 StatusCode::BAD_REQUEST,
                 "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are",
             ),
         },
-        (&Method::GET, "/publish") => upgrade::upgrade(shared, Role::Publisher, None, request).await?,
+        (&Method::GET, "/publish") => upgrade::upgrade(shared, Role::Publisher, None, request, from).await?,
+        (&Method::GET, "/events") => events::open(shared, &request, from, doomed).await?,
+        (&Method::OPTIONS, "/events" | "/publish") => guard::preflight(),
         (&Method::POST, "/publish") => publish::publish(shared, request).await?,
         (&Method::GET | &Method::HEAD, "/") => {
             typed(StatusCode::OK, "text/html; charset=utf-8", shared.config.page.clone())
@@ -65,7 +88,11 @@ async fn route(shared: &Arc<Shared>, request: Request<impl RequestBody>) -> Resu
             guard::admit(shared, request.headers()).await?;
             json(StatusCode::OK, &HubStats::read(shared))
         }
-        (_, "/ws" | "/healthz" | "/readyz" | "/stats" | "/") => not_allowed("GET"),
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            guard::admit(shared, request.headers()).await?;
+            typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::page(shared))
+        }
+        (_, "/events" | "/metrics" | "/ws" | "/healthz" | "/readyz" | "/stats" | "/") => not_allowed("GET"),
         (_, "/publish") => not_allowed("GET, POST"),
         _ => text(StatusCode::NOT_FOUND, "not found"),
     })
@@ -93,7 +120,7 @@ fn text(status: StatusCode, text: impl Into<String>) -> Answer {
 }
 
 fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     let headers = [
         (header::CONTENT_TYPE, content_type),

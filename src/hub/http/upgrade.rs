@@ -1,20 +1,22 @@
 //! The handshake of a WebSocket (RFC 6455 §4.2).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::{Answer, RequestBody, guard, text};
-use crate::hub::auth::{Grant, Offered};
 use crate::hub::driver;
+use crate::hub::limits::TooMany;
 use crate::hub::registry::Role;
-use crate::hub::shared::{Admission, Refused, Seat, Shared};
+use crate::hub::shared::{Refused, Seat, Shared};
 use crate::wire::{EMITTER_SUBPROTOCOL, SUBSCRIBER_SUBPROTOCOL};
 
 /// Turns the connection into a WebSocket session (RFC 6455 §4.2).
@@ -23,6 +25,7 @@ pub(super) async fn upgrade(
     role: Role,
     protocol: Option<&'static str>,
     request: Request<impl RequestBody>,
+    from: Option<IpAddr>,
 ) -> Result<Answer, Answer> {
     let headers = request.headers();
     let is_upgrade =
@@ -38,10 +41,10 @@ pub(super) async fn upgrade(
         return Ok(text(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing or not 16 bytes in base 64"));
     };
     let accept = derive_accept_key(key.as_bytes());
-    let admission = admission(shared, role, headers).await?;
-    let seat = shared.open(role, admission).map_err(full)?;
+    let admission = guard::shake_hands(shared, role, headers).await?;
+    let seat = shared.open(role, admission, from).map_err(full)?;
     shared.spawn(switch(seat, request));
-    let mut answer = Response::new(Full::default());
+    let mut answer = Response::new(Either::Left(Full::default()));
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = answer.headers_mut();
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -55,26 +58,17 @@ pub(super) async fn upgrade(
     Ok(answer)
 }
 
-/// What is known of a client at the handshake. A subscriber may show its token later; what a browser shows is
-/// refused in a frame, because a page does not see the answer to a handshake.
-async fn admission(shared: &Shared, role: Role, headers: &HeaderMap) -> Result<Admission, Answer> {
-    if !shared.auth.is_on() {
-        return Ok(Admission::Granted(Grant::everything()));
-    }
-    match Offered::read(headers) {
-        Offered::Nothing if role == Role::Subscriber => Ok(Admission::Awaited),
-        Offered::Subprotocol(token) if role == Role::Subscriber => Ok(Admission::Token(token)),
-        _ => guard::admit(shared, headers).await.map(Admission::Granted),
-    }
-}
-
 /// No session can be had.
 pub(super) fn full(refused: Refused) -> Answer {
-    let why = match refused {
-        Refused::Full => "max_sessions is reached",
-        Refused::Stopping => "the hub stops",
+    let (status, why) = match refused {
+        Refused::Full => (StatusCode::SERVICE_UNAVAILABLE, "max_sessions is reached"),
+        Refused::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "the hub stops"),
+        Refused::TooMany(TooMany::Rate) => (StatusCode::SERVICE_UNAVAILABLE, "connect_rate is reached"),
+        Refused::TooMany(TooMany::FromAddress) => {
+            (StatusCode::TOO_MANY_REQUESTS, "max_sessions_per_address is reached")
+        }
     };
-    guard::busy(StatusCode::SERVICE_UNAVAILABLE, why)
+    guard::busy(status, why)
 }
 
 /// Which of the offered subprotocols is spoken; none offered, beside a token, is a subscriber.
@@ -104,12 +98,25 @@ async fn switch(seat: Seat, request: Request<impl RequestBody>) {
     // An error means that the client was gone before the answer.
     let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
     // The socket itself, without the box around it: every read and write of the session goes through here.
-    if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
-        // A copy: hyper's buffer would be kept for as long as the session.
-        let read_ahead = Bytes::copy_from_slice(&parts.read_buf);
-        drop(parts.read_buf);
-        driver::run(seat, parts.io.into_inner(), read_ahead).await;
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let read_ahead = owned(parts.read_buf);
+            driver::run(seat, parts.io.into_inner(), read_ahead).await;
+        }
+        Err(upgraded) => {
+            if let Ok(parts) = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+                let read_ahead = owned(parts.read_buf);
+                // Boxed: it would be a part of every plain session's memory too.
+                Box::pin(driver::run(seat, parts.io.into_inner(), read_ahead)).await;
+            }
+        }
     }
+}
+
+/// A copy: hyper's buffer would be kept for as long as the session.
+#[expect(clippy::needless_pass_by_value, reason = "it is dropped here")]
+fn owned(buffer: Bytes) -> Bytes {
+    Bytes::copy_from_slice(&buffer)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! What a session may do, and until when: it shows a token in time, shows a fresh one before that expires, or ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hub::auth::{Denied, Grant};
-use crate::hub::registry::SessionId;
+use crate::hub::registry::{Role, SessionId};
 use crate::hub::state::State;
 use crate::wire::close::CloseCode;
 use crate::wire::subscriber;
@@ -48,16 +49,18 @@ impl Access {
         }
     }
 
-    /// A subscriber's token was checked. What it is subscribed to beyond the new grant is taken away.
-    pub fn on_checked(&mut self, checked: Result<(Grant, Option<Duration>), Denied>, state: &mut State) {
+    /// A token was checked. What a subscriber is subscribed to beyond the new grant is taken away.
+    pub fn on_checked(&mut self, checked: Result<(Grant, Option<Duration>), Denied>, role: Role, state: &mut State) {
         match checked {
             Ok((grant, until)) => {
-                let held = state.registry.filter(self.id);
-                let lost: Vec<_> = held.patterns().iter().filter(|held| !grant.may_subscribe(held)).cloned().collect();
+                let filter = grant.subscribe.as_ref().map(|scope| Arc::new(scope.filter()));
+                let lost = state.registry.set_grant(self.id, filter);
                 (self.grant, self.until) = (Some(grant), until);
-                self.announce(state);
+                if role == Role::Subscriber {
+                    self.announce(state);
+                }
                 if !lost.is_empty() {
-                    state.unsubscribe(self.id, &lost);
+                    state.registry.push(self.id, subscriber::unsubscribed(&lost));
                 }
             }
             Err(denied) => {
@@ -66,7 +69,7 @@ impl Access {
                     Denied::Invalid(_) => "unauthorized",
                     Denied::Unavailable(_) => "auth_unavailable",
                 };
-                self.refuse(word, &denied.to_string(), denied.close_code(), state);
+                self.refuse(word, &denied.to_string(), denied.close_code(), role, state);
             }
         }
     }
@@ -74,11 +77,11 @@ impl Access {
     /// A subscriber said something else before it showed a token.
     pub fn on_stranger(&mut self, state: &mut State) {
         let message = r#"show a token first: {"type":"auth","data":{"token":"…"}}"#;
-        self.refuse("unauthorized", message, CloseCode::Unauthorized, state);
+        self.refuse("unauthorized", message, CloseCode::Unauthorized, Role::Subscriber, state);
     }
 
-    /// Time went by: ends the session if its time is over. With `tell`, says so in the subscriber's words.
-    pub fn on_time(&mut self, now: Duration, tell: bool, state: &mut State) {
+    /// Time went by: ends the session if its time is over.
+    pub fn on_time(&mut self, now: Duration, role: Role, state: &mut State) {
         if self.until.is_none_or(|until| now < until) {
             return;
         }
@@ -87,17 +90,22 @@ impl Access {
             Some(_) => ("token_expired", "the token has expired; come back with a fresh one", CloseCode::TokenExpired),
             None => ("unauthorized", "no token was shown within auth_timeout", CloseCode::Unauthorized),
         };
-        if tell {
-            state.registry.push(self.id, subscriber::error(word, message));
-        }
+        self.tell(word, message, role, state);
         state.counters.auth_refused += u64::from(self.grant.is_none());
         state.registry.order_close(self.id, code);
     }
 
-    fn refuse(&mut self, word: &str, message: &str, code: CloseCode, state: &mut State) {
+    /// An emitter is told by the close alone: an error frame would speak of what it sent.
+    fn tell(&self, word: &str, message: &str, role: Role, state: &mut State) {
+        if role != Role::Emitter {
+            state.registry.push(self.id, subscriber::error(word, message));
+        }
+    }
+
+    fn refuse(&mut self, word: &str, message: &str, code: CloseCode, role: Role, state: &mut State) {
         (self.grant, self.until) = (None, None);
         state.counters.auth_refused += 1;
-        state.registry.push(self.id, subscriber::error(word, message));
+        self.tell(word, message, role, state);
         state.registry.order_close(self.id, code);
     }
 }

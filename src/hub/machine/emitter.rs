@@ -250,10 +250,9 @@ impl EmitterMachine {
         }
     }
 
-    /// The same, for an emitter that may publish only this.
-    #[must_use]
-    pub fn limited_to(self, publish: Option<Scope>) -> Self {
-        Self { publish, ..self }
+    /// It may publish only this from now on; `None` is everything.
+    pub fn limit_to(&mut self, publish: Option<Scope>) {
+        self.publish = publish;
     }
 
     /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.

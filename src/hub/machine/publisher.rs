@@ -25,8 +25,13 @@ pub struct PublisherMachine {
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
-    pub fn new(id: SessionId, publish: Option<Scope>) -> Self {
-        Self { id, batch: Vec::new(), publish, cost: 0, slice: usize::MAX }
+    pub fn new(id: SessionId) -> Self {
+        Self { id, batch: Vec::new(), publish: None, cost: 0, slice: usize::MAX }
+    }
+
+    /// It may publish only this from now on; `None` is everything.
+    pub fn limit_to(&mut self, publish: Option<Scope>) {
+        self.publish = publish;
     }
 
     /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
@@ -79,7 +84,7 @@ mod tests {
 
     #[test]
     fn what_is_no_event_is_answered_and_the_rest_goes_on() {
-        let mut machine = PublisherMachine::new(SessionId::for_test(1), None);
+        let mut machine = PublisherMachine::new(SessionId::for_test(1));
         assert!(!machine.wants_commit());
         assert_eq!(machine.on_event(Bytes::from_static(br#"{"type":"a"}"#)), Ok(()));
         let answer = machine.on_event(Bytes::from_static(b"[]")).expect_err("no event");

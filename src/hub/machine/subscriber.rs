@@ -25,7 +25,7 @@ impl SubscriberMachine {
 
     /// A text frame came. A token that it brings is to be checked before the next frame.
     pub fn on_text(&mut self, text: &str, access: &mut Access, state: &mut State, now: Duration) -> Option<Secret> {
-        if state.registry.is_closing(self.id) {
+        if access.grant().is_none() && state.registry.is_closing(self.id) {
             return None;
         }
         match (SubscriberFrame::decode(text), access.grant()) {
@@ -221,6 +221,7 @@ mod tests {
         assert_eq!((heard.len(), session.state.registry.counts().slow), (2, 1));
         session.id = session.state.registry.open(Role::Subscriber);
         session.machine = SubscriberMachine::new(session.id);
+        session.access = Access::granted(session.id, Grant::everything(), None);
         assert_eq!(session.say(&since(0))[0]["reason"], "truncated");
     }
 
@@ -382,7 +383,7 @@ mod tests {
         let mut session = stranger();
         assert!(session.say(AUTH).is_empty());
         assert_eq!(session.shown, ["s3cret"]);
-        session.access.on_checked(Ok((grant(&["a.*"], 90.0), None)), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a.*"], 90.0), None)), Role::Subscriber, &mut session.state);
         assert_eq!(session.heard(), [json!({"action":"authenticated","subject":"ada","expires":90.0})]);
         let heard = session.say(r#"{"type":"subscribe","data":{"events":["a.b","b"]}}"#);
         assert_eq!((heard.len(), &heard[0]["data"]["code"]), (1, &json!("not_allowed")));
@@ -393,9 +394,9 @@ mod tests {
     #[test]
     fn a_narrower_token_takes_patterns_away_and_says_so() {
         let mut session = stranger();
-        session.access.on_checked(Ok((grant(&["a", "b"], 90.0), None)), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a", "b"], 90.0), None)), Role::Subscriber, &mut session.state);
         session.say(r#"{"type":"subscribe","data":{"events":["a","b"]}}"#);
-        session.access.on_checked(Ok((grant(&["b"], 99.0), None)), &mut session.state);
+        session.access.on_checked(Ok((grant(&["b"], 99.0), None)), Role::Subscriber, &mut session.state);
         let heard = session.heard();
         assert_eq!(heard[1], json!({"action":"unsubscribed","events":["a"]}));
         session.emit("a");
@@ -407,18 +408,18 @@ mod tests {
     fn time_without_a_token_or_beyond_it_ends_the_session() {
         let second = Duration::from_secs(1);
         let mut session = stranger();
-        session.access.on_time(9 * second, true, &mut session.state);
+        session.access.on_time(9 * second, Role::Subscriber, &mut session.state);
         assert!(session.heard().is_empty());
-        session.access.on_time(10 * second, true, &mut session.state);
+        session.access.on_time(10 * second, Role::Subscriber, &mut session.state);
         assert_eq!(session.heard()[1], "Close(Unauthorized)");
 
         let mut session = stranger();
-        session.access.on_checked(Ok((grant(&["a"], 90.0), Some(20 * second))), &mut session.state);
-        session.access.on_checked(Ok((grant(&["a"], 100.0), Some(30 * second))), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a"], 90.0), Some(20 * second))), Role::Subscriber, &mut session.state);
+        session.access.on_checked(Ok((grant(&["a"], 100.0), Some(30 * second))), Role::Subscriber, &mut session.state);
         session.heard();
-        session.access.on_time(20 * second, true, &mut session.state);
+        session.access.on_time(20 * second, Role::Subscriber, &mut session.state);
         assert!(session.heard().is_empty(), "it was refreshed");
-        session.access.on_time(30 * second, true, &mut session.state);
+        session.access.on_time(30 * second, Role::Subscriber, &mut session.state);
         let heard = session.heard();
         assert_eq!((&heard[0]["data"]["code"], &heard[1]), (&json!("token_expired"), &json!("Close(TokenExpired)")));
     }
@@ -432,7 +433,7 @@ mod tests {
             (Denied::Unavailable("no"), "Close(AuthUnavailable)"),
         ] {
             let mut session = stranger();
-            session.access.on_checked(Err(denied), &mut session.state);
+            session.access.on_checked(Err(denied), Role::Subscriber, &mut session.state);
             assert_eq!(session.heard()[1], close);
             assert_eq!(session.state.counters.auth_refused, 1);
         }
