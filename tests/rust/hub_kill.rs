@@ -7,7 +7,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -90,6 +90,8 @@ struct World {
     over: AtomicBool,
     /// How many events there are, once that is known.
     total: AtomicU64,
+    /// What the hub said of itself last.
+    told: Mutex<Option<String>>,
 }
 
 type Socket = WebSocketStream<TcpStream>;
@@ -240,6 +242,10 @@ async fn subscriber(world: Arc<World>) -> Count {
                     *last = n.max(*last);
                     count.events += 1;
                 }
+                // The disk refuses, or has room again.
+                Some("service_status") => {
+                    *world.told.lock().expect("unpoisoned") = frame["data"]["status"].as_str().map(str::to_owned);
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -343,6 +349,9 @@ async fn a_full_disk_is_said_and_nothing_is_lost_when_it_has_room_again() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert!(degraded["log_error"].as_str().is_some_and(|error| error.contains("hub.db")), "{degraded}");
+    while world.told.lock().expect("unpoisoned").as_deref() != Some("degraded") {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     let before = degraded["offset"].as_u64().expect("offset");
     give_room(&hub);
     while stats(port).await["offset"].as_u64() < Some(before + 10_000) {
@@ -355,6 +364,7 @@ async fn a_full_disk_is_said_and_nothing_is_lost_when_it_has_room_again() {
     assert_eq!(count, Count { events: total, ..Count::default() });
     let stats = stats(port).await;
     assert_eq!((&stats["degraded"], &stats["log_error"]), (&json!(false), &Value::Null));
+    assert_eq!(world.told.lock().expect("unpoisoned").as_deref(), Some("healthy"));
     hub.kill().expect("killed");
     hub.wait().expect("gone");
 }

@@ -28,6 +28,8 @@ pub(super) fn page(shared: &Shared) -> String {
         ("slow", "Sessions closed because they read too slowly.", stats.slow),
         ("shed", "Events left out because a session read too slowly that allows it.", stats.shed),
         ("conflated", "Events left out because a newer one with the same key came.", stats.conflated),
+        ("encoded", "Frames put together for subscribers, each for as many as could share it.", stats.encoded),
+        ("compressed", "How often the data of an event was compressed.", stats.compressed),
         ("log_failures", "How often the disk refused events.", stats.log_failures),
         ("log_commits", "Transactions of the log.", stats.log_commits),
     ] {
