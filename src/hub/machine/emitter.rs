@@ -393,16 +393,13 @@ impl EmitterMachine {
 
     /// The answer to the greeting is there: the mark, or nothing if it could not be given.
     pub fn greeted(&mut self, have: Option<u64>) {
-        match have {
-            Some(mark) => {
-                self.from = mark;
-                self.phase = Phase::Live { mark };
-                self.acknowledged(mark);
-            }
-            None => {
-                self.phase = Phase::Over;
-                self.rest = None;
-            }
+        if let Some(mark) = have {
+            self.from = mark;
+            self.phase = Phase::Live { mark };
+            self.acknowledged(mark);
+        } else {
+            self.phase = Phase::Over;
+            self.rest = None;
         }
     }
 
