@@ -4,11 +4,14 @@
    with CRC32C over everything. The file is in the page cache, as it is after a crash of the process.
 2. spill: a process calls `start()` with events in its spill while a sink is listening; the time until the first of them
    is there. With few and with many stored, in turns: it should make no difference. Each start gets a copy of one file.
+3. flush: from the first to the last of them, with the file in the page cache and, in turns, dropped from it, which is
+   how a backlog is read that is larger than memory: each page from the disk.
 """
 
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -32,8 +35,12 @@ async def main(args: object) -> None:
             await prepare(folder / f"{count}.db", count)
         for _ in range(args.starts):
             for case, count in spills.items():
-                first = await first_event(folder, count, args)
+                first, _ = await flush(folder, count, args)
                 figures.add(case, "ms from start() to the first event", first * 1e3)
+        for _ in range(args.flushes):
+            for case, cold in {"flush, file in the page cache": False, "flush, file not in it": True}.items():
+                _, seconds = await flush(folder, args.events, args, cold=cold)
+                figures.add(case, "events/s", args.events / seconds)
     figures.print()
     figures.check("ring_recovery", figures.ratios("recovered", "read", "ms"))
     few, many = spills
@@ -73,10 +80,24 @@ def copy(path: Path, place: Path) -> None:
         os.fsync(made.fileno())  # or the kernel would write it while we measure
 
 
-async def first_event(folder: Path, count: int, args: object) -> float:
-    """Seconds from `start()` of a process until the first of so many stored events has arrived; all of them do."""
+def drop_pages(path: Path) -> None:
+    """Has the kernel forget what it holds of a file, and sees to it that it has."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for at in range(0, path.stat().st_size, 64 << 20):
+            with suppress(BlockingIOError):  # it would have to be read
+                os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT)
+                raise RuntimeError(f"{path} is in the page cache still: put TMPDIR on a disk")
+
+
+async def flush(folder: Path, count: int, args: object, *, cold: bool = False) -> tuple[float, float]:
+    """Seconds from `start()` of a process until the first of so many stored events has arrived, and from then until
+    the last has.
+    """
     path = folder / "copy.db"
     copy(folder / f"{count}.db", path)
+    if cold:
+        drop_pages(path)
     with (
         sink(args.layout) as port,
         process(role("starter", f"ws://127.0.0.1:{port}/", path, args.loop)) as child,
@@ -89,7 +110,7 @@ async def first_event(folder: Path, count: int, args: object) -> float:
             last = time.monotonic()
             assert arrived[:2] == (count, count * SIZE), f"{arrived} of {count} events"
         began = answer(child)["began"]
-    return last - arrived.seconds - began
+    return last - arrived.seconds - began, arrived.seconds
 
 
 if __name__ == "__main__":
@@ -97,6 +118,7 @@ if __name__ == "__main__":
         __doc__,
         rounds=15,
         starts=(9, 3, "rounds of the spill part"),
+        flushes=(7, 2, "rounds of the flush part"),
         events=(1_000_000, 50_000, "events in the larger spill"),
     )
     pin_client(chosen.layout)

@@ -38,6 +38,7 @@ PLAN = [
     ("durable", "uvloop", "free"),
     ("restart", "asyncio", "free"),
     ("fanout", "asyncio", "split"),
+    ("storm", "asyncio", "split"),
 ]
 PACKAGES = (
     "safe-broadcaster",

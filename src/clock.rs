@@ -3,7 +3,7 @@
 //! passed between two boots is taken from the wall clock, and never less than nothing.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the system's clocks show at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Clock {
     /// The clocks of the system.
     pub(crate) fn system() -> Self {
         let boot: Option<Arc<str>> = boot_id().map(Into::into);
-        Self::new(move || Reading { boot: boot.clone(), uptime: uptime_millis(), unix: unix_millis() })
+        Self::new(move || Reading { boot: boot.clone(), uptime: since_boot().as_millis() as i64, unix: unix_millis() })
     }
 
     /// Other clocks.
@@ -139,17 +139,18 @@ pub(crate) fn unix_millis() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
-/// Counts while the machine is suspended too.
+/// On a clock that nobody can set, and that counts while the machine is suspended too, which [`std::time::Instant`]
+/// does not.
 #[cfg(target_os = "linux")]
-fn uptime_millis() -> i64 {
+pub(crate) fn since_boot() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    time.tv_sec * 1000 + time.tv_nsec / 1_000_000
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn uptime_millis() -> i64 {
+pub(crate) fn since_boot() -> Duration {
     static ORIGIN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    ORIGIN.get_or_init(std::time::Instant::now).elapsed().as_millis() as i64
+    ORIGIN.get_or_init(std::time::Instant::now).elapsed()
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub enum ErrorKind {
     Protocol,
     /// The peer closed the link over what it was sent: an event is too large for it, or none that it takes. Tried again.
     FrameRefused,
+    /// The token of whoever asked does not grant it.
+    NotAllowed,
     /// The address to listen on cannot be used.
     Bind,
     /// The broadcaster or hub is stopped. Make a new one.

@@ -3,6 +3,10 @@
 //! Two halves that meet only in [`wire`]: the emitter (outbox, spill, delivery machine, link) and the hub (listener,
 //! sessions, log, fan-out). `python` is the binding and the only room that names pyo3. `ARCHITECTURE.md` is the map.
 
+// By the name that tests in `tests/` know, with whom those beside the code share their settings.
+#[cfg(test)]
+extern crate self as safe_broadcaster;
+
 mod clock;
 pub mod emitter;
 pub mod error;
@@ -11,6 +15,7 @@ pub mod inherited;
 pub mod local;
 mod owned;
 pub mod runtime;
+pub mod secret;
 mod sqlite;
 pub mod wire;
 

@@ -6,6 +6,7 @@ mod damage;
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) use damage::{beside, damaged, is_damage, is_full, remove, set_aside};
 
 /// Bytes of a page. Rows are up to 64 KiB: larger pages mean fewer overflow pages.
 pub(crate) const PAGE: usize = 16 << 10;
+/// Another process may write for a moment: it marks parked events.
+const BUSY: Duration = Duration::from_secs(5);
 /// Steps of SQLite, or pages that it checks (with up to 64 KiB of overflow each), after which somebody who works
 /// [`unless`] is asked: a millisecond.
 const ASK: i32 = 5;
@@ -70,6 +73,13 @@ impl Drop for Lock {
 }
 
 impl Lock {
+    /// Whether the lock file is still at its place: whoever comes there finds the file free otherwise.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let key = |file: std::fs::Metadata| (file.dev(), file.ino());
+        let (ours, found) = (self.file.metadata().map(key), std::fs::metadata(beside(path, ".lock")).map(key));
+        ours.is_ok_and(|ours| found.is_ok_and(|found| found == ours))
+    }
+
     /// Remembers the file that is at the path now as ours, even if its header should be destroyed.
     fn mark(&mut self, path: &Path) {
         self.found = Found::Ours;
@@ -134,6 +144,18 @@ impl Purpose {
         Ok(db)
     }
 
+    /// Another lock file lies at its place, or none, while the file is open: takes what is there for the same file.
+    ///
+    /// # Errors
+    /// Of the kinds of the purpose: another owner has come (the pid is named), or something is wrong with the path.
+    pub(crate) fn relock(&self, path: &Path, lock: &mut Lock) -> Result<()> {
+        self.check_place(path)?;
+        let ((inherited, file), _) = self.lock_beside(path)?;
+        *lock = Lock { _inherited: inherited, file, found: Found::Ours, owned: None };
+        lock.mark(path);
+        Ok(())
+    }
+
     fn check_place(&self, path: &Path) -> Result<()> {
         let refuse = |why: &str, remedy: &str| {
             Err(Error::new(self.unusable, format!("{} {}: {why}; {remedy}", self.setting, path.display())))
@@ -191,7 +213,7 @@ impl Purpose {
         }
         let db = Connection::open(path)?;
         distrust(&db)?;
-        db.busy_timeout(Duration::from_secs(5))?; // a tripwire: the lock file keeps other owners out
+        db.busy_timeout(BUSY)?; // a tripwire: the lock file keeps other owners out
         let (id, version) = (pragma(&db, "application_id")?, pragma(&db, "user_version")?);
         if (id, version) != (self.application_id, self.format) {
             return Err(rusqlite::Error::InvalidPath(path.to_owned()));
@@ -207,7 +229,7 @@ impl Purpose {
 
     /// Makes an empty file beside the path, which takes its place when it is complete: whoever is killed here leaves
     /// nothing at the path that could be taken for somebody else's.
-    fn make(&self, path: &Path) -> rusqlite::Result<()> {
+    pub(crate) fn make(&self, path: &Path) -> rusqlite::Result<()> {
         let io = |error: std::io::Error| rusqlite::Error::ToSqlConversionFailure(error.into());
         let fresh = beside(path, ".new");
         for left in ["", "-journal"] {
@@ -341,7 +363,15 @@ pub(crate) fn crc(parts: &[&[u8]]) -> i64 {
 }
 
 /// Folds the WAL back into the file; what is written next begins it anew, in the space that it has, unless another
-/// process reads at that moment.
-pub(crate) fn checkpoint(db: &Connection) -> rusqlite::Result<()> {
-    db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+/// process reads at that moment. Returns how many pages lie in it: while somebody reads, they become ever more.
+pub(crate) fn checkpoint(db: &Connection) -> rusqlite::Result<u64> {
+    db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get::<_, i64>(1)).map(|pages| pages.max(0) as u64)
+}
+
+/// Folds the WAL back and begins it anew at once; `false` if another process reads.
+pub(crate) fn restart_wal(db: &Connection) -> rusqlite::Result<bool> {
+    db.busy_timeout(Duration::ZERO)?; // readers are not waited for
+    let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    db.busy_timeout(BUSY)?;
+    busy.map(|busy| !busy)
 }

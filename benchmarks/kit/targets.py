@@ -63,5 +63,7 @@ TARGETS = {
     "paced_cpu": Target("CPU of the hub for each frame at 1000 events/s, to picows", "≤", 1.1, "times"),
     "paced_p99": Target("99th percentile publisher → subscriber at 1000 events/s, to the best peer", "≤", 1.5, "times"),
     "replay_rate": Target("frames per second of a replay to 100 sessions at once, to live ones", "≥", 1.0, "times"),
+    "storm": Target("10 000 sessions that lost their hub, until all are back and have recovered", "≤", 10.0, "s"),
+    "stalled": Target("99th percentile for 1000 that read beside one that does not, to without it", "≤", 1.2, "times"),
     "session_memory": Target("resident memory of a session that waits", "≤", 8.0, "KiB"),
 }

@@ -1,4 +1,6 @@
-"""Our hub, until standard input closes. `python -m roles.safe_hub LOOP` prints where to publish and to subscribe."""
+"""Our hub, until standard input closes. `python -m roles.safe_hub LOOP [SETTINGS as JSON]` prints where to publish and
+to subscribe.
+"""
 
 import asyncio
 import json
@@ -9,7 +11,8 @@ from safe_broadcaster import EventBroadcaster
 
 
 async def main() -> None:
-    async with EventBroadcaster(None, "bench", host="127.0.0.1", port=0) as hub:
+    settings = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    async with EventBroadcaster(None, "bench", **{"port": 0, **settings}) as hub:
         print(json.dumps({"publish": hub.url, "subscribe": hub.url}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

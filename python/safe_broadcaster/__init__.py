@@ -18,6 +18,7 @@ import os
 import warnings
 
 from safe_broadcaster import _core
+from safe_broadcaster.auth import Grant, JwtAuth
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
@@ -51,7 +52,9 @@ __all__ = [
     "EventTooLarge",
     "FlushResult",
     "ForkedProcess",
+    "Grant",
     "HubConfig",
+    "JwtAuth",
     "SafeBroadcaster",
     "SpillCorrupt",
     "SpillFull",

@@ -6,10 +6,12 @@ from typing import Any, final
 
 from typing_extensions import Self, disjoint_base
 
+from safe_broadcaster.auth import Grant
 from safe_broadcaster.config import Durability, EmitterConfig
 from safe_broadcaster.hub import HubConfig
 
 __all__ = [
+    "AuthDesk",
     "Emitter",
     "Hub",
     "HubClient",
@@ -272,8 +274,10 @@ class Hub:
     """A hub that can be started, stopped and started again; see `safe_broadcaster.hub.EventBroadcaster`."""
 
     def __new__(cls) -> Hub: ...
-    def start(self, config: HubConfig) -> int:
+    def start(self, config: HubConfig, auth_desk: AuthDesk | None = None) -> int:
         """Start with these settings; returns the port, which accepts connections from now on.
+
+        The desk leads to ``auth`` if that is a function.
 
         Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used.
         """
@@ -295,6 +299,20 @@ class Hub:
 
     def client(self) -> HubClient:
         """A client for emitters of this process; it stays valid over restarts."""
+
+@final
+class AuthDesk:
+    """Where questions about tokens wait for an event loop; see `safe_broadcaster.auth`."""
+
+    def __new__(cls) -> AuthDesk: ...
+    def serve(self, mailbox: Mailbox, token: int) -> None:
+        """Have questions ``(number, token)`` come as letters under ``token``."""
+
+    def answer(self, number: int, grant: Grant | None) -> None:
+        """Answer a question; raises `ConfigError` for a grant with a wrong field."""
+
+    def fail(self, number: int) -> None:
+        """Say that a question cannot be answered: the token is refused."""
 
 @final
 class HubClient:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from safe_broadcaster import _core
+from safe_broadcaster.auth import AuthDesk, JwtAuth
 from safe_broadcaster.exceptions import ConfigError, ConnectRefused
 from safe_broadcaster.mailbox import Mailbox
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from safe_broadcaster.auth import AuthCallback
 
 __all__ = ["EventBroadcaster", "HubConfig", "LocalClient"]
 
@@ -63,6 +66,12 @@ class HubConfig:
     """Largest message taken from an emitter or over ``/publish``."""
     max_sessions: int = 10_000
     """Most sessions at once; more are refused with status 503."""
+    auth: str | Sequence[str] | JwtAuth | AuthCallback | None = dataclasses.field(default=None, repr=False)
+    """Who may connect. None: everyone, which suits a hub that only this machine reaches. A token, or several while one
+    replaces the other: whoever knows one may do everything. `JwtAuth`: signed tokens. A function, async or not, that
+    takes a token and returns a `Grant`, or None to refuse; what it raises refuses too."""
+    auth_timeout: float = 10.0
+    """How long a session may take to show its token, and a function given as ``auth`` to check one."""
     allowed_origins: Sequence[str] = ()
     """Origins (``https://dash.example``) whose pages may connect although they were not served from here; ``*`` allows
     every page. None by default: a page of another site must not read events through its visitor's browser."""
@@ -139,6 +148,8 @@ class EventBroadcaster:
         self.config = HubConfig.build({"host": host, "port": port, **settings})
         self.channel_name = channel_name
         self._core = _core.Hub()
+        auth = self.config.auth
+        self._auth_desk = AuthDesk(auth) if callable(auth) else None
         self._port = port
         self._running = asyncio.Event()
         self.client = LocalClient(self, self._core.client(), self._running)
@@ -151,7 +162,9 @@ class EventBroadcaster:
         `SpillLocked` if another hub has the file at ``log_path``, and `SpillCorrupt` if it cannot be used.
         """
         if not self._running.is_set():
-            self._port = self._core.start(self.config)
+            if self._auth_desk is not None:
+                self._auth_desk.serve(Mailbox.current())
+            self._port = self._core.start(self.config, self._auth_desk and self._auth_desk.core)
             self._running.set()
 
     async def stop(self) -> None:

@@ -6,10 +6,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::clock::since_boot;
 use crate::emitter::config::Durability;
 use crate::emitter::item::{Identity, Item};
 use crate::emitter::link::{self, Link, LinkEvent, PeerEvent};
@@ -27,6 +29,9 @@ const LINGER_DOWN: Duration = Duration::from_millis(5);
 /// After a burst more is likely to come: the driver looks again after this instead of having itself woken. tokio's
 /// timers are a millisecond coarse.
 const LINGER_BURST: Duration = Duration::from_millis(1);
+/// While the machine is suspended, tokio's timers stand still, and our clock does not: it looks so often, to see at once
+/// that hours have passed.
+const NAP: Duration = Duration::from_secs(2);
 /// So many events at once are a burst.
 const BURST: u64 = 32;
 
@@ -169,7 +174,7 @@ async fn open(
     let identity = Identity { emitter: recovered.emitter, epoch: recovered.epoch };
     *shared.identity.lock() = Some(identity.clone());
     if let Some(ring) = recovered.ring {
-        let disk = RingDisk { ring, outbox: Arc::clone(&shared.outbox) };
+        let disk = RingDisk { ring: Mutex::new(ring), outbox: Arc::clone(&shared.outbox) };
         shared.syncer.get_or_init(|| Arc::new(Syncer::new(Box::new(disk))));
     }
     Ok(Opened { machine, ops, identity, base, kept })
@@ -268,7 +273,7 @@ impl Driver {
                 event = moved => Woken::Link(event),
                 opened = async { connecting.as_mut().expect("guarded").await }, if connecting.is_some() => Woken::Opened(opened),
                 () = shared.outbox.bell.notified(), if hold.is_none() => Woken::More,
-                () = tokio::time::sleep(timer.unwrap_or_default()), if timer.is_some() => Woken::More,
+                () = tokio::time::sleep(timer.unwrap_or_default().min(NAP)), if timer.is_some() => Woken::More,
                 () = std::future::ready(()), if !asleep => Woken::More,
             };
             match woken {
@@ -302,7 +307,7 @@ impl Driver {
         let mut events = 0;
         for fresh in fresh {
             events += fresh.item.events();
-            let since = fresh.since.saturating_duration_since(self.shared.origin);
+            let since = fresh.since.saturating_sub(self.shared.origin);
             self.machine.on_accepted(now, fresh, since);
         }
         events
@@ -414,9 +419,16 @@ impl Driver {
     }
 
     fn spill(&mut self, done: Option<Done>) {
-        if let Some(done) = done {
-            self.machine.on_spill(self.shared.now(), done);
+        let Some(done) = done else { return };
+        if let Done::NewRing(ring) = &done {
+            let last = self.shared.outbox.move_to(ring.clone());
+            if let Some(syncer) = self.shared.syncer.get() {
+                syncer.give_up(last, "the outbox's file was removed");
+            }
+            self.shared.outbox.note_acked(self.machine.acked());
+            self.fetch(); // what is in the old one is known to the machine, which moves it into the spill
         }
+        self.machine.on_spill(self.shared.now(), done);
     }
 
     fn time(&mut self) {
@@ -547,7 +559,8 @@ impl Driver {
         }
         // What the spill refused is still in the ring, where there is one, and the next process finds it.
         let in_memory = self.shared.config.durability == Durability::Memory;
-        let failure = self.machine.take_failure().filter(|_| in_memory);
+        let lost = in_memory || self.machine.is_bereft();
+        let failure = self.machine.take_failure().filter(|_| lost);
         for reply in waiting {
             reply(failure.as_ref().map_or(Ok(()), |error| Err(Error::new(error.kind(), error.report()))));
         }
@@ -593,7 +606,7 @@ fn given_up() -> Error {
 
 impl Shared {
     /// Time since the emitter was made: the machine's clock.
-    fn now(&self) -> Time {
-        Instant::now().saturating_duration_since(self.origin)
+    pub(super) fn now(&self) -> Time {
+        since_boot().saturating_sub(self.origin)
     }
 }

@@ -413,7 +413,6 @@ pub struct NeedsRead;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
     use crate::wire::block::BlockBuilder;
@@ -451,7 +450,7 @@ mod tests {
 
     /// `spilled` of the events were counted as spilled by the outbox.
     fn take(ledger: &mut Ledger, item: Item, spilled: u64, live: bool) {
-        ledger.take(Fresh { item, spilled, since: Instant::now() }, NOW, live);
+        ledger.take(Fresh { item, spilled, since: Time::ZERO }, NOW, live);
     }
 
     fn send_all(ledger: &mut Ledger) -> Vec<(u64, u64)> {
@@ -567,7 +566,7 @@ mod tests {
         take(&mut ledger, events(1, 2), 2, false);
         ledger.note_stored(2, &[], Time::from_secs(5));
         assert_eq!(ledger.oldest(), Some(NOW), "it waits since it was accepted, not since it was stored");
-        ledger.take(Fresh { item: events(3, 4), spilled: 2, since: Instant::now() }, Time::from_secs(7), false);
+        ledger.take(Fresh { item: events(3, 4), spilled: 2, since: Time::ZERO }, Time::from_secs(7), false);
         assert_eq!(ledger.oldest(), Some(NOW));
         ledger.ack(2);
         assert_eq!(ledger.oldest(), Some(Time::from_secs(7)));

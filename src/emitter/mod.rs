@@ -19,11 +19,12 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::clock::since_boot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{self, Room};
 use config::{Durability, EmitterConfig};
@@ -65,7 +66,8 @@ struct Shared {
     outbox: Arc<Outbox>,
     /// Once the spill is open and there is a ring.
     syncer: OnceLock<Arc<Syncer>>,
-    origin: Instant,
+    /// When it was made, since the machine's boot.
+    origin: Duration,
     generation: u64,
     /// The machine as of the driver's last step.
     published: Mutex<Snapshot>,
@@ -139,7 +141,7 @@ impl Emitter {
             syncer: OnceLock::new(),
             config,
             target,
-            origin: Instant::now(),
+            origin: since_boot(),
             generation: runtime::generation(),
             published: Mutex::new(snapshot),
             identity: Mutex::default(),
@@ -323,8 +325,7 @@ impl Emitter {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let snapshot = self.shared.published.lock().clone();
-        let age =
-            snapshot.oldest.map_or(0.0, |since| (self.shared.origin.elapsed().saturating_sub(since)).as_secs_f64());
+        let age = snapshot.oldest.map_or(0.0, |since| self.shared.now().saturating_sub(since).as_secs_f64());
         Stats {
             counts: self.shared.outbox.counts(),
             snapshot,
@@ -356,64 +357,29 @@ impl Shared {
 
 /// The ring as the [`Syncer`] knows it.
 struct RingDisk {
-    ring: Ring,
+    ring: Mutex<Ring>,
     outbox: Arc<Outbox>,
 }
 
 impl Disk for RingDisk {
     fn written(&self) -> u64 {
-        self.ring.last()
+        self.ring.lock().last()
     }
 
     fn sync(&self) -> std::io::Result<()> {
-        self.ring.sync()
+        let ring = self.ring.lock().clone(); // an `fdatasync` takes long
+        ring.sync()
     }
 
     fn part(&self) -> u64 {
         self.outbox.part()
     }
+
+    fn renew(&self) {
+        *self.ring.lock() = self.outbox.ring();
+    }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::time::Duration;
-
-    use super::config::{Durability, EmitterConfig, WhenFull};
-
-    pub(crate) fn config() -> EmitterConfig {
-        let second = Duration::from_secs(1);
-        EmitterConfig {
-            spill_path: "unused.db".into(),
-            durability: Durability::Memory,
-            emitter_id: None,
-            outbox_bytes: 1 << 20,
-            spill_max_events: 100_000,
-            spill_max_bytes: 1 << 30,
-            spill_max_age: None,
-            when_full: WhenFull::DropOldest,
-            poison_tries: 3,
-            parked_max_events: 1000,
-            parked_max_bytes: 64 << 20,
-            backoff_initial: second,
-            backoff_max: 30 * second,
-            backoff_multiplier: 2.0,
-            jitter: 0.5,
-            connect_timeout: 10 * second,
-            ack_timeout: 30 * second,
-            ping_interval: 20 * second,
-            breaker_threshold: 5,
-            breaker_cooldown: 30 * second,
-            report_interval: second,
-            max_event_bytes: 1 << 20,
-            headers: Vec::new(),
-            token: None,
-            ssl_ca: None,
-            stamp: false,
-            flush_rate: None,
-            slo_emit_success_rate: 0.99,
-            slo_spill_depth: 100,
-            slo_spill_depth_alert: 1000,
-            slo_flush_latency: 5 * second,
-        }
-    }
-}
+#[path = "../../tests/rust/support/config.rs"]
+pub(crate) mod tests;

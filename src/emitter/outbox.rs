@@ -8,11 +8,12 @@
 //! [`attach`](Outbox::attach) gives them their final seqs and their place.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::clock::since_boot;
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::emitter::item::{Gap, GapReason, Item};
 use crate::emitter::ring::{Ring, Writer, checksum};
@@ -50,8 +51,8 @@ pub struct Fresh {
     pub item: Item,
     /// How many of the events were accepted while the link was down.
     pub spilled: u64,
-    /// When the first was accepted.
-    pub since: Instant,
+    /// When the first was accepted, since the machine's boot.
+    pub since: Duration,
 }
 
 /// Counters that callers and driver share; read by `get_stats`.
@@ -74,7 +75,7 @@ pub struct Counts {
 /// What the driver has to know of the block under construction.
 struct Building {
     spilled: u64,
-    since: Instant,
+    since: Duration,
 }
 
 struct State {
@@ -220,7 +221,7 @@ impl Outbox {
             Some(Fresh { item: Item::Gap(gap), .. }) if gap.to + 1 == seq && gap.reason == reason => gap.to = seq,
             _ => {
                 let item = Item::Gap(Gap { from: seq, to: seq, reason });
-                state.sealed.push_back(Fresh { item, spilled: 0, since: Instant::now() });
+                state.sealed.push_back(Fresh { item, spilled: 0, since: since_boot() });
             }
         }
         if std::mem::take(&mut state.armed) {
@@ -284,6 +285,24 @@ impl Outbox {
             state.writer = writer;
         }
         kept
+    }
+
+    /// Events go into another ring from now on; those so far stay where they are. The driver's, when the file is gone.
+    /// Returns the last seq of those.
+    pub fn move_to(&self, ring: Ring) -> u64 {
+        let mut state = self.state.lock();
+        state.seal();
+        if state.writer.ring().has_promised() {
+            ring.promise();
+        }
+        ring.note_last(state.counts.last_seq);
+        state.writer = Writer::new(ring);
+        state.counts.last_seq
+    }
+
+    /// The ring that events go into at present.
+    pub(crate) fn ring(&self) -> Ring {
+        self.state.lock().writer.ring().clone()
     }
 
     /// From now on events leave the ring only for what survives power loss. To be called before an event is pushed that
@@ -374,7 +393,7 @@ impl State {
         let seq = self.counts.last_seq;
         if self.writer.push(json, checksum, seq) {
             self.bytes += HEADER_BYTES;
-            self.building = Some(Building { spilled: 0, since: Instant::now() });
+            self.building = Some(Building { spilled: 0, since: since_boot() });
         }
         self.writer.ring().note_last(seq);
         self.bytes += json.len() + EVENT_OVERHEAD;

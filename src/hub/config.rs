@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::auth::{Auth, Checker};
 use super::log::LogLimits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::subscriber::Slow;
@@ -44,6 +45,10 @@ pub struct HubConfig {
     /// Origins (`https://dash.example`) whose pages may connect although they were not served from here; `*` allows
     /// every page. Default none: a page of another site must not read the events through its visitor's browser.
     pub allowed_origins: Vec<String>,
+    /// How clients are known: no one needs a token by default, which suits a hub that only this machine reaches.
+    pub auth: Auth,
+    /// How long a session may take to show its token, and a callback to check one. Default 10 s.
+    pub auth_timeout: Duration,
     /// Events that match one of these patterns ask subscribers for an ack. Default none: acks cost a frame each, and
     /// only say how far a client is; nothing is held back for them.
     pub requires_ack: Vec<Pattern>,
@@ -69,6 +74,8 @@ impl Default for HubConfig {
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
             allowed_origins: Vec::new(),
+            auth: Auth::None,
+            auth_timeout: Duration::from_secs(10),
             requires_ack: Vec::new(),
             ping_interval: Duration::from_secs(25),
             page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
@@ -93,6 +100,8 @@ impl HubConfig {
             within("compression_threshold", threshold, 64, GIB)?;
         }
         within("max_sessions", self.max_sessions, 1, 1_000_000)?;
+        within("auth_timeout", self.auth_timeout.as_secs_f64(), 0.1, 3600.0)?;
+        Checker::new(&self.auth, self.auth_timeout)?;
         within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
         if self.replay_age.is_some_and(|age| age.is_zero()) {
             return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
@@ -155,6 +164,8 @@ mod tests {
         check(|config| config.compression_threshold = Some(1), ["compression_threshold=1", "64 to 1073741824"]);
         check(|config| config.max_sessions = 0, ["max_sessions=0", "1 to 1000000"]);
         check(|config| config.replay_age = Some(Duration::ZERO), ["replay_age=0", "more than 0"]);
+        check(|config| config.auth_timeout = Duration::ZERO, ["auth_timeout=0", "0.1 to 3600"]);
+        check(|config| config.auth = Auth::Tokens(Vec::new()), ["auth=(hidden)", "a token"]);
         check(|config| config.ping_interval = Duration::ZERO, ["ping_interval=0", "0.1 to 3600"]);
         check(|config| config.allowed_origins.push("dash.example".into()), ["'dash.example'", "https://"]);
         check(|config| config.allowed_origins.push("https://a/b".into()), ["'https://a/b'", "without a path"]);

@@ -1,4 +1,4 @@
-//! The task of a session: moves frames between a WebSocket stream and the session's machine and outbox.
+//! The task of a session: moves messages between its [`Wire`] and the session's machine and outbox.
 //!
 //! One task for both directions, so that a peer that does not read can still be heard and closed. An emitter's
 //! input is read in batches; a batch takes the lock once, wakes each subscriber once, and its ack is sent after the
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, MissedTickBehavior, Sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
@@ -25,20 +25,23 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
 
+use super::auth::{Denied, Grant};
+use super::doors::Wire;
 use super::history::Flow;
-use super::machine::{Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
+use super::machine::{Access, Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
-use super::shared::{Seat, Shared};
+use super::shared::{Admission, Seat, Shared};
 use crate::wire::close::CloseCode;
+use crate::wire::subscriber;
 
 /// How much is read from a peer before others have their turn: enough for thousands of small events.
-const READ_BATCH: usize = 128 << 10;
+pub(super) const READ_BATCH: usize = 128 << 10;
 /// How often an emitter gives way in one turn. A session that this runtime polls is served within one round; another
 /// one must not hold everybody up.
 const ROUNDS: u8 = 16;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
-const WRITE_BATCH: usize = 64 << 10;
+pub(super) const WRITE_BATCH: usize = 64 << 10;
 /// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
 const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
 /// Buffer of a session that sends blocks; also the most that one system call reads.
@@ -47,8 +50,10 @@ const EMITTER_READ_BUFFER: usize = 64 << 10;
 const SUBSCRIBER_MESSAGE: usize = 512 << 10;
 /// How long a peer may take to read the rest and to answer the close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long what a refused peer still sends is read and dropped, so that it sees the close and not a reset.
-const LINGER: Duration = Duration::from_secs(1);
+/// Longest that the timer of a session is set for: it looks again, and clocks have ends.
+const LONGEST_SLEEP: Duration = Duration::from_secs(86_400);
+
+type Checking = Pin<Box<dyn Future<Output = Result<(Grant, Option<Duration>), Denied>> + Send>>;
 
 enum Machine {
     Emitter(Box<EmitterMachine>),
@@ -82,7 +87,9 @@ enum Output {
     Flushed,
     /// Some lie in the stream's buffer.
     Fed,
-    /// Some do, and the socket took no more when last asked.
+    /// Some do, and the last flush could not get rid of them.
+    Waiting,
+    /// So many do that no more are taken.
     Full,
 }
 
@@ -96,14 +103,18 @@ enum Ending {
     Sent,
 }
 
-struct Session<S> {
-    ws: WebSocketStream<S>,
+struct Session<W> {
+    wire: W,
     machine: Machine,
     seat: Seat,
     /// What of this session is on its way to a durable log.
     flow: Arc<Flow>,
-    /// Wakes the task for an ack that waits, and for when. Made for the first one and set anew for each.
-    ack_timer: Option<(Duration, Pin<Box<Sleep>>)>,
+    /// Wakes the task for an ack that waits or a token that expires, and for when. Made for the first one and set
+    /// anew for each.
+    timer: Option<(Duration, Pin<Box<Sleep>>)>,
+    access: Access,
+    /// A token is being checked; nothing is read until it is.
+    checking: Option<Checking>,
     outgoing: VecDeque<Item>,
     output: Output,
     ending: Ending,
@@ -115,13 +126,18 @@ struct Session<S> {
 }
 
 /// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
-pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S, read_ahead: Bytes) {
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(seat: Seat, stream: S, read_ahead: Bytes) {
     let config = websocket_config(&seat.shared, seat.role);
     let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
+    run_on(seat, ws).await;
+}
+
+/// Runs a session to its end.
+pub(super) async fn run_on<W: Wire>(seat: Seat, wire: W) {
     let mut beat =
         tokio::time::interval_at(Instant::now() + seat.shared.config.ping_interval, seat.shared.config.ping_interval);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut session = Session::new(ws, seat);
+    let mut session = Session::new(wire, seat);
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
         tokio::select! {
@@ -136,15 +152,24 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(seat: Seat, stream: S
     }
     if session.deaf {
         // Boxed: its buffer would be a part of every session's memory.
-        Box::pin(session.linger()).await;
+        Box::pin(session.wire.linger()).await;
+    }
+}
+
+/// Most bytes of one message that is taken from a peer.
+pub(super) fn largest_message(shared: &Shared, role: Role) -> usize {
+    match role {
+        Role::Emitter | Role::Publisher => shared.config.max_message_bytes,
+        Role::Subscriber => SUBSCRIBER_MESSAGE,
     }
 }
 
 fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
     let largest = shared.config.max_message_bytes;
-    let (read_buffer, incoming) = match role {
-        Role::Emitter | Role::Publisher => (EMITTER_READ_BUFFER, largest),
-        Role::Subscriber => (SUBSCRIBER_READ_BUFFER, SUBSCRIBER_MESSAGE),
+    let incoming = largest_message(shared, role);
+    let read_buffer = match role {
+        Role::Emitter | Role::Publisher => EMITTER_READ_BUFFER,
+        Role::Subscriber => SUBSCRIBER_READ_BUFFER,
     };
     WebSocketConfig::default()
         .read_buffer_size(read_buffer)
@@ -156,20 +181,42 @@ fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
         .max_frame_size(Some(incoming))
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    fn new(ws: WebSocketStream<S>, seat: Seat) -> Self {
-        let slice = seat.shared.config.session_queue_bytes / 4;
-        let machine = match seat.role {
-            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id).slicing(slice))),
-            Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
-            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id).slicing(slice)),
+impl<W: Wire> Session<W> {
+    fn new(wire: W, mut seat: Seat) -> Self {
+        let shared = &seat.shared;
+        let slice = shared.config.session_queue_bytes / 4;
+        let (access, checking) = match std::mem::replace(&mut seat.admission, Admission::Awaited) {
+            Admission::Granted(grant) => {
+                let until = shared.until(&grant);
+                (Access::granted(seat.id, grant, until), None)
+            }
+            admission => {
+                let checking = match admission {
+                    Admission::Token(token) => Some(Box::pin(shared.clone().check(token)) as Checking),
+                    _ => None,
+                };
+                (Access::awaited(seat.id, shared.now() + shared.config.auth_timeout), checking)
+            }
         };
+        let publish = access.grant().and_then(|grant| grant.publish.clone());
+        let machine = match seat.role {
+            Role::Emitter => {
+                Machine::Emitter(Box::new(EmitterMachine::new(seat.id).limited_to(publish).slicing(slice)))
+            }
+            Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
+            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id, publish).slicing(slice)),
+        };
+        if shared.auth.is_on() && seat.role == Role::Subscriber {
+            shared.with(|state, _| access.announce(state));
+        }
         Self {
-            ws,
+            wire,
             machine,
             seat,
             flow: Arc::default(),
-            ack_timer: None,
+            timer: None,
+            access,
+            checking,
             outgoing: VecDeque::new(),
             output: Output::Flushed,
             ending: Ending::Open,
@@ -191,26 +238,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let done = self.ending == Ending::Sent && self.output == Output::Flushed;
             return if done { Poll::Ready(Event::Ended) } else { Poll::Pending };
         }
-        let polled = self.poll_read(cx);
-        self.poll_ack(cx);
+        let polled = if self.poll_checked(cx).is_ready() { self.poll_read(cx) } else { Poll::Pending };
+        self.poll_timer(cx);
         polled
     }
 
-    /// Gives an ack that has waited long enough, or has the task woken when it has.
-    fn poll_ack(&mut self, cx: &mut Context<'_>) {
-        let Machine::Emitter(machine) = &self.machine else { return };
-        let Some(due) = machine.deadline() else { return };
-        let left = due.saturating_sub(self.seat.shared.now());
-        if left.is_zero() {
-            return self.commit();
+    /// Ready when no token is being checked.
+    fn poll_checked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(checking) = &mut self.checking {
+            let checked = std::task::ready!(checking.as_mut().poll(cx));
+            self.checking = None;
+            self.seat.shared.with(|state, _| self.access.on_checked(checked, state));
         }
-        let wake = Instant::now() + left;
-        let (set_for, timer) = self.ack_timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
+        Poll::Ready(())
+    }
+
+    /// Does what is due, and has the task woken for what will be.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) {
+        let now = self.seat.shared.now();
+        let is_due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        let ack = |machine: &Machine| if let Machine::Emitter(machine) = machine { machine.deadline() } else { None };
+        if is_due(self.access.deadline()) {
+            let tell = self.seat.role != Role::Emitter;
+            self.seat.shared.with(|state, now| self.access.on_time(now, tell, state));
+        }
+        if is_due(ack(&self.machine)) {
+            self.commit();
+        }
+        let Some(due) = ack(&self.machine).into_iter().chain(self.access.deadline()).min() else { return };
+        let wake = Instant::now() + due.saturating_sub(now).min(LONGEST_SLEEP);
+        let (set_for, timer) = self.timer.get_or_insert_with(|| (due, Box::pin(tokio::time::sleep_until(wake))));
         if std::mem::replace(set_for, due) != due {
             timer.as_mut().reset(wake);
         }
         if timer.as_mut().poll(cx).is_ready() {
-            cx.waker().wake_by_ref(); // a moment early
+            // A moment early, or after the longest sleep.
+            timer.as_mut().reset(wake);
+            cx.waker().wake_by_ref();
         }
     }
 
@@ -224,7 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Sends what waits, as far as the socket takes it.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), WsError> {
         while self.ending != Ending::Sent && (!self.outgoing.is_empty() || self.refill(cx)) {
-            if self.ws.poll_ready_unpin(cx)?.is_pending() {
+            if self.wire.poll_ready_unpin(cx)?.is_pending() {
                 self.output = Output::Full;
                 // The socket wakes this task when it takes more; only an order to close is of interest until then.
                 self.with_registry(|registry, id| registry.park(id, Interest::Close, cx.waker().clone()));
@@ -235,12 +299,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 if matches!(item, Item::Close(_)) {
                     self.ending = Ending::Sent;
                 }
-                self.ws.start_send_unpin(message(item))?;
+                self.wire.start_send_unpin(message(item))?;
             }
         }
         if self.output != Output::Flushed {
-            let flushed = self.ws.poll_flush_unpin(cx)?.is_ready();
-            self.sent_to(if flushed { Output::Flushed } else { Output::Full });
+            let flushed = self.wire.poll_flush_unpin(cx)?.is_ready();
+            self.sent_to(if flushed { Output::Flushed } else { Output::Waiting });
         }
         Ok(())
     }
@@ -248,8 +312,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// A full socket that takes bytes again is a sign of life; one that was never full proves nothing, because the
     /// operating system takes bytes for a dead peer too.
     fn sent_to(&mut self, output: Output) {
-        if self.output == Output::Full && output != Output::Full {
-            self.liveness.progress();
+        match (self.output, output) {
+            (Output::Waiting, Output::Fed) => return, // more lies on top, and nothing has moved
+            (Output::Full, Output::Fed) | (Output::Full | Output::Waiting, Output::Flushed) => self.liveness.progress(),
+            _ => {}
         }
         self.output = output;
     }
@@ -288,7 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 continue;
             }
-            match self.ws.poll_next_unpin(cx) {
+            match self.wire.poll_next_unpin(cx) {
                 Poll::Pending => break false,
                 Poll::Ready(None) => break true,
                 Poll::Ready(Some(Ok(message))) => {
@@ -296,8 +362,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     budget = budget.saturating_sub(64 + message.len());
                     self.liveness.progress();
                     self.on_message(message);
-                    if self.flow.is_shut() {
-                        // Not read on before the disk has caught up: the next poll asks to be woken then.
+                    if self.flow.is_shut() || self.checking.is_some() {
+                        // Not read on before the disk has caught up, or the token is checked: the next poll asks to
+                        // be woken then.
                         cx.waker().wake_by_ref();
                         break false;
                     }
@@ -353,11 +420,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             (Machine::Emitter(machine), Message::Text(text)) => machine.on_text(text),
             (Machine::Emitter(machine), Message::Binary(block)) => machine.on_block(block.clone()),
             (Machine::Subscriber(machine), Message::Text(text)) => {
-                self.seat.shared.with(|state, now| machine.on_text(text, state, now));
+                let access = &mut self.access;
+                let shown = self.seat.shared.with(|state, now| machine.on_text(text, access, state, now));
+                self.checking = shown.map(|token| Box::pin(self.seat.shared.clone().check(token)) as Checking);
                 Step::More
             }
             (Machine::Subscriber(machine), Message::Binary(_)) => {
-                self.seat.shared.with(|state, _| machine.on_binary(state));
+                self.seat.shared.with(|state, _| machine.on_binary(&mut self.access, state));
                 Step::More
             }
             (Machine::Publisher(machine), Message::Text(_) | Message::Binary(_)) => {
@@ -393,11 +462,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn beat(&mut self) {
-        if self.flow.is_shut() {
+        if self.flow.is_shut() || self.checking.is_some() {
             self.liveness.progress(); // a peer that is not read cannot be heard
         }
         let beat = self.liveness.beat();
         self.with_registry(|registry, id| match beat {
+            Beat::Ping if !W::PINGS && self.seat.role == Role::Subscriber => {
+                registry.push(id, subscriber::ping(registry.prev(id)));
+            }
             Beat::Ping => registry.push_ping(id),
             Beat::Dead => registry.order_close(id, CloseCode::NoPong),
         });
@@ -406,23 +478,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn with_registry<R>(&self, act: impl FnOnce(&mut Registry, SessionId) -> R) -> R {
         self.seat.shared.with(|state, _| act(&mut state.registry, self.seat.id))
     }
-
-    /// Reads and drops for a while: closing a socket with unread input resets the connection, and the peer would
-    /// lose the close frame that tells it why.
-    async fn linger(&mut self) {
-        let stream = self.ws.get_mut();
-        let drain = async {
-            stream.shutdown().await?;
-            let mut dropped = [0; 4096];
-            while stream.read(&mut dropped).await? > 0 {}
-            std::io::Result::Ok(())
-        };
-        // Whether the peer was patient or not, the session is over.
-        drop(tokio::time::timeout(LINGER, drain).await);
-    }
 }
 
-impl<S> Drop for Session<S> {
+impl<W> Drop for Session<W> {
     fn drop(&mut self) {
         if let Machine::Emitter(machine) = &mut self.machine {
             match &self.seat.shared.history {
@@ -443,7 +501,8 @@ fn refusal(error: &WsError) -> Option<CloseCode> {
     }
 }
 
-fn message(item: Item) -> Message {
+/// An item as the WebSocket library has it.
+pub(super) fn message(item: Item) -> Message {
     match item {
         // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
         Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
@@ -465,6 +524,9 @@ fn reason(code: CloseCode) -> &'static str {
         CloseCode::BadFrame => "bad frame",
         CloseCode::Unauthorized => "unauthorized",
         CloseCode::TooLarge => "message too large",
+        CloseCode::TokenExpired => "the token has expired: come back with a fresh one",
+        CloseCode::AuthUnavailable => "the token could not be checked at the moment: come back",
+        CloseCode::TooMany => "too many frames",
     }
 }
 
@@ -472,7 +534,7 @@ fn reason(code: CloseCode) -> &'static str {
 pub(super) fn dial(shared: &Arc<Shared>) -> std::io::Result<tokio::io::DuplexStream> {
     /// What fits into the pipe before the emitter has to wait.
     const PIPE: usize = 256 << 10;
-    let seat = shared.open(Role::Emitter).map_err(|refused| {
+    let seat = shared.open(Role::Emitter, Admission::Granted(Grant::everything())).map_err(|refused| {
         std::io::Error::new(std::io::ErrorKind::ConnectionRefused, format!("the hub takes no session: {refused:?}"))
     })?;
     let (near, far) = tokio::io::duplex(PIPE);

@@ -9,8 +9,10 @@
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
+pub mod auth;
 pub mod compression;
 mod config;
+pub mod doors;
 mod driver;
 pub mod emitters;
 pub mod entry;
@@ -34,6 +36,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{HeaderMap, Request};
 
 pub use config::HubConfig;
 pub use state::Published;
@@ -43,6 +47,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
+use auth::{Grant, not_granted};
+use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use history::Reply;
 use log::Log;
@@ -66,6 +72,7 @@ impl Hub {
     /// used.
     pub fn start(config: HubConfig) -> Result<Self> {
         config.validate()?;
+        let checker = auth::Checker::new(&config.auth, config.auth_timeout)?;
         let handle = runtime::handle(Room::Hub)?;
         let (inherited, listener) = listener::bind(&config)?;
         let unusable = |error| Error::new(ErrorKind::Bind, "cannot use the bound socket").with_source(error);
@@ -77,12 +84,12 @@ impl Hub {
         let shared = match &config.log_path {
             None => {
                 let log = Log::new(fresh_epoch()?, limits).requiring_acks(requires_ack);
-                Arc::new(Shared::new(config, (log, Duration::ZERO), None, handle))
+                Arc::new(Shared::new(config, checker, (log, Duration::ZERO), None, handle))
             }
             Some(path) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
                 let log = history::replay(recovered, limits, requires_ack);
-                let shared = Arc::new(Shared::new(config, log, Some(history), handle.clone()));
+                let shared = Arc::new(Shared::new(config, checker, log, Some(history), handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
                 drop(handle.spawn(history::settle(shared.clone(), outcomes)));
                 shared
@@ -124,7 +131,7 @@ impl Hub {
     /// later, in a thread of the hub.
     pub fn publish_then(&self, json: Bytes, then: impl FnOnce(Result<Published>) + Send + 'static) {
         match self.check_process() {
-            Ok(()) => publish(&self.shared, json, then),
+            Ok(()) => publish(&self.shared, json, None, then),
             Err(error) => then(Err(error)),
         }
     }
@@ -139,6 +146,31 @@ impl Hub {
             let gone = || io::Error::new(io::ErrorKind::ConnectionRefused, "the hub was stopped");
             driver::dial(&shared.upgrade().ok_or_else(gone)?)
         })
+    }
+
+    /// Lets a client in that another server has shaken hands with, by its path (`/ws`, `/publish`) and header fields;
+    /// gives its session and the subprotocol to answer with. `bell` is rung when there is something to take, or room
+    /// to feed again; it must not wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        bell: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Result<(Guest, Option<&'static str>), Refusal>> {
+        self.check_process()?;
+        Ok(doors::admit(&self.shared, path, headers, bell))
+    }
+
+    /// Answers an HTTP request that another server has read; `bell` is rung when there is something to take.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forked`].
+    pub fn answer(&self, request: Request<Full<Bytes>>, bell: impl Fn() + Send + Sync + 'static) -> Result<Exchange> {
+        self.check_process()?;
+        Ok(doors::answer(&self.shared, request, bell))
     }
 
     /// Fails in a child that inherited the hub over `fork`; to be asked before [`Hub::stats`], because the child may
@@ -191,8 +223,13 @@ impl Drop for Hub {
 }
 
 /// Publishes; `reply` is called when that is done: at once, or by the log's way back in the hub's thread.
-fn publish(shared: &Shared, json: Bytes, reply: impl FnOnce(Result<Published>) + Send + 'static) {
-    let record = match record(shared, json) {
+fn publish(
+    shared: &Shared,
+    json: Bytes,
+    grant: Option<&Grant>,
+    reply: impl FnOnce(Result<Published>) + Send + 'static,
+) {
+    let record = match record(shared, json, grant) {
         Ok(record) => record,
         Err(error) => return reply(Err(error)),
     };
@@ -206,16 +243,20 @@ fn publish(shared: &Shared, json: Bytes, reply: impl FnOnce(Result<Published>) +
     }
 }
 
-fn record(shared: &Shared, json: Bytes) -> Result<Record> {
+fn record(shared: &Shared, json: Bytes, grant: Option<&Grant>) -> Result<Record> {
     let limit = shared.config.max_message_bytes;
     if json.len() > limit {
         let message = format!("the event has {} bytes; max_message_bytes is {limit}", json.len());
         return Err(Error::new(ErrorKind::EventTooLarge, message));
     }
-    Record::event(json).map_err(|error| {
+    let record = Record::event(json).map_err(|error| {
         Error::new(ErrorKind::EventNotSerializable, "an event is a JSON object with text as its type and topic")
             .with_source(error)
-    })
+    })?;
+    if grant.is_some_and(|grant| !grant.may_publish(&record)) {
+        return Err(Error::new(ErrorKind::NotAllowed, not_granted(&record)));
+    }
+    Ok(record)
 }
 
 fn stopped() -> Error {

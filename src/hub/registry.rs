@@ -4,6 +4,7 @@
 //! group that stand at the same `prev`, which after their first event is all of them.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -29,9 +30,15 @@ pub struct SessionId {
     generation: u32,
 }
 
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.slot, self.generation)
+    }
+}
+
 impl Serialize for SessionId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}-{}", self.slot, self.generation))
+        serializer.collect_str(self)
     }
 }
 
@@ -69,6 +76,8 @@ struct Session {
     /// Takes large events compressed.
     deflates: bool,
     filter: Arc<Filter>,
+    /// The filter was chosen on the subscriber's behalf, and gives way to its own choice.
+    preset: bool,
     /// What it may receive; `None`: everything.
     grant: Option<Arc<Filter>>,
     /// The last seq that was queued for this session, or where its live events begin.
@@ -208,6 +217,7 @@ impl Registry {
             outbox: Outbox::new(self.queue_bytes, self.slow),
             deflates: false,
             filter: Arc::default(),
+            preset: false,
             grant: None,
             prev: 0,
             acked: None,
@@ -260,9 +270,23 @@ impl Registry {
         let filter = Arc::new(filter);
         let Some(session) = self.get_mut(id).filter(|session| !session.outbox.is_closing()) else { return };
         session.filter = filter.clone();
+        session.preset = false;
         if !filter.patterns().is_empty() {
             self.groups.join(&filter, id);
         }
+    }
+
+    /// Marks the filter as chosen on the subscriber's behalf.
+    pub fn set_preset(&mut self, id: SessionId) {
+        if let Some(session) = self.get_mut(id) {
+            session.preset = true;
+        }
+    }
+
+    /// What a subscriber has chosen by itself: its filter, unless that was chosen for it.
+    #[must_use]
+    pub fn own_filter(&self, id: SessionId) -> Arc<Filter> {
+        self.get(id).filter(|session| !session.preset).map(|session| session.filter.clone()).unwrap_or_default()
     }
 
     /// Those of the patterns that the session's grant allows.

@@ -13,11 +13,13 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::auth::{self, Checker, Denied, Grant};
 use super::config::HubConfig;
 use super::history::History;
 use super::log::Log;
 use super::registry::{Role, SessionId};
 use super::state::State;
+use crate::secret::Secret;
 use crate::wire::frame::Reconnect;
 
 /// How long the log may take to store what waits and to close its file.
@@ -26,6 +28,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// See the module.
 pub(super) struct Shared {
     pub(super) config: HubConfig,
+    pub(super) auth: Checker,
     state: Mutex<State>,
     /// The durable log, if there is one.
     pub(super) history: Option<History>,
@@ -47,11 +50,22 @@ pub(super) enum Refused {
     Stopping,
 }
 
+/// What is known of a client when its session begins.
+pub(super) enum Admission {
+    /// It may do this.
+    Granted(Grant),
+    /// It brought a token that is to be checked as if its first frame had brought it.
+    Token(Secret),
+    /// It is expected to show one.
+    Awaited,
+}
+
 /// A session's place in the registry, given up when its task ends in whatever way.
 pub(super) struct Seat {
     pub(super) shared: Arc<Shared>,
     pub(super) id: SessionId,
     pub(super) role: Role,
+    pub(super) admission: Admission,
 }
 
 impl Drop for Seat {
@@ -61,11 +75,18 @@ impl Drop for Seat {
 }
 
 impl Shared {
-    pub(super) fn new(config: HubConfig, log: (Log, Duration), history: Option<History>, handle: Handle) -> Self {
+    pub(super) fn new(
+        config: HubConfig,
+        auth: Checker,
+        log: (Log, Duration),
+        history: Option<History>,
+        handle: Handle,
+    ) -> Self {
         let (log, origin) = log;
         let state = State::resume(log, config.session_queue_bytes).with(config.slow, config.compression_threshold);
         Self {
             config,
+            auth,
             state: Mutex::new(state),
             history,
             started: Instant::now(),
@@ -96,13 +117,27 @@ impl Shared {
         self.origin + self.started.elapsed()
     }
 
+    /// What a token grants, and until when as the state counts time.
+    pub(super) async fn check(self: Arc<Self>, token: Secret) -> Result<(Grant, Option<Duration>), Denied> {
+        let grant = self.auth.check(token).await?;
+        let until = self.until(&grant);
+        Ok((grant, until))
+    }
+
+    /// When a grant ends, as the state counts time.
+    pub(super) fn until(&self, grant: &Grant) -> Option<Duration> {
+        let left = grant.expires? - auth::unix_now();
+        // What is too far away for a clock is for ever.
+        Duration::try_from_secs_f64(left.max(0.0)).ok()?.checked_add(self.now())
+    }
+
     /// Time since the start.
     pub(super) fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
     /// Lets a session in.
-    pub(super) fn open(self: &Arc<Self>, role: Role) -> Result<Seat, Refused> {
+    pub(super) fn open(self: &Arc<Self>, role: Role, admission: Admission) -> Result<Seat, Refused> {
         self.with(|state, _| {
             if self.is_stopping() {
                 return Err(Refused::Stopping);
@@ -110,7 +145,7 @@ impl Shared {
             if state.registry.len() >= self.config.max_sessions {
                 return Err(Refused::Full);
             }
-            Ok(Seat { shared: self.clone(), id: state.registry.open(role), role })
+            Ok(Seat { shared: self.clone(), id: state.registry.open(role), role, admission })
         })
     }
 

@@ -46,6 +46,8 @@ pub struct Counters {
     pub not_recovered: u64,
     /// Acks of subscribers.
     pub acks: u64,
+    /// Requests and sessions refused for want of a good token.
+    pub auth_refused: u64,
     /// Emitter connections closed because a newer one took over.
     pub superseded: u64,
     /// Sessions closed, or frames refused, because they broke the protocol.
@@ -127,7 +129,7 @@ impl State {
         let compression =
             wanted.deflate.is_some_and(|deflate| self.registry.set_deflates(id, deflate)).then_some(DEFLATE);
         let events = self.registry.granted(id, Filter::new(wanted.events.iter().cloned()));
-        let filter = self.registry.filter(id).with(events.patterns());
+        let filter = self.registry.own_filter(id).with(events.patterns());
         let recovery = wanted.since.as_ref().map(|position| {
             drop(self.log.since(position, now)?);
             if self.registry.replays(id) >= MAX_REPLAYS {
@@ -167,6 +169,28 @@ impl State {
     /// Moves what is queued for a session to `into`, about `budget` bytes, see [`Registry::take`].
     pub fn take(&mut self, id: SessionId, budget: usize, into: &mut VecDeque<Item>) {
         self.registry.take(id, budget, into, &self.log);
+    }
+
+    /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this.
+    pub fn preset(&mut self, id: SessionId, events: &[Pattern]) {
+        let head = self.log.head();
+        self.registry.set_filter(id, Filter::new(events.iter().cloned()));
+        self.registry.set_prev(id, head);
+        self.registry.set_preset(id);
+    }
+
+    /// Notes how far a subscriber is; what it cannot have seen is answered as the bad frame that it is.
+    pub fn record_ack(&mut self, id: SessionId, seq: u64) {
+        match self.registry.record_ack(id, seq) {
+            Ok(()) => self.counters.acks += 1,
+            Err(last) => self.bad_frame(id, &format!("data.sequence is {seq}, the last one sent was {last}")),
+        }
+    }
+
+    /// Answers a subscriber's frame that is wrong.
+    pub fn bad_frame(&mut self, id: SessionId, message: &str) {
+        self.counters.bad_frames += 1;
+        self.registry.push(id, subscriber::error("bad_frame", message));
     }
 
     /// Takes patterns from a session.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 
+use super::auth::{AuthDesk, auth};
 use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::error::Result;
@@ -90,7 +91,7 @@ fn slow(name: &str) -> Result<Slow> {
 }
 
 /// Reads the attributes of the dataclass.
-pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
+pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> Result<HubConfig> {
     let settings = Settings(source);
     let bytes = "a whole number of bytes";
     Ok(HubConfig {
@@ -105,6 +106,8 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
         compression_threshold: settings.get("compression_threshold", "a whole number of bytes, or None")?,
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
+        auth: auth(source, desk)?,
+        auth_timeout: settings.seconds("auth_timeout")?,
         allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
         requires_ack: patterns("requires_ack", &settings.get::<Vec<String>>("requires_ack", "a sequence of texts")?)?,
         ping_interval: settings.seconds("ping_interval")?,
@@ -112,7 +115,8 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>) -> Result<HubConfig> {
     })
 }
 
-fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
+/// Patterns of a setting.
+pub(super) fn patterns(setting: &str, texts: &[String]) -> Result<Vec<Pattern>> {
     let parse = |text: &String| {
         Pattern::parse(text).map_err(|error| refused(setting, &format!("'{text}'"), &error.to_string()))
     };

@@ -37,7 +37,7 @@ impl From<Error> for PyErr {
             }
             ErrorKind::ConnectTimeout => py::ConnectTimeout::new_err(text),
             ErrorKind::ConnectRefused | ErrorKind::FrameRefused | ErrorKind::Bind => py::ConnectRefused::new_err(text),
-            ErrorKind::Protocol => py::BroadcastError::new_err(text),
+            ErrorKind::Protocol | ErrorKind::NotAllowed => py::BroadcastError::new_err(text),
             ErrorKind::Closed => py::BroadcasterClosed::new_err(text),
             ErrorKind::Forked => py::ForkedProcess::new_err(text),
         }

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::auth::AuthDesk;
+use super::doors::{self, Fields, HubExchange};
 use super::mailbox::{Body, Mailbox};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub;
@@ -46,9 +48,10 @@ impl Hub {
         Self::default()
     }
 
-    /// Starts a hub with the attributes of a `HubConfig`; its port accepts connections when this returns.
-    fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>) -> Result<u16> {
-        let config = super::config::hub_config(config)?;
+    /// Starts a hub with the attributes of a `HubConfig`, whose `auth` is reached through the desk if it is a function; its port accepts connections when this returns.
+    #[pyo3(signature = (config, auth_desk=None))]
+    fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>, auth_desk: Option<&AuthDesk>) -> Result<u16> {
+        let config = super::config::hub_config(config, auth_desk)?;
         let hub = py.detach(|| hub::Hub::start(config))?;
         let port = hub.port();
         *self.slot.lock() = Some(Arc::new(hub));
@@ -103,6 +106,34 @@ impl Hub {
     /// Whether new connections are accepted.
     fn is_listening(&self) -> bool {
         self.current().is_some_and(|hub| hub.is_listening())
+    }
+
+    /// Lets a client in whose socket another server holds, by its path and header fields: its session, or status and
+    /// reason of the refusal.
+    fn admit<'py>(
+        &self,
+        py: Python<'py>,
+        mailbox: &Mailbox,
+        token: u64,
+        path: &str,
+        headers: Fields,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let Some(hub) = self.current() else { return Err(not_running().into()) };
+        doors::admit(py, &hub, (mailbox, token), path, headers)
+    }
+
+    /// Begins to answer an HTTP request that another server has read.
+    fn answer(
+        &self,
+        mailbox: &Mailbox,
+        token: u64,
+        method: &str,
+        target: &str,
+        headers: Fields,
+        body: &[u8],
+    ) -> Result<HubExchange> {
+        let Some(hub) = self.current() else { return Err(not_running()) };
+        doors::answer(&hub, (mailbox, token), (method, target), headers, body)
     }
 
     /// A client for emitters of this process; it stays valid over restarts.

@@ -1,7 +1,9 @@
 //! The binding: the only room that names pyo3. Rust threads never attach to Python from here or anywhere; what they
 //! have to say waits in a [`mailbox`](mailbox::Mailbox) until the event loop drains it.
 
+mod auth;
 mod config;
+mod doors;
 mod emitter;
 mod errors;
 mod hub;
@@ -57,6 +59,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<mailbox::Mailbox>()?;
     module.add_class::<hub::Hub>()?;
     module.add_class::<hub::HubClient>()?;
+    module.add_class::<doors::HubSession>()?;
+    module.add_class::<doors::HubExchange>()?;
+    module.add_function(wrap_pyfunction!(doors::matches, module)?)?;
+    module.add_class::<auth::AuthDesk>()?;
     module.add_function(wrap_pyfunction!(serialize::serialize_event, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_show, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_verify, module)?)?;

@@ -9,6 +9,10 @@ pub enum CloseCode {
     Normal = 1000,
     /// The hub stops; come back later.
     Shutdown = 3001,
+    /// The token has expired; come back with a fresh one.
+    TokenExpired = 3005,
+    /// The token could not be checked at the moment; come back.
+    AuthUnavailable = 3006,
     /// The session reads too slowly; come back and recover.
     Slow = 3008,
     /// No answer to pings; come back.
@@ -23,6 +27,8 @@ pub enum CloseCode {
     Unauthorized = 3500,
     /// A frame or event over the size limit.
     TooLarge = 3502,
+    /// More frames or connections than are allowed.
+    TooMany = 3503,
 }
 
 impl CloseCode {

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::frame::Reconnect;
 use super::position::Position;
 use super::topic::Pattern;
+use crate::secret::Secret;
 
 /// Most patterns that one frame may name: far beyond real dashboards, small enough to be harmless.
 pub const MAX_PATTERNS: usize = 256;
@@ -20,6 +21,11 @@ pub const MAX_PATTERNS: usize = 256;
 /// What a subscriber says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SubscriberFrame {
+    /// Shows who it is.
+    Auth {
+        /// What proves it.
+        token: Secret,
+    },
     /// Adds patterns.
     Subscribe(Subscribe),
     /// Takes patterns away.
@@ -102,6 +108,11 @@ struct Selection {
 }
 
 #[derive(Deserialize)]
+struct Credentials {
+    token: String,
+}
+
+#[derive(Deserialize)]
 struct Acked {
     sequence: u64,
 }
@@ -120,6 +131,11 @@ impl SubscriberFrame {
         let data = said.data.map_or("{}", RawValue::get);
         Ok(match said.kind.as_ref() {
             "subscribe" => Self::Subscribe(selection(data)?),
+            "auth" => {
+                // Not in serde's words: they quote what they do not understand.
+                let shown: Credentials = serde_json::from_str(data).map_err(|_| "data.token is a text".to_owned())?;
+                Self::Auth { token: Secret::new(shown.token) }
+            }
             "unsubscribe" => Self::Unsubscribe { events: selection(data)?.events },
             "ack" => {
                 let acked: Acked = serde_json::from_str(data).map_err(|error| format!("data: {error}"))?;
@@ -263,6 +279,18 @@ pub fn missed(from: u64, to: u64, reason: Missed) -> Bytes {
     typed("gap", &Data { from, to, reason })
 }
 
+/// Answer to `auth`: who it is, and until when (Unix seconds), where there is such a thing.
+#[must_use]
+pub fn authenticated(subject: Option<&str>, expires: Option<f64>) -> Bytes {
+    #[derive(Serialize)]
+    struct Frame<'a> {
+        action: &'static str,
+        subject: Option<&'a str>,
+        expires: Option<f64>,
+    }
+    json(&Frame { action: "authenticated", subject, expires })
+}
+
 /// Answer to `unsubscribe`.
 #[must_use]
 pub fn unsubscribed(events: &[Pattern]) -> Bytes {
@@ -278,6 +306,12 @@ pub fn unsubscribed(events: &[Pattern]) -> Bytes {
 #[must_use]
 pub fn pong(last_seq: u64) -> Bytes {
     format!(r#"{{"type":"pong","lastSeq":{last_seq}}}"#).into()
+}
+
+/// Asks whether the subscriber is there, where nobody else does; `last_seq` as in [`pong`].
+#[must_use]
+pub fn ping(last_seq: u64) -> Bytes {
+    format!(r#"{{"type":"ping","lastSeq":{last_seq}}}"#).into()
 }
 
 /// Says what was wrong with a frame.
@@ -339,6 +373,8 @@ mod tests {
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Subscribe(wanted)));
         let text = r#"{"type":"unsubscribe","data":{"events":["a"]}}"#;
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Unsubscribe { events: vec![pattern("a")] }));
+        let frame = SubscriberFrame::Auth { token: Secret::new("t") };
+        assert_eq!(SubscriberFrame::decode(r#"{"type":"auth","data":{"token":"t"}}"#), Ok(frame));
         let text = r#"{"type":"ack","data":{"sequence":9}}"#;
         assert_eq!(SubscriberFrame::decode(text), Ok(SubscriberFrame::Ack { sequence: 9 }));
         assert_eq!(SubscriberFrame::decode(r#"{"type":"ping"}"#), Ok(SubscriberFrame::Ping));
@@ -359,6 +395,7 @@ mod tests {
             (r#"{"type":"subscribe","data":{"events":["a"],"since":{"offset":1}}}"#, "epoch"),
             (r#"{"type":"subscribe","data":{"events":["a"],"slow":"never"}}"#, "drop_with_gap"),
             (r#"{"type":"ack","data":{"sequence":-1}}"#, "data"),
+            (r#"{"type":"auth","data":"s3cret"}"#, "data.token is a text"),
         ] {
             let said = SubscriberFrame::decode(text).expect_err(text);
             assert!(said.contains(word), "{text}: {said}");

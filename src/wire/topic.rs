@@ -218,6 +218,53 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_contains_what_matches_nothing_else() {
+        let contains = |outer: &str, inner: &str| {
+            Pattern::parse(outer).expect("valid").contains(&Pattern::parse(inner).expect("valid"))
+        };
+        for (outer, inner) in [
+            ("*", "*"),
+            ("*", "a/b"),
+            ("a.*", "a.*"),
+            ("a.*", "a.b"),
+            ("a.*", "a.*.c"),
+            ("*.b", "*.b"),
+            ("a/*", "a/b/c"),
+        ] {
+            assert!(contains(outer, inner), "{outer} {inner}");
+        }
+        for (outer, inner) in [
+            ("a.*", "*"),
+            ("a.*", "a"),
+            ("a.*", "*.b"),
+            ("a.*.c", "a.*"),
+            ("a.b", "a.*"),
+            ("a.*", "a/b"),
+            ("a/*", "a.b"),
+        ] {
+            assert!(!contains(outer, inner), "{outer} {inner}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn containing_is_matching_whatever_the_other_matches(
+            outer in "[ab*](\\.[ab*]){0,3}", inner in "[ab*](\\.[ab*]){0,3}"
+        ) {
+            let (outer, inner) = (Pattern::parse(&outer).expect("valid"), Pattern::parse(&inner).expect("valid"));
+            // Names of three letters, one of which stands in no pattern, tell all patterns of four segments apart.
+            let names = (1..=6_u32).flat_map(|length| (0..3_u32.pow(length)).map(move |number| {
+                let letter = |at| ["a", "b", "c"][(number / 3_u32.pow(at) % 3) as usize];
+                (0..length).map(letter).collect::<Vec<_>>().join(".")
+            }));
+            let witness = std::iter::once(String::new()).chain(names).find(|name| inner.matches(name, "") && !outer.matches(name, ""));
+            // Beside types, `*` alone matches topics too.
+            let topics = inner.as_str() == "*" && outer.as_str() != "*";
+            proptest::prop_assert_eq!(outer.contains(&inner), witness.is_none() && !topics, "{:?}", witness);
+        }
+    }
+
+    #[test]
     fn impossible_patterns_are_refused() {
         assert_eq!(Pattern::parse(""), Err(PatternError::Empty));
         assert_eq!(Pattern::parse(&"a".repeat(2000)), Err(PatternError::TooLong));

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `chaos` stands beside the 
 from chaos.engine import Orders
 from chaos.events import SPAN, event, number_in
 from chaos.levels import AVAILABLE, Level
-from chaos.oracle import Entry, Gap, Life, Stranger, judge
+from chaos.oracle import End, Entry, Gap, Life, Stranger, judge
 from chaos.run import run
 from chaos.witness import Witness
 
@@ -51,13 +51,13 @@ SEED = 7
 
 
 def life(
-    lane: int, returned: Sequence[int], level: Level = "delivered", *, end: str = "killed", opened: bool = True
+    lane: int, returned: Sequence[int], level: Level = "delivered", *, end: End = "killed", opened: bool = True
 ) -> Life:
     orders = Orders(
         url="", spill_path="", name="e", level=level, lane=lane, style="one", early=0, limit=100, pause=0,
         stop_after=None, finish=False, settings={},
     )  # fmt: skip
-    return Life(orders, end, opened, set(returned))  # type: ignore[arg-type]
+    return Life(orders, end, opened, set(returned))
 
 
 A, B = 4 * SPAN, 8 * SPAN  # the first numbers of two lives

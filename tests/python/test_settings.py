@@ -67,9 +67,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed(spill_path: Path, name: str
 async def test_a_wrong_level_for_one_call_is_refused_and_nothing_accepted(make: Make) -> None:
     broadcaster = make(NOWHERE)
     with pytest.raises(ConfigError, match="durability='never'"):
-        broadcaster.safe_emit({}, durability="never")  # type: ignore[arg-type]
+        broadcaster.safe_emit({}, durability="never")  # type: ignore[arg-type]  # which is what a wrong program does
     with pytest.raises(ConfigError, match="durability='never'"):
-        broadcaster.emit_nowait({}, durability="never")  # type: ignore[arg-type]
+        broadcaster.emit_nowait({}, durability="never")  # type: ignore[arg-type]  # which is what a wrong program does
     assert broadcaster.get_stats()["last_seq"] == 0
 
 
@@ -90,7 +90,7 @@ def test_an_unknown_setting_is_told_with_the_known_ones(spill_path: Path) -> Non
 
 def test_config_has_to_be_one(spill_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config=\{\} is not allowed"):
-        SafeBroadcaster(NOWHERE, spill_path, config={})  # type: ignore[arg-type]
+        SafeBroadcaster(NOWHERE, spill_path, config={})  # type: ignore[arg-type]  # which is what a wrong program does
 
 
 @pytest.mark.parametrize("path", [None, 7, "", object()])
@@ -127,7 +127,7 @@ def test_single_settings_win_over_config(spill_path: Path) -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        EmitterConfig().jitter = 0.1  # type: ignore[misc]
+        EmitterConfig().jitter = 0.1  # type: ignore[misc]  # frozen, which is what is tested
 
 
 def test_every_field_reaches_the_core() -> None:

@@ -5,23 +5,7 @@ mod support;
 use safe_broadcaster::ErrorKind;
 use safe_broadcaster::hub::{Hub, HubConfig};
 use serde_json::{Value, json};
-use support::{Client, hub};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-
-/// Sends a request and returns status and body.
-async fn ask(port: u16, head: &str, body: &str) -> (u16, String) {
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
-    let length = body.len();
-    let request =
-        format!("{head}\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
-    socket.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).await.expect("read");
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    let body = answer.split_once("\r\n\r\n").expect("a body").1.to_owned();
-    (status, body)
-}
+use support::{Client, ask, hub};
 
 #[tokio::test]
 async fn a_published_event_reaches_subscribers() {

@@ -16,9 +16,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use fastrand::Rng;
+use safe_broadcaster::hub::auth::Grant;
 use safe_broadcaster::hub::entry::Record;
 use safe_broadcaster::hub::log::{ENTRY_BYTES, Log, LogLimits};
-use safe_broadcaster::hub::machine::SubscriberMachine;
+use safe_broadcaster::hub::machine::{Access, SubscriberMachine};
 use safe_broadcaster::hub::outbox::Item;
 use safe_broadcaster::hub::registry::{Role, SessionId};
 use safe_broadcaster::hub::state::State;
@@ -56,6 +57,7 @@ struct Client {
 struct Link {
     id: SessionId,
     machine: SubscriberMachine,
+    access: Access,
     shadow: shadow::Session,
 }
 
@@ -162,7 +164,8 @@ impl World {
         if fresh {
             let id = self.state.registry.open(Role::Subscriber);
             let (machine, shadow) = (SubscriberMachine::new(id), shadow::Session::new(self.queue_bytes));
-            client.link = Some(Link { id, machine, shadow });
+            let access = Access::granted(id, Grant::everything(), None);
+            client.link = Some(Link { id, machine, access, shadow });
         }
         let add = if fresh && !client.patterns.is_empty() {
             client.patterns.clone()
@@ -194,7 +197,7 @@ impl World {
         }
         let frame = json!({"type": "subscribe", "data": data}).to_string();
         link.shadow.subscribe(&mut self.shadow, &add, since.as_ref(), now);
-        link.machine.on_text(&frame, &mut self.state, now);
+        drop(link.machine.on_text(&frame, &mut link.access, &mut self.state, now));
     }
 
     /// More replays than a session may have.
@@ -211,7 +214,7 @@ impl World {
         let gone = client.patterns.swap_remove(self.rng.usize(..client.patterns.len()));
         link.shadow.unsubscribe(gone);
         let frame = json!({"type": "unsubscribe", "data": {"events": [gone]}}).to_string();
-        link.machine.on_text(&frame, &mut self.state, self.now);
+        drop(link.machine.on_text(&frame, &mut link.access, &mut self.state, self.now));
     }
 
     fn acknowledge(&mut self, client: usize) {
@@ -220,7 +223,7 @@ impl World {
         let frame = json!({"type": "ack", "data": {"sequence": offset}}).to_string();
         if link.shadow.may_acknowledge(*offset) {
             let before = self.state.counters.acks;
-            link.machine.on_text(&frame, &mut self.state, self.now);
+            drop(link.machine.on_text(&frame, &mut link.access, &mut self.state, self.now));
             assert_eq!(self.state.counters.acks, before + 1);
             self.seen.acks += 1;
         }

@@ -25,3 +25,56 @@ pub fn end_with_parent() {
         std::process::exit(0);
     });
 }
+
+/// WebSocket frames of a client, just enough of RFC 6455 for a load generator.
+pub mod websocket {
+    use std::net::SocketAddr;
+
+    /// Masks of zeros are valid (section 5.3) and cost nothing; loopback needs no protection from proxies.
+    const MASK: [u8; 4] = [0; 4];
+
+    /// The request that opens a session at `path`.
+    #[must_use]
+    pub fn request(address: SocketAddr, path: &str) -> String {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+    }
+
+    /// Where the answer to it ends in `bytes`, and whether it is a yes; `None` while it is incomplete.
+    #[must_use]
+    pub fn answer(bytes: &[u8]) -> Option<(usize, bool)> {
+        let end = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
+        Some((end, bytes.starts_with(b"HTTP/1.1 101")))
+    }
+
+    /// Appends a masked frame.
+    pub fn frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+        out.push(0x80 | opcode);
+        match payload.len() {
+            len @ 0..126 => out.push(0x80 | len as u8),
+            len @ 126..65_536 => {
+                out.push(0x80 | 0x7e);
+                out.extend_from_slice(&(len as u16).to_be_bytes());
+            }
+            len => {
+                out.push(0x80 | 0x7f);
+                out.extend_from_slice(&(len as u64).to_be_bytes());
+            }
+        }
+        out.extend_from_slice(&MASK);
+        out.extend_from_slice(payload);
+    }
+
+    /// Opcode, size of the header and of the payload of a server's frame; `None` while the header is incomplete.
+    #[must_use]
+    pub fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+        let opcode = bytes.first()? & 15;
+        Some(match bytes.get(1)? & 127 {
+            126 => (opcode, 4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
+            127 => (opcode, 10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),
+            short => (opcode, 2, usize::from(short)),
+        })
+    }
+}

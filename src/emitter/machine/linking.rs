@@ -1,11 +1,15 @@
 //! The link: when to connect, when to give a connection up, and what proves that it works.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::{Action, Confirm, Live, Machine, Phase, Time, Welcome};
 use crate::emitter::report::Report;
 use crate::error::{Error, ErrorKind};
 
+/// A timer that fires so much later was not held up by the peer: this process, or the whole machine, did not run.
+const LATE: Duration = Duration::from_secs(1);
 /// Something unconfirmed for so many `ack_timeout`s ends the link even if bytes still move: a peer that swallows
 /// everything and answers nothing.
 const HOPELESS: u32 = 4;
@@ -44,6 +48,7 @@ impl Machine {
             barred: self.ledger.acked(),
             unbarred_bytes: 0,
             idle_ping: false,
+            excused: false,
             asked: 0,
         });
         self.spills.calm();
@@ -121,6 +126,9 @@ impl Machine {
         if now < until || self.stopping.is_some_and(|deadline| now >= deadline) {
             return;
         }
+        if now > until + LATE {
+            self.backoff.reset(); // what failed before we slept says nothing of now
+        }
         if let Some(until) = self.breaker.forbids(now) {
             self.phase = Phase::Waiting { until };
         } else {
@@ -130,6 +138,21 @@ impl Machine {
     }
 
     pub(super) fn check_silence(&mut self, now: Time, idle: bool) {
+        // As long as a new connection may take, if that is less: a link rarely outlives a sleep.
+        let patience = self.config.connect_timeout.min(self.config.ack_timeout);
+        if let Phase::Live(live) = &self.phase
+            && now > self.link_deadline(live) + LATE
+            && !live.excused
+        {
+            let since = now.saturating_sub(self.config.ack_timeout.saturating_sub(patience));
+            if let Phase::Live(live) = &mut self.phase {
+                live.excused = true;
+                live.idle_ping = live.welcome.confirm != Confirm::Sends;
+                live.progress = since;
+                live.confirmed = now;
+            }
+            return;
+        }
         if idle {
             if let Phase::Live(live) = &mut self.phase {
                 live.idle_ping = true;
@@ -147,6 +170,7 @@ impl Machine {
     pub(super) fn prove(&mut self) {
         if let Phase::Live(live) = &mut self.phase {
             live.proven = true;
+            live.excused = false;
         }
         self.backoff.reset();
         self.breaker.confirmed();

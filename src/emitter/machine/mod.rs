@@ -96,6 +96,8 @@ pub struct Live {
     barred: u64,
     unbarred_bytes: usize,
     idle_ping: bool,
+    /// Its silence was not held against it, because we did not run ourselves; once, until it says something.
+    excused: bool,
     /// The hub was asked for its ack up to here.
     asked: u64,
 }
@@ -223,6 +225,19 @@ pub struct Snapshot {
     pub window: usize,
 }
 
+/// Where the files are of what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    Kept,
+    /// Somebody has removed one: a crash would lose what is in it.
+    Gone,
+    /// They are back, but what is held up to this seq lies in a ring whose file is gone.
+    Leaving {
+        upto: u64,
+        back: bool,
+    },
+}
+
 /// See the [module](self).
 #[expect(clippy::struct_excessive_bools, reason = "each says whether one operation of the spill's thread is under way")]
 pub struct Machine {
@@ -251,6 +266,8 @@ pub struct Machine {
     last_topic: Option<String>,
     // The spill's thread: at most one operation of each kind is under way.
     appending: bool,
+    /// The append under way may give events up: what is sent meanwhile could be among them.
+    giving_up: bool,
     reading: bool,
     trimming: Option<u64>,
     trimmed: u64,
@@ -264,6 +281,7 @@ pub struct Machine {
     spill_pause: Option<Time>,
     /// The last write failed.
     degraded: bool,
+    files: Files,
     closing: bool,
     closed: bool,
     spill_failed: Option<Error>,
@@ -301,6 +319,7 @@ impl Machine {
             last_error: None,
             last_topic: None,
             appending: false,
+            giving_up: false,
             reading: false,
             trimming: None,
             trimmed: recovered.base,
@@ -312,6 +331,7 @@ impl Machine {
             spill_bytes: recovered.bytes,
             spill_pause: None,
             degraded: false,
+            files: Files::Kept,
             closing: false,
             closed: false,
             spill_failed: None,
@@ -351,6 +371,12 @@ impl Machine {
     /// Why the last events could not be stored while stopping, if so.
     pub fn take_failure(&mut self) -> Option<Error> {
         self.spill_failed.take()
+    }
+
+    /// Whether a crash would lose what is stored, because somebody has removed a file.
+    #[must_use]
+    pub fn is_bereft(&self) -> bool {
+        self.files != Files::Kept
     }
 
     /// Confirmed up to here.
@@ -417,7 +443,7 @@ impl Machine {
             held: ledger.held(),
             settled: ledger.settled(),
             breaker: self.breaker.name(),
-            degraded: self.degraded,
+            degraded: self.degraded || self.is_bereft(),
             reconnects: self.links.saturating_sub(1),
             last_error: self.last_error.clone(),
             oldest: ledger.oldest(),
@@ -504,6 +530,7 @@ impl Machine {
             self.report(Report::bad("broadcaster_loss", gap.reason.as_str(), count, details));
         }
         self.report_flush(now);
+        self.settle_files();
         self.check_stop(now);
         self.plan_park();
         self.plan_append(now);

@@ -140,7 +140,7 @@ impl Machine {
             Confirm::Acks | Confirm::Sends => in_flight < self.config.outbox_bytes,
         };
         let careful = self.refusing.is_careful();
-        if !has_room || credit == 0 || self.refusing.holds(now) || (careful && sent > acked) {
+        if !has_room || credit == 0 || self.giving_up || self.refusing.holds(now) || (careful && sent > acked) {
             return None;
         }
         let item = self.ledger.next_item();

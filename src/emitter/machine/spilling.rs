@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Action, Machine, Phase, STALL, Time};
+use super::{Action, Files, Machine, Phase, STALL, Time};
+use crate::emitter::config::WhenFull;
+use crate::emitter::item::Item;
 use crate::emitter::report::Report;
 use crate::emitter::spill::{Done, Op};
 use crate::error::Error;
 
 /// Bytes per append to the spill: one transaction of a few milliseconds.
 const APPEND_BYTES: usize = 2 << 20;
+/// More events than a block holds: of the first one in the spill a part may be confirmed.
+const MOST_IN_BLOCK: u64 = 1 << 14;
 /// Bytes read from the spill at a time, and the level below which more is read.
 const READ_BYTES: usize = 1 << 20;
 /// The spill rests for this after a failed operation.
@@ -23,7 +27,7 @@ impl Machine {
     pub fn on_spill(&mut self, now: Time, done: Done) {
         match done {
             Done::Appended { upto, dropped, bytes } => {
-                self.appending = false;
+                (self.appending, self.giving_up) = (false, false);
                 self.spill_bytes = bytes;
                 self.spill_written();
                 let free = self.ledger.note_stored(upto, &dropped, now);
@@ -33,7 +37,7 @@ impl Machine {
                 }
             }
             Done::AppendFailed(error) => {
-                self.appending = false;
+                (self.appending, self.giving_up) = (false, false);
                 self.spill_refused(now, &error);
                 if matches!(self.phase, Phase::Stopped) {
                     self.spill_failed = Some(error);
@@ -87,6 +91,23 @@ impl Machine {
                 }
                 self.report_damage(&damage);
             }
+            Done::FilesGone(error) => {
+                let text = error.report();
+                if !self.is_bereft() {
+                    let details = json!({"degraded": true, "error": text});
+                    self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
+                    self.files = Files::Gone;
+                }
+                self.last_error = Some(text.into());
+            }
+            Done::NewRing(_) => self.files = Files::Leaving { upto: self.ledger.taken(), back: false },
+            Done::FilesBack => {
+                let upto = match self.files {
+                    Files::Leaving { upto, .. } => upto,
+                    Files::Kept | Files::Gone => 0,
+                };
+                self.files = Files::Leaving { upto, back: true };
+            }
             Done::Opened(_) => {} // it made this machine
             Done::Closed(result) => {
                 if let Err(error) = result {
@@ -106,15 +127,30 @@ impl Machine {
 
     pub(super) fn spill_refused(&mut self, now: Time, error: &Error) {
         self.pause_spill(now, error);
-        if !std::mem::replace(&mut self.degraded, true) {
+        if !std::mem::replace(&mut self.degraded, true) && !self.is_bereft() {
             let details = json!({"degraded": true, "error": error.report()});
             self.report(Report::bad("broadcaster_degraded", "spill_failed", 1, details));
         }
     }
 
     pub(super) fn spill_written(&mut self) {
-        if std::mem::take(&mut self.degraded) {
+        if std::mem::take(&mut self.degraded) && !self.is_bereft() {
             self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
+        }
+    }
+
+    /// Whether something in memory lies in a ring whose file is gone, and has to go into the spill.
+    fn is_leaving(&self) -> bool {
+        matches!(self.files, Files::Leaving { upto, .. } if upto > self.ledger.acked().max(self.ledger.spill_last()))
+    }
+
+    /// Everything is in files again that the next process finds.
+    pub(super) fn settle_files(&mut self) {
+        if matches!(self.files, Files::Leaving { back: true, .. }) && !self.is_leaving() {
+            self.files = Files::Kept;
+            if !self.degraded {
+                self.report(Report::good("broadcaster_degraded", json!({"degraded": false})));
+            }
         }
     }
 
@@ -142,7 +178,7 @@ impl Machine {
                 // link that confirms nothing must not make callers wait.
                 let behind = self.ledger.is_behind() && held >= bound / 2;
                 let stalled = held >= bound && now >= live.confirmed + STALL;
-                if !behind && !stalled {
+                if !behind && !stalled && !self.is_leaving() {
                     return;
                 }
                 self.ledger.oldest_held(APPEND_BYTES)
@@ -151,9 +187,20 @@ impl Machine {
         };
         if !items.is_empty() {
             self.appending = true;
+            self.giving_up = self.may_give_up(&items);
             let (in_flight, acked) = (self.ledger.sent(), self.ledger.acked());
             self.actions.push_back(Action::Spill(Op::Append { items, in_flight, acked }));
         }
+    }
+
+    /// Whether these may take the spill over a bound.
+    fn may_give_up(&self, items: &[Item]) -> bool {
+        let Self { config, ledger, .. } = self;
+        let last = items.last().map_or(0, Item::last);
+        let events = ledger.events_between(ledger.acked(), last) + MOST_IN_BLOCK;
+        let bytes = self.spill_bytes + items.iter().map(|item| item.bytes() as u64).sum::<u64>();
+        let over = events > config.spill_max_events || bytes > config.spill_max_bytes;
+        (config.when_full == WhenFull::DropOldest && over) || config.spill_max_age.is_some()
     }
 
     pub(super) fn plan_read(&mut self) {

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 use crate::emitter::item::GapReason;
 use crate::emitter::outbox::Fresh;
@@ -89,7 +87,7 @@ impl Bench {
 
     fn accept(&mut self, now: Time, item: Item) {
         let spilled = if self.machine.is_live() { 0 } else { item.events() };
-        self.machine.on_accepted(now, Fresh { item, spilled, since: Instant::now() }, now);
+        self.machine.on_accepted(now, Fresh { item, spilled, since: now }, now);
         self.act(now);
     }
 
@@ -195,7 +193,7 @@ fn what_was_spilled_goes_out_before_what_is_live() {
 #[test]
 fn nothing_goes_out_before_its_seq_is_promised_on_disk() {
     let mut bench = Bench::live(config(), 0, Confirm::Acks);
-    bench.machine.on_accepted(at(0.1), Fresh { item: events(1, 1, 10), spilled: 0, since: Instant::now() }, at(0.1));
+    bench.machine.on_accepted(at(0.1), Fresh { item: events(1, 1, 10), spilled: 0, since: Time::ZERO }, at(0.1));
     assert!(bench.machine.poll_outgoing(at(0.1)).is_none(), "a crash could use seq 1 again");
     bench.act(at(0.1));
     assert_eq!(bench.sent(at(0.1)), ["1-1"]);
@@ -474,7 +472,7 @@ fn what_was_accepted_while_the_link_came_up_belongs_to_the_flush() {
     for stored in [0, 4] {
         let mut bench = Bench::live(config(), stored, Confirm::Acks);
         let item = events(stored + 1, stored + 3, 10);
-        bench.machine.on_accepted(now, Fresh { item, spilled: 3, since: Instant::now() }, now);
+        bench.machine.on_accepted(now, Fresh { item, spilled: 3, since: now }, now);
         bench.act(now);
         assert_eq!(bench.machine.snapshot().flush_remaining, stored + 3);
         bench.sent(now);
@@ -545,7 +543,7 @@ fn a_disk_that_refuses_is_asked_once_a_second() {
         }
         asked
     };
-    machine.on_accepted(Time::ZERO, Fresh { item: events(1, 2, 10), spilled: 2, since: Instant::now() }, Time::ZERO);
+    machine.on_accepted(Time::ZERO, Fresh { item: events(1, 2, 10), spilled: 2, since: Time::ZERO }, Time::ZERO);
     assert_eq!(refuse(&mut machine, Time::ZERO), 2, "a promise and an append");
     assert!(machine.snapshot().degraded);
     for second in 1..5 {
@@ -680,4 +678,96 @@ fn nothing_is_told_of_a_refused_event_before_it_is_parked() {
     bench.time(SECOND);
     assert_eq!(bench.parked, [1]);
     assert_eq!(bench.sent(SECOND), ["1-1", "2-2"]);
+}
+
+#[test]
+fn after_a_sleep_of_the_machine_it_connects_at_once_and_with_short_pauses_again() {
+    let mut bench = Bench::new(EmitterConfig { jitter: 0.0, ..config() }, 3);
+    bench.machine.start(Time::ZERO);
+    let mut now = Time::ZERO;
+    for _ in 0..10 {
+        bench.machine.on_connect_failed(now, &error());
+        now = bench.machine.deadline(now).expect("another attempt").max(now);
+        bench.time(now);
+    }
+    let before = bench.connects;
+    bench.machine.on_connect_failed(now, &error());
+    now += 3600 * SECOND;
+    bench.time(now);
+    assert_eq!(bench.connects, before + 1, "at once");
+    bench.machine.on_connect_failed(now, &error());
+    bench.time(now + config().backoff_initial);
+    assert_eq!(bench.connects, before + 2, "the network takes a moment, and is not waited for as long as before");
+}
+
+#[test]
+fn after_a_sleep_of_the_machine_a_link_is_asked_at_once_and_its_silence_before_proves_nothing() {
+    for (under_way, answers) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut bench = Bench::live(config(), 0, Confirm::Acks);
+        if under_way {
+            bench.accept(Time::ZERO, events(1, 2, 10));
+            assert_eq!(bench.sent(Time::ZERO), ["1-2"]);
+        }
+        let woken = 3600 * SECOND;
+        bench.time(woken);
+        assert!(bench.machine.is_live(), "nobody could have answered");
+        let number = if under_way { 2 } else { 0 };
+        assert_eq!(bench.sent(woken), [format!("ping {number}")]);
+        if answers {
+            bench.machine.on_pong(woken + SECOND, number);
+            if under_way {
+                bench.machine.on_ack(woken + SECOND, 2).expect("sent");
+            }
+        }
+        bench.time(woken + config().connect_timeout);
+        assert_eq!(bench.machine.is_live(), answers, "under way: {under_way}");
+        // The next time the silence is the peer's.
+        if answers {
+            bench.accept(woken + 2 * SECOND, events(if under_way { 3 } else { 1 }, 9, 10));
+            bench.sent(woken + 2 * SECOND);
+            bench.time(woken + 2 * SECOND + config().ack_timeout);
+            assert!(!bench.machine.is_live());
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_always_late_gives_a_dead_link_up_all_the_same() {
+    let mut bench = Bench::live(config(), 0, Confirm::Pings);
+    bench.accept(Time::ZERO, events(1, 2, 10));
+    bench.sent(Time::ZERO);
+    for hour in 1..=2 {
+        assert!(bench.machine.is_live());
+        bench.time(hour * 3600 * SECOND);
+    }
+    assert!(!bench.machine.is_live());
+}
+
+#[test]
+fn nothing_is_sent_that_an_append_under_way_may_give_up() {
+    for (limit, held) in [(100_000, false), (5, true)] {
+        let mut bench = Bench::new(EmitterConfig { spill_max_events: limit, ..config() }, 0);
+        bench.machine.start(Time::ZERO);
+        let fresh = |item: Item| Fresh { spilled: item.events(), item, since: Time::ZERO };
+        bench.machine.on_accepted(Time::ZERO, fresh(events(1, 9, 10)), Time::ZERO);
+        let mut appended = None;
+        while let Some(action) = bench.machine.poll_action() {
+            match action {
+                Action::Spill(op @ Op::Append { .. }) => appended = Some(op),
+                Action::Spill(op) => {
+                    let done = bench.store(op);
+                    bench.machine.on_spill(Time::ZERO, done);
+                }
+                _ => {}
+            }
+        }
+        let appended = appended.expect("the link is down");
+        bench.up(Time::ZERO, Confirm::Acks);
+        assert_eq!(bench.sent(Time::ZERO).is_empty(), held, "limit {limit}");
+        let done = bench.store(appended);
+        bench.machine.on_spill(SECOND, done);
+        bench.act(SECOND);
+        bench.sent(SECOND);
+        assert_eq!(bench.machine.snapshot().in_flight, 9);
+    }
 }

@@ -7,7 +7,7 @@
 //! header   magic │ geometry │ last seq given │ acknowledged │ boot │ id │ promised? │ identity
 //! identity length │ CRC32C │ emitter, epoch
 //! segment  first seq │ check │ blocks ▶ ………………………………………………………… ◀ slots
-//! block    13 bytes of header, written when it is sealed │ length u32, JSON │ length u32, JSON │ …   (`wire::block`)
+//! block    13 bytes of header, whose count is written when it is sealed │ length u32, JSON │ length u32, JSON │ …   (`wire::block`)
 //! slot     CRC32C of the JSON and its seq │ first of a block? │ length      one word for each event, from the end down
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod sync;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -132,6 +133,27 @@ impl Ring {
     /// # Errors
     /// [`ErrorKind::SpillIo`] names the path, what is needed, and the remedy.
     pub fn create(path: &Path, segments: usize, identity: &Identity, id: u64) -> Result<Self> {
+        let ring = Self::blank(path, segments)?;
+        ring.0.describe(identity, id);
+        Ok(ring)
+    }
+
+    /// A new ring at the place of this one, whose file is gone. Whoever finds it takes all seqs up to `last` for given.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn again(&self, identity: &Identity, id: u64, last: u64) -> Result<Self> {
+        let Some((_, path)) = &self.0.file else { return Self::anonymous(self.0.segments) };
+        let ring = Self::blank(path, self.0.segments)?;
+        ring.note_last(last);
+        if self.has_promised() {
+            ring.promise();
+        }
+        ring.0.describe(identity, id);
+        Ok(ring)
+    }
+
+    fn blank(path: &Path, segments: usize) -> Result<Self> {
         let len = PAGE + segments * SEGMENT_BYTES;
         let made = || {
             let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
@@ -139,13 +161,11 @@ impl Ring {
             let memory = Memory::of(&file, len)?;
             io::Result::Ok(Self::over(memory, Some((file, path.to_owned())), segments))
         };
-        let ring = made().map_err(|error| {
+        made().map_err(|error| {
             // What was taken of a full disk is given back; should that fail too, the next start takes it over.
             std::fs::remove_file(path).unwrap_or_default();
             refused(path, len, error)
-        })?;
-        ring.0.describe(identity, id);
-        Ok(ring)
+        })
     }
 
     fn over(memory: Memory, file: Option<(File, PathBuf)>, segments: usize) -> Self {
@@ -201,6 +221,9 @@ impl Ring {
             File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
             self.0.named.store(true, Ordering::Release);
         }
+        if file.metadata()?.nlink() == 0 {
+            return Err(io::Error::other(format!("{} was removed", path.display())));
+        }
         file.sync_data()
     }
 
@@ -212,12 +235,22 @@ impl Ring {
         }
     }
 
-    /// Removes the file: everything that was in it is elsewhere.
+    /// Removes the file: everything that was in it is elsewhere. One that took its place stays.
     ///
     /// # Errors
     /// The file system's. The next start finds events that the spill knows already, and drops them.
     pub fn remove(&self) -> io::Result<()> {
-        self.0.file.as_ref().map_or(Ok(()), |(_, path)| std::fs::remove_file(path))
+        match &self.0.file {
+            Some((_, path)) if self.key().is_some_and(|ours| key_of(&std::fs::metadata(path)) == Some(ours)) => {
+                std::fs::remove_file(path)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Device and inode of the file; `None`: anonymous.
+    pub(crate) fn key(&self) -> Option<(u64, u64)> {
+        self.0.file.as_ref().and_then(|(file, _)| key_of(&file.metadata()))
     }
 
     /// All bytes, free segments too.
@@ -329,15 +362,24 @@ impl Segment {
     /// Makes a block of events that lie in `range`, behind the place of its header.
     #[expect(unsafe_code, reason = "see ring::memory")]
     fn seal(self: &Arc<Self>, range: Range<usize>, first: u64, count: u32) -> Block {
-        let mut header = [0; HEADER_BYTES];
-        header[0] = BLOCK_KIND;
-        header[1..9].copy_from_slice(&first.to_le_bytes());
-        header[9..].copy_from_slice(&count.to_le_bytes());
         // SAFETY: the one writer of this segment seals each range once, and nobody has it before it is returned.
-        unsafe { self.arena.memory.write(range.start, &header) };
+        unsafe { self.arena.memory.write(range.start, &header(first, count)) };
         let bytes = Bytes::from_owner(Slice { segment: Arc::clone(self), range });
         Block::assembled(bytes, first, count)
     }
+}
+
+/// Of a block, as in [`crate::wire::block`].
+fn header(first: u64, count: u32) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[0] = BLOCK_KIND;
+    header[1..9].copy_from_slice(&first.to_le_bytes());
+    header[9..].copy_from_slice(&count.to_le_bytes());
+    header
+}
+
+fn key_of(metadata: &io::Result<std::fs::Metadata>) -> Option<(u64, u64)> {
+    metadata.as_ref().ok().map(|file| (file.dev(), file.ino()))
 }
 
 fn start_of(index: usize) -> usize {
@@ -484,6 +526,9 @@ impl Writer {
         let at = if begins { open.end + HEADER_BYTES } else { open.end };
         // SAFETY: `&mut self` is the only writer, and no block that somebody reads reaches behind `end`.
         unsafe {
+            if begins {
+                memory.write(open.end, &header(seq, 0)); // between two blocks seqs may have been given up
+            }
             memory.write(at, &(json.len() as u32).to_le_bytes());
             memory.write(at + EVENT_OVERHEAD, json);
         }

@@ -276,7 +276,12 @@ fn scan(bytes: &[u8], first: u64, mut give: impl FnMut(Run)) -> u64 {
             break;
         }
         let (prefix, json) = bytes[begin..end].split_at(EVENT_OVERHEAD);
-        let intact = prefix == (length as u32).to_le_bytes() && word == slot(checksum(json), seq, begins, length);
+        let check = checksum(json);
+        let told = u64_at(bytes, at + 1);
+        if begins && told > seq && word == slot(check, told, begins, length) {
+            seq = told; // those between were given up
+        }
+        let intact = prefix == (length as u32).to_le_bytes() && word == slot(check, seq, begins, length);
         match &mut run {
             Some(run) if intact && !begins => {
                 run.end = end;

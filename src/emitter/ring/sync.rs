@@ -40,6 +40,9 @@ pub trait Disk: Send + Sync {
     /// A sync failed: sees to it that what is written from now on shares nothing with what was. Returns the last seq
     /// written until then.
     fn part(&self) -> u64;
+
+    /// What is written from now on is to be synced elsewhere.
+    fn renew(&self) {}
 }
 
 /// See the [module](self). Shared by all who wait.
@@ -122,6 +125,23 @@ impl Syncer {
     #[must_use]
     pub fn new(disk: Box<dyn Disk>) -> Self {
         Self { disk, state: Mutex::default(), returned: Condvar::new(), asked: Condvar::new() }
+    }
+
+    /// The file with everything up to `upto` is gone: what is not synced of it never will be, and what follows lies in
+    /// another.
+    pub fn give_up(&self, upto: u64, why: &str) {
+        let mut state = self.state.lock();
+        if upto > state.synced {
+            state.note_failure(upto, why);
+        }
+        let ready = state.released();
+        drop(state);
+        // Not before: a call that has begun must not take the new file for the old one.
+        self.disk.renew();
+        self.returned.notify_all();
+        for (reply, verdict) in ready {
+            reply(verdict);
+        }
     }
 
     /// Blocks until the event is on disk.
@@ -322,6 +342,22 @@ mod tests {
         assert!(ask(&syncer, 5).recv().expect("answered").is_err());
         syncer.wait(3).expect("was on disk before");
         syncer.wait(6).expect("came after");
+    }
+
+    #[test]
+    fn what_lay_in_a_file_that_is_gone_fails_and_what_follows_is_synced() {
+        let (fake, syncer) = syncer();
+        fake.written.store(3, Ordering::SeqCst);
+        syncer.wait(3).expect("synced");
+        syncer.give_up(3, "removed");
+        fake.written.store(6, Ordering::SeqCst);
+        assert!(ask_all(&syncer, 1..=6).recv().expect("answered").is_ok(), "all of it was on disk before");
+        fake.written.store(8, Ordering::SeqCst);
+        syncer.give_up(8, "removed");
+        fake.written.store(9, Ordering::SeqCst);
+        syncer.wait(9).expect("lies in the new file");
+        let error = syncer.wait(8).expect_err("lay in the old one");
+        assert!(error.to_string().contains("removed"), "{error}");
     }
 
     #[test]

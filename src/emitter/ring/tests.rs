@@ -56,6 +56,21 @@ fn what_was_written_outlives_a_kill_at_any_moment() {
 }
 
 #[test]
+fn what_comes_after_seqs_that_were_given_up_is_read_back_with_its_own() {
+    let mut writer = Writer::new(simulated(4));
+    let (mut blocks, mut written) = (Vec::new(), Vec::new());
+    for seq in (1..=9).chain(30..=33).chain(35..=35).chain(90..=95) {
+        if [30, 35, 90].contains(&seq) {
+            blocks.extend(writer.seal()); // as the outbox does when it has no room
+        }
+        assert!(write(&mut writer, &mut blocks, seq, b"{\"n\":1}"));
+        written.push((seq, b"{\"n\":1}".to_vec()));
+        let left = after_a_kill(writer.ring());
+        assert_eq!((events(&left.blocks), left.last, left.damaged), (written.clone(), seq, 0));
+    }
+}
+
+#[test]
 fn a_record_without_its_slot_was_never_accepted() {
     let mut writer = Writer::new(simulated(4));
     let mut blocks = Vec::new();

@@ -23,6 +23,10 @@ use crate::wire::block::Block;
 
 /// The owner, or a second look, may hold the file for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes read in one part: a few milliseconds.
+const PART: usize = 4 << 20;
+/// A file of this size is checked by SQLite as a whole beside its owner: less than a second.
+const AT_ONCE: u64 = 64 << 20;
 /// Findings told at most: a badly damaged file has thousands.
 const FINDINGS: usize = 100;
 
@@ -136,17 +140,27 @@ fn summary(tx: &Connection, owner: Option<u32>, file_bytes: u64) -> rusqlite::Re
     })
 }
 
-/// Checks everything; returns what is wrong.
+/// Checks everything; returns what is wrong. While a broadcaster has the file open it is read in parts, since whoever
+/// reads for long keeps its WAL growing; the pages of a large one are then left to its own check after the start.
 ///
 /// # Errors
 /// As for [`show`].
 pub fn verify(path: &Path) -> Result<Vec<String>> {
-    let mut db = open(path, false)?;
+    let db = open(path, false)?;
+    let alone = owner(path).is_none() || std::fs::metadata(path).is_ok_and(|file| file.len() <= AT_ONCE);
     let mut findings = Vec::new();
-    let checked = read(&mut db, |tx| {
-        check_pages(tx, &mut findings)?;
-        check_stream(tx, &mut findings)?;
-        check_parked(tx, &mut findings)
+    let checked = if alone { check_pages(&db, &mut findings) } else { Ok(()) };
+    let checked = checked.and_then(|()| {
+        check_names(&db, &mut findings)?;
+        let mut before = None;
+        while let Some(upto) = check_stream(&db, before, PART, &mut findings)? {
+            before = Some(upto);
+        }
+        let mut after = 0;
+        while let Some(next) = check_parked(&db, after, PART, &mut findings)? {
+            after = next;
+        }
+        Ok(())
     });
     if let Err(error) = checked {
         findings.push(format!("it cannot be read any further: {error}"));
@@ -167,30 +181,51 @@ fn check_pages(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<
     Ok(())
 }
 
-fn check_stream(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
+fn check_names(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
     for key in ["emitter", "epoch"] {
         if get::<String>(tx, key)?.is_none_or(|text| text.is_empty()) {
             findings.push(format!("the {key} is missing"));
         }
     }
-    let base: u64 = get(tx, "base")?.unwrap_or(0);
-    let mut before = base;
-    let mut query = tx.prepare("SELECT first, last, stored_at, reason, data, crc FROM item ORDER BY first")?;
-    let mut rows = query.query([])?;
-    while let Some(row) = rows.next()?
-        && findings.len() < FINDINGS
-    {
+    Ok(())
+}
+
+/// Checks rows behind the seq `before`, about `max_bytes` of them, in one snapshot; returns the seq to go on from.
+/// Between two parts the owner may forget rows, divide them, or make a gap longer.
+fn check_stream(
+    db: &Connection,
+    before: Option<u64>,
+    max_bytes: usize,
+    findings: &mut Vec<String>,
+) -> rusqlite::Result<Option<u64>> {
+    let tx = db.unchecked_transaction()?;
+    let base: u64 = get(&tx, "base")?.unwrap_or(0);
+    let start = before.unwrap_or(0).max(base);
+    let mut known = start;
+    let mut query = tx.prepare(
+        "SELECT first, last, stored_at, reason, data, crc FROM item
+         WHERE first >= coalesce((SELECT max(first) FROM item WHERE first <= ?1), 0) ORDER BY first",
+    )?;
+    let mut rows = query.query([start])?;
+    let mut bytes = 0;
+    while bytes < max_bytes && findings.len() < FINDINGS {
+        let Some(row) = rows.next()? else { return Ok(None) };
         let (first, last): (u64, u64) = (row.get(0)?, row.get(1)?);
-        if first > before + 1 {
-            findings.push(format!("seqs {} to {} are missing", before + 1, first - 1));
+        if last <= start && before.is_some() {
+            continue; // seen, or confirmed meanwhile
+        }
+        bytes += 64;
+        if first > known + 1 {
+            findings.push(format!("seqs {} to {} are missing", known + 1, first - 1));
         }
         // What is confirmed may be stored still, in whole or in part.
-        if last < first || (first <= before && before > base) {
+        if last < first || (first <= known && known > start) {
             findings.push(format!("the row of seqs {first} to {last} overlaps its neighbour, or is empty"));
         }
-        before = before.max(last);
+        known = known.max(last);
         let reason: Option<String> = row.get(3)?;
         if let Some(data) = row.get_ref(4)?.as_blob_or_null()? {
+            bytes += data.len();
             findings.extend(check_block(first, last, data));
         } else if reason.as_deref().and_then(GapReason::parse).is_none() {
             findings.push(format!("the gap from {first} to {last} has no known reason: {reason:?}"));
@@ -199,7 +234,7 @@ fn check_stream(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result
             findings.push(format!("the row of seqs {first} to {last} is not as it was written"));
         }
     }
-    Ok(())
+    Ok((findings.len() < FINDINGS).then_some(known))
 }
 
 fn check_block(first: u64, last: u64, data: &[u8]) -> Option<String> {
@@ -214,19 +249,30 @@ fn check_block(first: u64, last: u64, data: &[u8]) -> Option<String> {
     bad.map(|(seq, _)| format!("the event with seq {seq} is no JSON"))
 }
 
-fn check_parked(tx: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
-    let mut query = tx.prepare("SELECT epoch, seq, json, crc FROM parked ORDER BY id")?;
-    let mut rows = query.query([])?;
+fn check_parked(
+    db: &Connection,
+    after: i64,
+    max_bytes: usize,
+    findings: &mut Vec<String>,
+) -> rusqlite::Result<Option<i64>> {
+    let mut query = db.prepare("SELECT epoch, seq, json, crc, id FROM parked WHERE id > ?1 ORDER BY id")?;
+    let mut rows = query.query([after])?;
+    let mut bytes = 0;
     while let Some(row) = rows.next()? {
         let seq: u64 = row.get(1)?;
         if !parked::is_sound(row)? {
             findings.push(format!("the parked event with seq {seq} is not as it was written"));
         }
-        if serde_json::from_slice::<IgnoredAny>(row.get_ref(2)?.as_blob()?).is_err() {
+        let json = row.get_ref(2)?.as_blob()?;
+        if serde_json::from_slice::<IgnoredAny>(json).is_err() {
             findings.push(format!("the parked event with seq {seq} is no JSON"));
         }
+        bytes += json.len();
+        if bytes >= max_bytes {
+            return row.get(4).map(Some);
+        }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Events behind `after`, oldest first, about `max_bytes` of them, each with the key to go on from: those of the stream
@@ -415,6 +461,29 @@ mod tests {
         assert_eq!(numbers(&events(&path, false, 4, 1).expect("readable")), expected[1..2]);
         assert_eq!(numbers(&events(&path, true, 0, usize::MAX).expect("readable")), [(1, "{\"n\":8}".to_owned())]);
         assert_eq!(std::fs::read(&path).expect("readable"), before);
+    }
+
+    #[test]
+    fn what_the_owner_does_between_two_parts_of_a_check_is_no_finding() {
+        let home = tempfile::tempdir().expect("writable");
+        let path = home.path().join("spill.db");
+        let (mut store, _) = SpillStore::open(&path, Limits::from(&config()), Some("ada"), 1, None).expect("usable");
+        let gap = Item::Gap(Gap { from: 6, to: 6, reason: GapReason::Refused });
+        store.append(&[block(1, 5), gap, block(7, 9), block(10, 12), block(13, 20)], 0, 0).expect("stored");
+        let db = Connection::open(&path).expect("there");
+        let mut findings = Vec::new();
+        let mut part = |before| check_stream(&db, before, 1, &mut findings).expect("readable");
+        assert_eq!((part(None), part(Some(5))), (Some(5), Some(6)));
+        store.park(7, None, "no").expect("the gap before it grows, and the block is divided");
+        assert_eq!(part(Some(6)), Some(7), "the longer gap");
+        assert_eq!(part(Some(7)), Some(9), "the rest of the block");
+        store.trim(15).expect("within a block");
+        assert_eq!(part(Some(9)), Some(20));
+        assert_eq!((part(Some(20)), &findings[..]), (None, &[][..]));
+        db.execute("DELETE FROM item WHERE first = 13", []).expect("changed");
+        store.append(&[block(21, 22)], 0, 15).expect("stored");
+        assert_eq!(check_stream(&db, Some(15), 1, &mut findings).expect("readable"), Some(22));
+        assert_eq!(findings, ["seqs 16 to 20 are missing"]);
     }
 
     #[test]

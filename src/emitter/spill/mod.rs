@@ -5,6 +5,7 @@
 //! Work goes in as [`Op`]s, answers come back as [`Done`]s, both in order. The caller keeps at most a handful of
 //! operations under way, so the queues stay short.
 
+mod files;
 pub mod inspect;
 pub mod parked;
 mod reserve;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use crate::emitter::config::{Durability, EmitterConfig};
 use crate::emitter::item::{Gap, Item};
 use crate::emitter::outbox::Outbox;
+use crate::emitter::ring::Ring;
 use crate::error::{Error, ErrorKind, Result};
 use parked::{Parking, Wanted};
 use salvage::Damage;
@@ -156,6 +158,12 @@ pub enum Done {
         /// Bytes stored now.
         bytes: u64,
     },
+    /// Files of ours are not where they were; told until they are. What is stored would be lost with this process.
+    FilesGone(Error),
+    /// The ring's file was gone: what comes from now on belongs into this one, and what is in the old one into the spill.
+    NewRing(Ring),
+    /// All files are at their places again, with all that is stored.
+    FilesBack,
     /// The file is closed and unlocked.
     Closed(Result<()>),
 }
@@ -184,7 +192,7 @@ pub fn spawn(config: &EmitterConfig, seed: u64, done: impl Fn(Done) + Send + 'st
 /// Free pages given back at a time, between operations: 4 MiB, a few milliseconds.
 const SHRINK_PAGES: u32 = 256;
 
-/// How often parked events are looked at: another process may have marked some to be sent again.
+/// How often others are looked after: whoever removed a file of ours, or marked parked events to be sent again.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of parked events handed out at a time.
 const WANTED_BYTES: usize = 1 << 20;
@@ -207,13 +215,9 @@ impl Inbox {
     }
 
     /// The next operation.
-    fn take(&self, patience: Option<Duration>) -> Result<Op, mpsc::RecvTimeoutError> {
+    fn take(&self, patience: Duration) -> Result<Op, mpsc::RecvTimeoutError> {
         let mut incoming = self.0.lock();
-        match (incoming.next.take(), patience) {
-            (Some(op), _) => Ok(op),
-            (None, Some(patience)) => incoming.ops.recv_timeout(patience),
-            (None, None) => incoming.ops.recv().map_err(Into::into),
-        }
+        incoming.next.take().map_or_else(|| incoming.ops.recv_timeout(patience), Ok)
     }
 
     /// Waits a moment for the next operation, or the end, and tells whether it has come.
@@ -235,10 +239,11 @@ fn run(mut store: SpillStore, inbox: &Inbox, done: impl Fn(Done)) {
     let mut calm_since = Instant::now();
     let mut looked: Option<Instant> = None;
     loop {
-        if store.parked() > 0 && looked.is_none_or(|at| at.elapsed() >= LOOK) {
+        if looked.is_none_or(|at| at.elapsed() >= LOOK) {
             looked = Some(Instant::now());
+            store.mend().into_iter().for_each(&done);
             // A disk that cannot be read now is asked again; its trouble is told by the operations of the stream.
-            let wanted = store.wanted(WANTED_BYTES).unwrap_or_default();
+            let wanted = if store.parked() > 0 { store.wanted(WANTED_BYTES).unwrap_or_default() } else { Vec::new() };
             if !wanted.is_empty() {
                 done(Done::Wanted(wanted));
             }
@@ -246,9 +251,9 @@ fn run(mut store: SpillStore, inbox: &Inbox, done: impl Fn(Done)) {
         }
         let scrub_after = store.scrub_after();
         let patience = match scrub_after {
-            _ if shrinking => Some(Duration::ZERO),
-            Some(after) => Some(after.saturating_sub(calm_since.elapsed()).clamp(PAUSE, LOOK)),
-            None => (store.parked() > 0).then_some(LOOK),
+            _ if shrinking => Duration::ZERO,
+            Some(after) => after.saturating_sub(calm_since.elapsed()).clamp(PAUSE, LOOK),
+            None => LOOK,
         };
         let op = match inbox.take(patience) {
             Ok(op) => op,
@@ -369,8 +374,8 @@ mod tests {
         let mut busy = until_busy(inbox.clone());
         sender.send(Op::Trim { upto: 7 }).expect("it listens");
         while !busy() {}
-        assert!(matches!(inbox.take(None), Ok(Op::Trim { upto: 7 })));
+        assert!(matches!(inbox.take(PATIENCE), Ok(Op::Trim { upto: 7 })));
         drop(sender);
-        assert!(inbox.waits() && inbox.take(None).is_err(), "the end has come");
+        assert!(inbox.waits() && inbox.take(PATIENCE).is_err(), "the end has come");
     }
 }

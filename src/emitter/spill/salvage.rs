@@ -98,7 +98,7 @@ pub(super) fn finish(path: &Path) -> std::io::Result<()> {
     if !path.exists() && fresh.exists() { std::fs::rename(fresh, path) } else { Ok(()) }
 }
 
-fn fresh_path(path: &Path) -> PathBuf {
+pub(super) fn fresh_path(path: &Path) -> PathBuf {
     beside(path, ".salvage")
 }
 

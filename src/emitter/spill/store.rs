@@ -4,6 +4,7 @@
 //! A row is a whole [block](crate::wire::block), not an event: SQLite's cost per row is then shared by some hundred
 //! events (`docs/decisions/0003-spill-rows-are-blocks.md`). The on-disk format is guarded by `user_version`.
 
+mod mending;
 mod opening;
 mod room;
 
@@ -17,6 +18,7 @@ use crate::clock::{FileClock, unix_millis};
 use crate::emitter::config::{EmitterConfig, WhenFull};
 use crate::emitter::item::{Gap, GapReason, Item};
 use crate::emitter::ring::Ring;
+use crate::emitter::spill::files::{Files, Place};
 use crate::emitter::spill::parked::{self, Bounds, Parking, Wanted};
 use crate::emitter::spill::reserve::Reserve;
 use crate::emitter::spill::rows::{Meta, Usage, check_index, insert, make_room, read_row, trim};
@@ -106,11 +108,16 @@ pub struct SpillStore {
     unfolded: u64,
     /// The WAL could not be folded back, even with the reserve: nothing more may go into it but what makes it smaller.
     stuck: bool,
+    /// It has more pages than the reserve can hold, because another process reads from it.
+    overlong: bool,
     damage: Option<Damage>,
     scrub: Scrub,
     /// A damaged file could not be salvaged.
     unsalvaged: Option<Instant>,
     lock: Lock,
+    files: Files,
+    /// Not all of them are where they were.
+    bereft: bool,
 }
 
 impl SpillStore {
@@ -310,6 +317,7 @@ impl SpillStore {
                 put(tx, "next_seq", next_seq)
             })
         })?;
+        self.mend_at_last(acked)?;
         if self.meta.last + 1 >= next_seq
             && let Some(ring) = self.ring.take()
         {
@@ -430,6 +438,10 @@ impl SpillStore {
             return false;
         }
         self.unsalvaged = Some(Instant::now());
+        // What was put back and has not got its name yet is complete.
+        if salvage::finish(&self.path).is_err() || self.files.look().is_some_and(|(_, place)| place == Place::Empty) {
+            return false; // there is nothing at the path to salvage, and the open file is all that there is
+        }
         let Ok(none) = Connection::open_in_memory() else { return false };
         // The worst is that its WAL is folded back first.
         drop(sqlite::distrust(&self.db));
@@ -442,19 +454,26 @@ impl SpillStore {
             }
             return false;
         };
-        let Ok((db, survey)) = PURPOSE.open(&self.path, &mut self.lock).and_then(|db| {
-            let survey = survey(&db)?;
-            sqlite::trust(&db)?;
-            Ok((db, survey))
-        }) else {
+        if self.reopen().is_err() {
             return false; // the next operation finds no tables, and comes back here
-        };
-        (self.db, self.usage, self.unfolded, self.stuck, self.unsalvaged) = (db, survey.usage, 0, false, None);
-        self.meta.last = survey.last;
+        }
+        self.unsalvaged = None;
         self.scrub = Scrub::default(); // every row was just read
         self.damage = Some(salvaged.damage);
         self.parked = parked::usage(&self.db).map_or(0, |usage| usage.0);
         true
+    }
+
+    /// Opens the file that has taken the place of the old one.
+    fn reopen(&mut self) -> rusqlite::Result<()> {
+        let db = PURPOSE.open(&self.path, &mut self.lock)?;
+        let survey = survey(&db)?;
+        sqlite::trust(&db)?;
+        (self.db, self.usage, self.unfolded) = (db, survey.usage, 0);
+        (self.stuck, self.overlong) = (false, false);
+        self.meta.last = survey.last;
+        self.files = Files::of(&self.path);
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::hub::auth::{Scope, not_granted};
 use crate::hub::entry::Record;
 use crate::hub::log::cost;
 use crate::hub::registry::{SessionId, frame_cost};
@@ -219,6 +220,8 @@ pub struct EmitterMachine {
     /// An event was refused, and the emitter has not gone back to it yet: what it had sent behind it still comes.
     rewinding: bool,
     violation: Option<String>,
+    /// What it may publish; `None` is everything.
+    publish: Option<Scope>,
 }
 
 impl EmitterMachine {
@@ -243,6 +246,7 @@ impl EmitterMachine {
             refusal: None,
             rewinding: false,
             violation: None,
+            publish: None,
         }
     }
 
@@ -262,6 +266,12 @@ impl EmitterMachine {
     #[must_use]
     pub fn has_rest(&self) -> bool {
         self.rest.is_some()
+    }
+
+    /// The same, for an emitter that may publish only this.
+    #[must_use]
+    pub fn limited_to(self, publish: Option<Scope>) -> Self {
+        Self { publish, ..self }
     }
 
     /// A text frame came.
@@ -384,16 +394,13 @@ impl EmitterMachine {
 
     /// The answer to the greeting is there: the mark, or nothing if it could not be given.
     pub fn greeted(&mut self, have: Option<u64>) {
-        match have {
-            Some(mark) => {
-                self.from = mark;
-                self.phase = Phase::Live { mark };
-                self.acknowledged(mark);
-            }
-            None => {
-                self.phase = Phase::Over;
-                self.rest = None;
-            }
+        if let Some(mark) = have {
+            self.from = mark;
+            self.phase = Phase::Live { mark };
+            self.acknowledged(mark);
+        } else {
+            self.phase = Phase::Over;
+            self.rest = None;
         }
     }
 
@@ -477,13 +484,13 @@ impl EmitterMachine {
                 self.rest = None;
             }
             self.note(1, EVENT_OVERHEAD + json.len());
-            match Record::event(json) {
+            match self.check(json) {
                 Ok(record) => {
                     self.cost += frame_cost(&record);
                     self.batch.push(record);
                 }
-                Err(error) => {
-                    self.refusal = Some(Refusal { seq, reason: error.to_string() });
+                Err(reason) => {
+                    self.refusal = Some(Refusal { seq, reason });
                     self.rewinding = true;
                     self.rest = None;
                     return Step::Commit;
@@ -492,6 +499,14 @@ impl EmitterMachine {
             self.phase = Phase::Live { mark: seq };
         }
         Step::More
+    }
+
+    fn check(&self, json: Bytes) -> Result<Record, String> {
+        let record = Record::event(json).map_err(|error| error.to_string())?;
+        if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
+            return Err(not_granted(&record));
+        }
+        Ok(record)
     }
 
     fn note(&mut self, events: u64, bytes: usize) {

@@ -1,11 +1,13 @@
 //! The session machines: what a hub answers to what it hears. Pure, so that every schedule can be tried: frames and
 //! time come as arguments, answers go to the session's outbox in the shared [`State`](super::state::State).
 
+mod access;
 mod emitter;
 mod liveness;
 mod publisher;
 mod subscriber;
 
+pub use access::Access;
 pub use emitter::{CREDIT, EmitterMachine, Greeting, Step, Turn};
 pub use liveness::{Beat, Liveness};
 pub use publisher::PublisherMachine;

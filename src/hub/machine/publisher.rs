@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use super::emitter::Turn;
+use crate::hub::auth::{Scope, not_granted};
 use crate::hub::entry::Record;
 use crate::hub::registry::{SessionId, frame_cost};
 use crate::wire::subscriber;
@@ -17,13 +18,15 @@ pub struct PublisherMachine {
     /// What the batch takes of a subscriber's queue, and how much of that one turn may.
     cost: usize,
     slice: usize,
+    /// What it may publish; `None` is everything.
+    publish: Option<Scope>,
 }
 
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
-    pub fn new(id: SessionId) -> Self {
-        Self { id, batch: Vec::new(), cost: 0, slice: usize::MAX }
+    pub fn new(id: SessionId, publish: Option<Scope>) -> Self {
+        Self { id, batch: Vec::new(), cost: 0, slice: usize::MAX, publish }
     }
 
     /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
@@ -49,6 +52,9 @@ impl PublisherMachine {
             subscriber::error("bad_event", &message)
         };
         let record = Record::event(json).map_err(refused)?;
+        if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
+            return Err(subscriber::error("not_allowed", &not_granted(&record)));
+        }
         self.cost += frame_cost(&record);
         self.batch.push(record);
         Ok(())
@@ -73,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_is_no_event_is_answered_and_the_rest_goes_on() {
-        let mut machine = PublisherMachine::new(SessionId::for_test(1));
+        let mut machine = PublisherMachine::new(SessionId::for_test(1), None);
         assert!(!machine.wants_commit());
         assert_eq!(machine.on_event(Bytes::from_static(br#"{"type":"a"}"#)), Ok(()));
         let answer = machine.on_event(Bytes::from_static(b"[]")).expect_err("no event");

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
+use super::Access;
+use crate::hub::auth::Grant;
 use crate::hub::registry::SessionId;
 use crate::hub::state::State;
+use crate::secret::Secret;
 use crate::wire::subscriber::{self, MAX_PATTERNS, SubscriberFrame};
 
 /// See the module.
@@ -20,46 +23,55 @@ impl SubscriberMachine {
         Self { id }
     }
 
-    /// A text frame came.
-    pub fn on_text(&mut self, text: &str, state: &mut State, now: Duration) {
-        match SubscriberFrame::decode(text) {
-            Ok(frame) => self.on_frame(frame, state, now),
-            Err(message) => self.refuse(state, &message),
+    /// A text frame came. A token that it brings is to be checked before the next frame.
+    pub fn on_text(&mut self, text: &str, access: &mut Access, state: &mut State, now: Duration) -> Option<Secret> {
+        if state.registry.is_closing(self.id) {
+            return None;
         }
+        match (SubscriberFrame::decode(text), access.grant()) {
+            (Ok(SubscriberFrame::Auth { token }), _) => return Some(token),
+            (Ok(SubscriberFrame::Ping), _) => self.pong(state),
+            (_, None) => access.on_stranger(state),
+            (Ok(frame), Some(grant)) => self.on_frame(frame, grant, state, now),
+            (Err(message), _) => self.refuse(state, &message),
+        }
+        None
     }
 
     /// A binary frame came; subscribers speak text.
-    pub fn on_binary(&mut self, state: &mut State) {
-        self.refuse(state, "subscribers send JSON in text frames, not binary ones");
+    pub fn on_binary(&mut self, access: &mut Access, state: &mut State) {
+        match access.grant() {
+            Some(_) => self.refuse(state, "subscribers send JSON in text frames, not binary ones"),
+            None => access.on_stranger(state),
+        }
     }
 
-    fn on_frame(&mut self, frame: SubscriberFrame, state: &mut State, now: Duration) {
+    fn on_frame(&mut self, frame: SubscriberFrame, grant: &Grant, state: &mut State, now: Duration) {
         match frame {
             SubscriberFrame::Subscribe(wanted) => {
-                if state.registry.filter(self.id).with(&wanted.events).patterns().len() > MAX_PATTERNS {
+                if let Some(pattern) = wanted.events.iter().find(|pattern| !grant.may_subscribe(pattern)) {
+                    let message = format!("the token does not grant all of {}", pattern.as_str());
+                    state.registry.push(self.id, subscriber::error("not_allowed", &message));
+                } else if state.registry.own_filter(self.id).with(&wanted.events).patterns().len() > MAX_PATTERNS {
                     self.refuse(state, &format!("a session has at most {MAX_PATTERNS} patterns"));
                 } else {
                     state.subscribe(self.id, &wanted, now);
                 }
             }
             SubscriberFrame::Unsubscribe { events } => state.unsubscribe(self.id, &events),
-            SubscriberFrame::Ping => {
-                let last = state.registry.prev(self.id);
-                state.registry.push(self.id, subscriber::pong(last));
+            SubscriberFrame::Ack { sequence } => state.record_ack(self.id, sequence),
+            SubscriberFrame::Auth { .. } | SubscriberFrame::Ping | SubscriberFrame::Pong | SubscriberFrame::Unknown => {
             }
-            SubscriberFrame::Ack { sequence } => match state.registry.record_ack(self.id, sequence) {
-                Ok(()) => state.counters.acks += 1,
-                Err(last) => {
-                    self.refuse(state, &format!("data.sequence is {sequence}, the last one sent was {last}"));
-                }
-            },
-            SubscriberFrame::Pong | SubscriberFrame::Unknown => {}
         }
     }
 
+    fn pong(&self, state: &mut State) {
+        let last = state.registry.prev(self.id);
+        state.registry.push(self.id, subscriber::pong(last));
+    }
+
     fn refuse(&self, state: &mut State, message: &str) {
-        state.counters.bad_frames += 1;
-        state.registry.push(self.id, subscriber::error("bad_frame", message));
+        state.bad_frame(self.id, message);
     }
 }
 
@@ -80,6 +92,8 @@ mod tests {
         state: State,
         id: SessionId,
         machine: SubscriberMachine,
+        access: Access,
+        shown: Vec<String>,
     }
 
     impl Session {
@@ -87,7 +101,8 @@ mod tests {
             let limits = LogLimits { events: kept, bytes: 1 << 20, age: None };
             let mut state = State::new("k3f9".into(), limits, 1 << 20);
             let id = state.registry.open(Role::Subscriber);
-            Self { state, id, machine: SubscriberMachine::new(id) }
+            let access = Access::granted(id, Grant::everything(), None);
+            Self { state, id, machine: SubscriberMachine::new(id), access, shown: Vec::new() }
         }
 
         fn emit(&mut self, kind: &str) {
@@ -96,8 +111,14 @@ mod tests {
         }
 
         fn say(&mut self, frame: &str) -> Vec<Value> {
-            self.machine.on_text(frame, &mut self.state, NOW);
+            self.hear(frame);
             self.heard()
+        }
+
+        fn hear(&mut self, frame: &str) {
+            if let Some(token) = self.machine.on_text(frame, &mut self.access, &mut self.state, NOW) {
+                self.shown.push(token.expose().to_owned());
+            }
         }
 
         fn heard(&mut self) -> Vec<Value> {
@@ -133,7 +154,7 @@ mod tests {
             session.emit(kind);
         }
         let subscribe = r#"{"type":"subscribe","data":{"events":["a"],"since":{"epoch":"k3f9","offset":1}}}"#;
-        session.machine.on_text(subscribe, &mut session.state, NOW);
+        session.hear(subscribe);
         session.emit("a");
         let position = json!({"action":"subscribed","events":["a"],"epoch":"k3f9","offset":4,
                               "recovered":true,"replayed":1});
@@ -167,7 +188,7 @@ mod tests {
             |kind: &str| json!({"type":"subscribe","data":{"events":[kind],"since":{"epoch":"k3f9","offset":0}}});
         for n in 0..20 {
             let frame = subscribe(if n % 2 == 0 { "a" } else { "b" }).to_string();
-            session.machine.on_text(&frame, &mut session.state, NOW);
+            session.hear(&frame);
         }
         session.emit("a");
         let heard = session.heard();
@@ -193,7 +214,7 @@ mod tests {
         let since = |offset: u64| {
             json!({"type":"subscribe","data":{"events":["a"],"since":{"epoch":"k3f9","offset":offset}}}).to_string()
         };
-        session.machine.on_text(&since(0), &mut session.state, NOW);
+        session.hear(&since(0));
         session.emit("a");
         let heard = session.heard();
         assert_eq!((&heard[0]["replayed"], &heard[1]), (&json!(4), &json!("Close(Slow)")));
@@ -215,7 +236,7 @@ mod tests {
                 crate::wire::topic::Pattern::parse(kind).expect("valid")
             ])))
         };
-        session.machine.on_text(subscribe, &mut session.state, NOW);
+        session.hear(subscribe);
         session.state.registry.set_grant(session.id, only("b"));
         session.emit("a");
         session.emit("b");
@@ -301,7 +322,7 @@ mod tests {
             let heard = session.say(bad);
             assert_eq!((heard.len(), &heard[0]["data"]["code"]), (1, &json!("bad_frame")), "{bad}");
         }
-        session.machine.on_binary(&mut session.state);
+        session.machine.on_binary(&mut session.access, &mut session.state);
         assert_eq!(session.heard()[0]["type"], "error");
         assert_eq!(session.state.counters.bad_frames, 7);
         assert_eq!(session.say(r#"{"type":"subscribe","data":{"events":["a"]}}"#)[0]["action"], "subscribed");
@@ -315,6 +336,106 @@ mod tests {
         let more: Vec<String> = (0..200).map(|n| format!("b{n}")).collect();
         let heard = session.say(&json!({"type":"subscribe","data":{"events":more}}).to_string());
         assert_eq!(heard[0]["data"]["code"], "bad_frame");
+    }
+
+    const AUTH: &str = r#"{"type":"auth","data":{"token":"s3cret"}}"#;
+
+    fn grant(subscribe: &[&str], expires: f64) -> Grant {
+        let patterns = subscribe.iter().map(|text| crate::wire::topic::Pattern::parse(text).expect("valid"));
+        let subscribe = Some(crate::hub::auth::Scope::new(patterns));
+        Grant { subject: Some("ada".into()), subscribe, expires: Some(expires), ..Grant::everything() }
+    }
+
+    fn stranger() -> Session {
+        let mut session = Session::new(100);
+        session.access = Access::awaited(session.id, Duration::from_secs(10));
+        session
+    }
+
+    #[test]
+    fn before_its_token_a_session_hears_nothing_but_pongs() {
+        let all = [
+            r#"{"type":"subscribe","data":{"events":["*"]}}"#,
+            r#"{"type":"unsubscribe","data":{"events":["*"]}}"#,
+            r#"{"type":"ack","data":{"sequence":0}}"#,
+            r#"{"type":"pong"}"#,
+            r#"{"type":"later"}"#,
+            r#"{"type":"auth"}"#,
+            "{",
+        ];
+        for frame in all {
+            let mut session = stranger();
+            session.emit("a");
+            assert_eq!(session.say(r#"{"type":"ping"}"#), [json!({"type":"pong","lastSeq":0})]);
+            let heard = session.say(frame);
+            assert_eq!((heard.len(), &heard[0]["data"]["code"]), (2, &json!("unauthorized")), "{frame}");
+            assert_eq!(heard[1], "Close(Unauthorized)");
+            assert!(session.say(AUTH).is_empty() && session.shown.is_empty(), "after the close nothing counts");
+        }
+        let mut session = stranger();
+        session.machine.on_binary(&mut session.access, &mut session.state);
+        assert_eq!(session.heard()[1], "Close(Unauthorized)");
+    }
+
+    #[test]
+    fn a_token_opens_what_it_grants_and_nothing_beside() {
+        let mut session = stranger();
+        assert!(session.say(AUTH).is_empty());
+        assert_eq!(session.shown, ["s3cret"]);
+        session.access.on_checked(Ok((grant(&["a.*"], 90.0), None)), &mut session.state);
+        assert_eq!(session.heard(), [json!({"action":"authenticated","subject":"ada","expires":90.0})]);
+        let heard = session.say(r#"{"type":"subscribe","data":{"events":["a.b","b"]}}"#);
+        assert_eq!((heard.len(), &heard[0]["data"]["code"]), (1, &json!("not_allowed")));
+        assert!(heard[0]["data"]["message"].as_str().is_some_and(|text| text.ends_with(" b")));
+        assert_eq!(session.say(r#"{"type":"subscribe","data":{"events":["a.b"]}}"#)[0]["events"], json!(["a.b"]));
+    }
+
+    #[test]
+    fn a_narrower_token_takes_patterns_away_and_says_so() {
+        let mut session = stranger();
+        session.access.on_checked(Ok((grant(&["a", "b"], 90.0), None)), &mut session.state);
+        session.say(r#"{"type":"subscribe","data":{"events":["a","b"]}}"#);
+        session.access.on_checked(Ok((grant(&["b"], 99.0), None)), &mut session.state);
+        let heard = session.heard();
+        assert_eq!(heard[1], json!({"action":"unsubscribed","events":["a"]}));
+        session.emit("a");
+        session.emit("b");
+        assert_eq!(session.heard().len(), 1);
+    }
+
+    #[test]
+    fn time_without_a_token_or_beyond_it_ends_the_session() {
+        let second = Duration::from_secs(1);
+        let mut session = stranger();
+        session.access.on_time(9 * second, true, &mut session.state);
+        assert!(session.heard().is_empty());
+        session.access.on_time(10 * second, true, &mut session.state);
+        assert_eq!(session.heard()[1], "Close(Unauthorized)");
+
+        let mut session = stranger();
+        session.access.on_checked(Ok((grant(&["a"], 90.0), Some(20 * second))), &mut session.state);
+        session.access.on_checked(Ok((grant(&["a"], 100.0), Some(30 * second))), &mut session.state);
+        session.heard();
+        session.access.on_time(20 * second, true, &mut session.state);
+        assert!(session.heard().is_empty(), "it was refreshed");
+        session.access.on_time(30 * second, true, &mut session.state);
+        let heard = session.heard();
+        assert_eq!((&heard[0]["data"]["code"], &heard[1]), (&json!("token_expired"), &json!("Close(TokenExpired)")));
+    }
+
+    #[test]
+    fn each_refusal_says_whether_to_come_back() {
+        use crate::hub::auth::Denied;
+        for (denied, close) in [
+            (Denied::Expired, "Close(TokenExpired)"),
+            (Denied::Invalid("no".into()), "Close(Unauthorized)"),
+            (Denied::Unavailable("no"), "Close(AuthUnavailable)"),
+        ] {
+            let mut session = stranger();
+            session.access.on_checked(Err(denied), &mut session.state);
+            assert_eq!(session.heard()[1], close);
+            assert_eq!(session.state.counters.auth_refused, 1);
+        }
     }
 
     #[test]

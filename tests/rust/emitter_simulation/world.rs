@@ -71,6 +71,8 @@ struct Process {
     unkept: Vec<usize>,
     /// Everything up to here is waited for.
     awaited: u64,
+    /// Somebody has removed the ring's file; then there is another.
+    ring_gone: Option<Duration>,
     ended: bool,
 }
 
@@ -83,6 +85,7 @@ struct Tally {
     /// Events written to links, again and again if need be.
     written: u64,
     actions: u64,
+    slept: Duration,
 }
 
 pub(crate) struct World {
@@ -98,7 +101,10 @@ pub(crate) struct World {
     /// A connection that the emitter has left; what it wrote may still arrive.
     ghost: Option<Wire>,
     emissions: Vec<Emission>,
-    crash_gaps: Vec<Gap>,
+    /// The last process ended when a file of it was gone, or was being put back.
+    bereft: bool,
+    /// What such a process has lost.
+    excused: Vec<Gap>,
     refuse_until: Duration,
     fail_until: Duration,
     latency: u64,
@@ -124,6 +130,10 @@ fn brief(what: &impl std::fmt::Debug) -> String {
         short.push_str(part.rfind("\", first: ").map_or(part, |at| &part[at + 3..]));
     }
     short
+}
+
+fn is_new_ring(done: &Done) -> bool {
+    matches!(done, Done::NewRing(_))
 }
 
 pub(crate) fn config(rng: &mut Rng, big: bool) -> EmitterConfig {
@@ -182,6 +192,7 @@ impl Process {
             provisional: Vec::new(),
             unkept: Vec::new(),
             awaited: 0,
+            ring_gone: None,
             ended: false,
         }
     }
@@ -210,7 +221,8 @@ impl World {
             wire: None,
             ghost: None,
             emissions: Vec::new(),
-            crash_gaps: Vec::new(),
+            bereft: false,
+            excused: Vec::new(),
             refuse_until: Duration::ZERO,
             fail_until: Duration::ZERO,
             latency,
@@ -261,7 +273,7 @@ impl World {
         });
         for gap in recovered.gaps.iter().copied().chain(recovered.held.iter().filter_map(Item::gap)) {
             if gap.reason == GapReason::Crash {
-                self.crash_gaps.push(gap);
+                self.check_crash(gap);
             }
         }
         let base = recovered.next_seq - 1;
@@ -341,6 +353,17 @@ impl World {
         } else if let Some(done) = self.process.dones.pop_front() {
             self.note(|| format!("done {}", brief(&done)));
             let now = self.now;
+            if let (Done::Appended { dropped, .. }, Some(wire)) = (&done, &self.wire) {
+                let sent = dropped.iter().find(|gap| gap.from <= wire.written);
+                assert!(sent.is_none(), "{sent:?} is given up, and {} were sent", wire.written);
+            }
+            if let Done::NewRing(ring) = &done {
+                let confirmed = self.machine().acked();
+                self.process.outbox.move_to(ring.clone());
+                self.process.outbox.note_acked(confirmed);
+                self.process.ring_gone = None;
+                self.fetch();
+            }
             self.machine().on_spill(now, done);
         } else if self.link() || self.opened() {
         } else if pause.is_none() && self.process.outbox.bell.notified().now_or_never().is_some() {
@@ -609,15 +632,17 @@ impl World {
 
     /// The process is gone: what of its ring stays.
     fn leave(&mut self) {
-        if self.process.machine.is_some() {
-            self.left = self.disk.has_ring.then(|| self.process.outbox.snapshot());
+        if let Some(machine) = &self.process.machine {
+            self.bereft = machine.is_bereft() || self.process.ring_gone.is_some();
+            let found = self.disk.has_ring && self.process.ring_gone.is_none();
+            self.left = found.then(|| self.process.outbox.snapshot());
         }
     }
 
     /// What was only in memory under seqs that the disk never promised leaves no trace; whoever stopped the emitter
     /// in that state was told so. A ring keeps all of it, but for what came before it was there.
     fn forgive(&mut self) {
-        let durable = self.config.durability != Durability::Memory;
+        let durable = self.config.durability != Durability::Memory && self.process.ring_gone.is_none();
         let opening = std::mem::take(&mut self.process.provisional);
         let unkept = std::mem::take(&mut self.process.unkept);
         let Self { emissions, receiver, disk, .. } = self;
@@ -628,6 +653,23 @@ impl World {
                 emission.untraceable = true;
             }
         }
+    }
+
+    /// With a ring a crash loses nothing that had been accepted.
+    fn check_crash(&mut self, gap: Gap) {
+        if self.config.durability == Durability::Memory || self.bereft {
+            self.excused.push(gap);
+            return;
+        }
+        let within = |gap: &Gap, seq| (gap.from..=gap.to).contains(&seq);
+        let lost = |(id, each): &(usize, &Emission)| {
+            let told_before = each.untraceable
+                || self.process.provisional.binary_search(id).is_ok()
+                || self.excused.iter().any(|gap| within(gap, each.seq));
+            within(&gap, each.seq) && !told_before && self.receiver.received[*id] == 0
+        };
+        let found = self.emissions.iter().enumerate().find(lost).map(|(id, each)| (id, each.seq));
+        assert!(found.is_none(), "the crash has lost {found:?} in {gap:?}, which the ring held");
     }
 
     fn restart(&mut self) {
@@ -661,6 +703,37 @@ impl World {
             receiver.take_part(wire, rng);
             wire.die(heard.then_some(at));
         }
+    }
+
+    /// The machine is suspended: time passes at once. Most links do not outlive it.
+    fn sleep(&mut self) {
+        let asleep = self.micros(3_600_000_000);
+        self.note(|| format!("asleep for {asleep:?}"));
+        if self.rng.u8(..4) > 0 {
+            self.kill_link(false);
+        }
+        self.now += asleep;
+        self.tally.slept += asleep;
+    }
+
+    /// Somebody removes the ring's file, which is noticed after a while.
+    fn lose_ring(&mut self) {
+        let delay = self.micros(2_000_000);
+        let Process { machine: Some(_), ring_gone: ring_gone @ None, ended: false, .. } = &mut self.process else {
+            return;
+        };
+        if self.disk.has_ring {
+            *ring_gone = Some(self.now + delay);
+            self.note(|| format!("the ring's file is removed, to be noticed after {delay:?}"));
+        }
+    }
+
+    fn mend(&mut self) {
+        let identity = Identity { emitter: "simulated".to_owned(), epoch: "epoch".to_owned() };
+        let ring = Ring::simulated(Outbox::segments(&self.config), &identity, 2).expect("memory");
+        ring.note_last(self.process.outbox.counts().last_seq + 1000);
+        let gone = Error::new(ErrorKind::SpillIo, "removed");
+        self.process.dones.extend([Done::FilesGone(gone), Done::NewRing(ring), Done::FilesBack]);
     }
 
     fn happen(&mut self) {
@@ -706,12 +779,14 @@ impl World {
                 let outage = self.micros(6_000_000);
                 self.fail_until = self.now + outage;
             }
+            93 => self.sleep(),
             91..94 => {
                 let mute = self.micros(6_000_000);
                 self.receiver.mute_until = self.now + mute;
             }
             94 => self.disk.want(&mut self.rng),
-            95..97 => self.receiver.patience = pick(&mut self.rng, &[0, 1000, 100_000, 900_000]),
+            95 => self.lose_ring(),
+            96 => self.receiver.patience = pick(&mut self.rng, &[0, 1000, 100_000, 900_000]),
             97.. => {
                 let credit = self.rng.u64(1..100);
                 let Self { receiver, wire: Some(wire), rng, now, .. } = self else { return };
@@ -732,6 +807,7 @@ impl World {
             process.sleep.as_ref().and_then(|sleep| sleep.timer),
             process.connecting.map(|(at, _)| at),
             self.disk.queue.front().map(|(at, _)| *at),
+            process.ring_gone,
             self.wire.as_ref().and_then(Wire::next_time),
             self.ghost.as_ref().and_then(Wire::next_time),
             process.machine.as_ref().and_then(|_| self.disk.next_look()),
@@ -748,6 +824,9 @@ impl World {
         }
         if self.process.machine.is_some() {
             self.process.dones.extend(self.disk.look(self.now));
+        }
+        if self.process.ring_gone.is_some_and(|at| at <= self.now) && !self.process.dones.iter().any(is_new_ring) {
+            self.mend();
         }
         for wire in [&mut self.ghost, &mut self.wire].into_iter().flatten() {
             while self.receiver.work(wire, self.now, &mut self.rng) {}
@@ -846,13 +925,14 @@ impl World {
         assert_eq!(snapshot.settled, counts.last_seq);
         assert_ne!(snapshot.breaker, "open");
         assert!(!self.disk.needless, "events were given up although confirmed ones took the room");
-        let Tally { connects, hurried, idle_wakes, lives, written, actions } = self.tally;
+        let Tally { connects, hurried, idle_wakes, lives, written, actions, slept } = self.tally;
+        let awake = self.now.saturating_sub(slept);
         let shortest = self.config.backoff_initial.mul_f64(1.0 - self.config.jitter);
-        let most = lives + hurried + (self.now.as_secs_f64() / shortest.as_secs_f64()) as u64 + 1;
+        let most = lives + hurried + (awake.as_secs_f64() / shortest.as_secs_f64()) as u64 + 1;
         assert!(connects <= most, "{connects} attempts to connect, {most} allowed");
         // Pacing wakes once or twice for each spilled event, whatever comes of it.
         let paced = if self.config.flush_rate.is_some() { 2 * written } else { 0 };
-        let most = 50 + 3 * self.now.as_secs() + 3 * actions + paced + 2 * self.receiver.refusals;
+        let most = 50 + 3 * awake.as_secs() + 3 * actions + paced + 2 * self.receiver.refusals;
         assert!(idle_wakes <= most, "the driver woke {idle_wakes} times for nothing, {most} allowed");
     }
 }

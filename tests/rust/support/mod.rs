@@ -10,7 +10,7 @@ use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::block::{Block, BlockBuilder};
 use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -23,6 +23,29 @@ pub(crate) fn hub(change: impl FnOnce(&mut HubConfig)) -> Hub {
     let mut config = HubConfig { port: 0, ..HubConfig::default() };
     change(&mut config);
     Hub::start(config).expect("starts")
+}
+
+/// Sends a request (its first line, and headers) and returns status and body.
+pub(crate) async fn ask(port: u16, head: &str, body: &str) -> (u16, String) {
+    let (status, _, body) = ask_with(port, head, body.as_bytes()).await;
+    (status, String::from_utf8(body).expect("utf-8"))
+}
+
+/// The same with bytes; returns the headers too.
+pub(crate) async fn ask_with(port: u16, head: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+    let length = body.len();
+    let head = format!("{head}\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    // A server that has seen enough may close before the end of the body.
+    drop(socket.write_all(body).await);
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.expect("read");
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+    let body = answer.split_off(end + 4);
+    let head = String::from_utf8(answer).expect("utf-8");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, head, body)
 }
 
 /// A WebSocket client of any role.

@@ -2,13 +2,15 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+#[path = "config.rs"]
+mod config;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bytes::BytesMut;
 use fastrand::Rng;
-use safe_broadcaster::emitter::config::{Durability, EmitterConfig, WhenFull};
+use safe_broadcaster::emitter::config::EmitterConfig;
 use safe_broadcaster::emitter::item::Item;
 use safe_broadcaster::emitter::spill::store::{Limits, Recovered, SpillStore};
 use safe_broadcaster::error::Error;
@@ -18,40 +20,7 @@ use safe_broadcaster::wire::block::BlockBuilder;
 pub(crate) const PAGE: usize = 16 << 10;
 
 pub(crate) fn config(events: u64) -> EmitterConfig {
-    let second = Duration::from_secs(1);
-    EmitterConfig {
-        spill_path: "unused".into(),
-        durability: Durability::Memory,
-        emitter_id: None,
-        outbox_bytes: 1 << 20,
-        spill_max_events: events,
-        spill_max_bytes: 1 << 30,
-        spill_max_age: None,
-        when_full: WhenFull::DropOldest,
-        poison_tries: 3,
-        parked_max_events: 1000,
-        parked_max_bytes: 64 << 20,
-        backoff_initial: second,
-        backoff_max: second,
-        backoff_multiplier: 2.0,
-        jitter: 0.0,
-        connect_timeout: second,
-        ack_timeout: second,
-        ping_interval: second,
-        breaker_threshold: 5,
-        breaker_cooldown: second,
-        report_interval: second,
-        max_event_bytes: 1 << 20,
-        headers: Vec::new(),
-        token: None,
-        ssl_ca: None,
-        stamp: false,
-        flush_rate: None,
-        slo_emit_success_rate: 0.99,
-        slo_spill_depth: 10,
-        slo_spill_depth_alert: 100,
-        slo_flush_latency: second,
-    }
+    EmitterConfig { spill_max_events: events, ..config::config() }
 }
 
 pub(crate) fn open(path: &Path, seed: u64) -> Result<(SpillStore, Recovered), Error> {

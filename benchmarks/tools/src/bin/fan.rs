@@ -3,7 +3,8 @@
 //! comes, so envelopes, and several events in one frame, make no difference.
 //!
 //! `fan --port P --subscribers N [--subscribe /ws] [--publish /publish] [--hello TEXT] [--protocol plain|nats]
-//! --event JSON` connects, prints `{"connected":seconds}` and then answers each line of its standard input with one:
+//! [--stalled K] --event JSON` connects (K of the subscribers never read), prints `{"connected":seconds}` and then
+//! answers each line of its standard input with one:
 //!
 //! * `{"mode":"closed","window":W,"seconds":S}`: at most W events that not all have seen → frames per second;
 //! * `{"mode":"paced","rate":R,"seconds":S}`: R events per second, whatever comes back → latencies in microseconds;
@@ -17,14 +18,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use benchmark_tools::option;
+use benchmark_tools::websocket::{answer, frame, header, request};
 use memchr::memmem::Finder;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 const MARK: &[u8] = b"\"node-";
 const DIGITS: usize = 6;
-/// Masks of zeros are valid (RFC 6455, section 5.3) and cost nothing; loopback needs no protection from proxies.
-const MASK: [u8; 4] = [0; 4];
 
 struct Peer {
     stream: TcpStream,
@@ -48,6 +48,8 @@ struct Fan {
     poll: Poll,
     address: SocketAddr,
     nats: bool,
+    /// So many subscribers, the first ones, do not read.
+    stalled: usize,
     peers: Vec<Peer>,
     buffer: Vec<u8>,
     run: Run,
@@ -57,24 +59,19 @@ impl Fan {
     fn connect(&mut self, path: &str, hello: Option<&str>, publisher: bool) -> io::Result<()> {
         let mut stream = std::net::TcpStream::connect(self.address)?;
         stream.set_nodelay(true)?;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
-            self.address
-        );
-        stream.write_all(request.as_bytes())?;
+        stream.write_all(request(self.address, path).as_bytes())?;
         let mut head = Vec::new();
-        let end = loop {
+        let (end, yes) = loop {
             let mut part = [0; 1024];
             match stream.read(&mut part)? {
                 0 => return Err(io::Error::other(format!("closed: {}", String::from_utf8_lossy(&head)))),
                 n => head.extend_from_slice(&part[..n]),
             }
-            if let Some(end) = memchr::memmem::find(&head, b"\r\n\r\n") {
-                break end + 4;
+            if let Some(answered) = answer(&head) {
+                break answered;
             }
         };
-        if !head.starts_with(b"HTTP/1.1 101") {
+        if !yes {
             return Err(io::Error::other(String::from_utf8_lossy(&head).into_owned()));
         }
         stream.set_nonblocking(true)?;
@@ -123,7 +120,7 @@ impl Fan {
             if event.is_writable() {
                 self.flush(index);
             }
-            if event.is_readable() {
+            if event.is_readable() && !(1..=self.stalled).contains(&index) {
                 self.read(index);
             }
         }
@@ -197,34 +194,6 @@ impl Run {
             }
         });
     }
-}
-
-/// Appends a masked frame.
-fn frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
-    out.push(0x80 | opcode);
-    match payload.len() {
-        len @ 0..126 => out.push(0x80 | len as u8),
-        len @ 126..65_536 => {
-            out.push(0x80 | 0x7e);
-            out.extend_from_slice(&(len as u16).to_be_bytes());
-        }
-        len => {
-            out.push(0x80 | 0x7f);
-            out.extend_from_slice(&(len as u64).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(&MASK);
-    out.extend_from_slice(payload);
-}
-
-/// Opcode, size of the header and of the payload of a server's frame; `None` while the header is incomplete.
-fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
-    let opcode = bytes.first()? & 15;
-    Some(match bytes.get(1)? & 127 {
-        126 => (opcode, 4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
-        127 => (opcode, 10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize),
-        short => (opcode, 2, usize::from(short)),
-    })
 }
 
 /// The event with its six digits to be filled in, as this protocol sends it.
@@ -340,11 +309,14 @@ fn main() -> io::Result<()> {
     let publish: String = option("publish", "/publish".to_owned());
     let hello: String = option("hello", String::new());
     let nats = option("protocol", "plain".to_owned()) == "nats";
+    let stalled: usize = option("stalled", 0);
+    let readers = subscribers - stalled;
     let template = Template::new(&option("event", r#"{"id":"node-000000"}"#.to_owned()), nats);
     let mut fan = Fan {
         poll: Poll::new()?,
         address: SocketAddr::from(([127, 0, 0, 1], port)),
         nats,
+        stalled,
         peers: Vec::new(),
         buffer: vec![0; 1 << 20],
         run: Run::default(),
@@ -365,8 +337,8 @@ fn main() -> io::Result<()> {
         let number = |name: &str| wanted.get(name).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
         let text = |name: &str| wanted.get(name).and_then(serde_json::Value::as_str).unwrap_or("");
         let said = match text("mode") {
-            "closed" => closed(&mut fan, &template, number("window") as u64, number("seconds"), subscribers),
-            "paced" => paced(&mut fan, &template, number("rate"), number("seconds"), subscribers),
+            "closed" => closed(&mut fan, &template, number("window") as u64, number("seconds"), readers),
+            "paced" => paced(&mut fan, &template, number("rate"), number("seconds"), readers),
             "replay" => replay(&mut fan, &subscribe, text("hello"), number("events") as u64, subscribers)?,
             "rest" => {
                 let start = Instant::now();

@@ -11,6 +11,7 @@ use super::{Limits, PURPOSE, SpillStore};
 use crate::clock::{Clock, FileClock, unix_millis};
 use crate::emitter::item::{Gap, Identity, Item};
 use crate::emitter::ring::{self, Left, Ring};
+use crate::emitter::spill::files::Files;
 use crate::emitter::spill::parked;
 use crate::emitter::spill::reserve::Reserve;
 use crate::emitter::spill::reunion::{Reunion, Stored, reunite};
@@ -87,6 +88,7 @@ impl SpillStore {
     ) -> Result<(Self, Recovered)> {
         let mut random = fastrand::Rng::with_seed(seed);
         let wish = Wish { emitter, random: [random.u64(..), random.u64(..)], segments };
+        drop(sqlite::remove(&sqlite::beside(path, ".renewed"))); // unfinished; if it stays it is made anew when needed
         salvage::finish(path).map_err(|error| PURPOSE.unusable(path, error))?;
         let mut lock = PURPOSE.lock(path)?;
         let place = sqlite::beside(path, ".ring");
@@ -129,10 +131,13 @@ impl SpillStore {
             reserve,
             unfolded: 0,
             stuck: false,
+            overlong: false,
             damage: None,
             scrub,
             unsalvaged: None,
             lock,
+            files: Files::of(path),
+            bereft: false,
         };
         recovered.oldest = oldest.map(|at| Duration::from_millis((store.clock.now() - at).max(0) as u64));
         recovered.damage = damage;

@@ -46,6 +46,10 @@ impl SpillStore {
         if self.stuck {
             return Err(no_room(&self.path, "write", std::io::Error::other("its WAL cannot be folded back")));
         }
+        if self.overlong && !sqlite::restart_wal(&self.db).unwrap_or(false) {
+            return Err(read_for_long(&self.path));
+        }
+        self.overlong = false;
         let Err(error) = self.reserve.hold() else { return Ok(()) };
         let free = sqlite::pragma(&self.db, "freelist_count").unwrap_or(0) as u64 * PAGE as u64;
         if free > 2 * bytes + (1 << 20) { Ok(()) } else { Err(no_room(&self.path, "write", error)) }
@@ -60,7 +64,10 @@ impl SpillStore {
 
     pub(super) fn fold(&mut self) {
         match sqlite::checkpoint(&self.db) {
-            Ok(()) => (self.unfolded, self.stuck) = (0, false),
+            Ok(pages) => {
+                (self.unfolded, self.stuck) = (0, false);
+                self.overlong = pages * PAGE as u64 > RESERVE_BYTES;
+            }
             Err(error) if sqlite::is_full(&error) && self.reserve.is_held() => self.make_way(),
             Err(error) => self.stuck = sqlite::is_full(&error), // what is stored is safe in the WAL
         }
@@ -72,6 +79,19 @@ pub(super) fn failed(path: &Path, verb: &str, error: rusqlite::Error) -> Error {
         return no_room(path, verb, error);
     }
     Error::new(ErrorKind::SpillIo, format!("cannot {verb} the spill {}", path.display())).with_source(error)
+}
+
+/// A process that reads keeps the WAL from being begun anew, and it must not grow beyond what the reserve can hold.
+fn read_for_long(path: &Path) -> Error {
+    let wal = sqlite::beside(path, "-wal");
+    let text = format!(
+        "cannot write the spill {}: another process reads from it for so long that {} has grown to {} bytes and cannot \
+         be begun anew; end that process (`fuser` names it)",
+        path.display(),
+        wal.display(),
+        std::fs::metadata(&wal).map_or(0, |wal| wal.len())
+    );
+    Error::new(ErrorKind::SpillIo, text)
 }
 
 /// What is said of a disk without room: what is needed, and what to do.

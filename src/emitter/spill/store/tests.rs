@@ -3,7 +3,8 @@ use std::path::Path;
 use super::opening::HEAD;
 use super::*;
 use crate::clock::tests::{HOUR, Hands};
-use crate::emitter::ring::{Writer, checksum};
+use crate::emitter::ring::{Ring, Writer, checksum};
+use crate::emitter::spill::Done;
 use crate::emitter::tests::config;
 use crate::error::Error;
 use crate::wire::block::BlockBuilder;
@@ -699,4 +700,106 @@ fn the_check_of_all_pages_gives_way_and_is_tried_again_ever_later() {
     scrubbed(&mut store);
     assert!(store.take_damage().is_none());
     assert_eq!(store.read(0, usize::MAX).expect("readable").len(), 60);
+}
+
+/// What is told of files that were removed: that, what is wrong if they cannot be put back, and that they are back.
+fn mended(store: &mut SpillStore) -> (Vec<String>, Option<Ring>, bool) {
+    let (mut errors, mut ring, mut back) = (Vec::new(), None, false);
+    for done in store.mend() {
+        match done {
+            Done::FilesGone(error) => errors.push(error.to_string()),
+            Done::NewRing(new) => ring = Some(new),
+            Done::FilesBack => back = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    (errors, ring, back)
+}
+
+#[test]
+fn files_that_are_removed_under_their_owner_are_put_back_with_all_that_is_in_them() {
+    let all = ["", "-wal", "-shm", ".lock", ".ring"];
+    for gone in all.iter().map(std::slice::from_ref).chain([&all[..], &all[..3], &all[..1]]) {
+        let home = tempfile::tempdir().expect("writable");
+        let path = home.path().join("spill.db");
+        let (mut store, first) = SpillStore::open(&path, limits(), None, 7, Some(4)).expect("usable");
+        let ring = first.ring.expect("asked for");
+        let items = [block(1, 10, 20), Item::Gap(gap(11, 12, GapReason::OutboxFull)), block(13, 5, 20)];
+        store.append(&items, 0, 0).expect("stored");
+        store.park(14, None, "no").expect("parked");
+        store.reserve(500, 3).expect("stored");
+        ring.promise();
+        ring.note_last(40);
+        assert!(mended(&mut store).0.is_empty(), "nothing was removed");
+        for suffix in gone {
+            std::fs::remove_file(sqlite::beside(&path, suffix)).expect("there");
+        }
+        let (errors, new, back) = mended(&mut store);
+        assert!(back && errors.len() == 1 && errors[0].contains("was removed"), "{gone:?}: {errors:?}");
+        assert_eq!(new.is_some(), gone.contains(&".ring"), "{gone:?}");
+        if let Some(new) = new {
+            assert!(
+                new.has_promised() && new.last() >= 40 && ring.sync().is_err(),
+                "no sync counts that keeps nothing"
+            );
+            new.note_last(40);
+        }
+        assert!(mended(&mut store).0.is_empty(), "once");
+        store.append(&[block(18, 2, 20)], 0, 4).expect("it goes on");
+        assert_eq!(refusal(&path).kind(), ErrorKind::SpillLocked, "{gone:?}: nobody else may have it");
+        drop((store, ring)); // as a kill leaves them: nothing was closed in order
+        let (mut store, found) = SpillStore::open(&path, limits(), None, 8, Some(4)).expect("usable");
+        assert_eq!((&found.emitter, &found.epoch, found.damage.is_some()), (&first.emitter, &first.epoch, false));
+        assert_eq!((found.base, found.last, found.parked, found.next_seq), (4, 19, 1, 41), "{gone:?}");
+        let read = store.read(4, usize::MAX).expect("readable");
+        assert_eq!(
+            spans(&read),
+            [(5, 10, true), (11, 12, false), (13, 13, true), (14, 14, false), (15, 17, true), (18, 19, true)]
+        );
+        scrubbed(&mut store);
+        assert!(store.take_damage().is_none(), "{gone:?}");
+    }
+}
+
+#[test]
+fn a_file_that_was_put_in_the_place_of_ours_is_not_touched() {
+    for suffix in ["", "-wal", ".ring"] {
+        let home = tempfile::tempdir().expect("writable");
+        let path = home.path().join("spill.db");
+        let (mut store, _) = SpillStore::open(&path, limits(), None, 7, Some(4)).expect("usable");
+        store.append(&[block(1, 10, 20)], 0, 0).expect("stored");
+        let place = sqlite::beside(&path, suffix);
+        std::fs::remove_file(&place).expect("there");
+        std::fs::write(&place, "somebody's").expect("writable");
+        for _ in 0..2 {
+            let (errors, new, back) = mended(&mut store);
+            let told = errors.iter().all(|text| text.contains("move that one away") && text.contains("spill.db"));
+            assert!(told && !errors.is_empty() && new.is_none() && !back, "{errors:?}");
+            store.append(&[], 0, 0).expect("it goes on");
+        }
+        assert_eq!(std::fs::read(&place).expect("there"), b"somebody's");
+        std::fs::remove_file(&place).expect("moved away");
+        assert!(mended(&mut store).2);
+        drop(store);
+        let (mut store, found) = SpillStore::open(&path, limits(), None, 8, Some(4)).expect("usable");
+        assert_eq!((found.last, spans(&store.read(0, usize::MAX).expect("readable"))), (10, vec![(1, 10, true)]));
+    }
+}
+
+#[test]
+fn who_lost_its_files_to_another_owner_leaves_them_to_it_and_cannot_end_in_order() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, _) = SpillStore::open(&path, limits(), None, 7, Some(4)).expect("usable");
+    store.append(&[block(1, 10, 20)], 0, 0).expect("stored");
+    for suffix in ["", "-wal", "-shm", ".lock", ".ring"] {
+        std::fs::remove_file(sqlite::beside(&path, suffix)).expect("there");
+    }
+    let (mut other, _) = SpillStore::open(&path, limits(), None, 8, Some(4)).expect("the place is free");
+    other.append(&[block(1, 3, 20)], 0, 0).expect("stored");
+    let (errors, new, back) = mended(&mut store);
+    assert!(errors.iter().any(|text| text.contains("is owned by process")) && new.is_none() && !back, "{errors:?}");
+    assert_eq!(store.close(11, 0).expect_err("it would be lost").kind(), ErrorKind::SpillLocked);
+    assert!(mended(&mut other).0.is_empty(), "nothing was taken from it");
+    assert_eq!(spans(&other.read(0, usize::MAX).expect("readable")), [(1, 3, true)]);
 }

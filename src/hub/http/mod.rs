@@ -1,0 +1,105 @@
+//! The routes of the port. Every answer that is not a WebSocket is small and comes from memory.
+
+mod guard;
+mod publish;
+mod upgrade;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::auth::credential_in_query;
+use super::registry::Role;
+use super::shared::Shared;
+use super::stats::HubStats;
+
+pub(super) use guard::origin_is_allowed;
+pub(super) use upgrade::negotiate;
+
+type Answer = Response<Full<Bytes>>;
+
+/// A request's body, read by us or by the server of another door.
+pub(super) trait RequestBody:
+    Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static
+{
+}
+
+impl<B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static> RequestBody for B {}
+
+/// Answers one request.
+pub(super) async fn serve(shared: Arc<Shared>, request: Request<impl RequestBody>) -> Answer {
+    if !guard::origin_is_allowed(request.headers(), &shared.config.allowed_origins) {
+        return text(StatusCode::FORBIDDEN, "this origin is not among allowed_origins");
+    }
+    if let Some(name) = credential_in_query(request.uri().query()) {
+        let remedy = "addresses are logged everywhere; use Authorization: Bearer, the subprotocol bearer.<token>, or \
+                      the first frame, and replace this token";
+        return text(StatusCode::BAD_REQUEST, format!("'{name}' does not belong in an address: {remedy}"));
+    }
+    route(&shared, request).await.unwrap_or_else(|refusal| refusal)
+}
+
+async fn route(shared: &Arc<Shared>, request: Request<impl RequestBody>) -> Result<Answer, Answer> {
+    Ok(match (request.method(), request.uri().path()) {
+        (&Method::GET, "/ws") => match upgrade::negotiate(request.headers()) {
+            Some((role, protocol)) => upgrade::upgrade(shared, role, protocol, request).await?,
+            None => text(
+                StatusCode::BAD_REQUEST,
+                "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are",
+            ),
+        },
+        (&Method::GET, "/publish") => upgrade::upgrade(shared, Role::Publisher, None, request).await?,
+        (&Method::POST, "/publish") => publish::publish(shared, request).await?,
+        (&Method::GET | &Method::HEAD, "/") => {
+            typed(StatusCode::OK, "text/html; charset=utf-8", shared.config.page.clone())
+        }
+        (&Method::GET | &Method::HEAD, "/healthz") => health(shared.listening.load(Ordering::Relaxed)),
+        (&Method::GET | &Method::HEAD, "/readyz") => health(!shared.is_stopping()),
+        (&Method::GET | &Method::HEAD, "/stats") => {
+            guard::admit(shared, request.headers()).await?;
+            json(StatusCode::OK, &HubStats::read(shared))
+        }
+        (_, "/ws" | "/healthz" | "/readyz" | "/stats" | "/") => not_allowed("GET"),
+        (_, "/publish") => not_allowed("GET, POST"),
+        _ => text(StatusCode::NOT_FOUND, "not found"),
+    })
+}
+
+fn health(good: bool) -> Answer {
+    if good { text(StatusCode::OK, "ok") } else { text(StatusCode::SERVICE_UNAVAILABLE, "stopping") }
+}
+
+fn not_allowed(method: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {method}"));
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(method));
+    answer
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    // Strings and numbers only: cannot fail.
+    typed(status, "application/json", serde_json::to_vec(value).unwrap_or_default())
+}
+
+fn text(status: StatusCode, text: impl Into<String>) -> Answer {
+    let mut text = text.into();
+    text.push('\n');
+    typed(status, "text/plain; charset=utf-8", text)
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    answer.headers_mut().extend(headers.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    answer
+}

@@ -1,0 +1,103 @@
+//! What a session may do, and until when: it shows a token in time, shows a fresh one before that expires, or ends.
+
+use std::time::Duration;
+
+use crate::hub::auth::{Denied, Grant};
+use crate::hub::registry::SessionId;
+use crate::hub::state::State;
+use crate::wire::close::CloseCode;
+use crate::wire::subscriber;
+
+/// See the module. Times are the hub's.
+#[derive(Debug)]
+pub struct Access {
+    id: SessionId,
+    grant: Option<Grant>,
+    until: Option<Duration>,
+}
+
+impl Access {
+    /// A session that has to show a token until then.
+    #[must_use]
+    pub fn awaited(id: SessionId, until: Duration) -> Self {
+        Self { id, grant: None, until: Some(until) }
+    }
+
+    /// A session that has one, good until then.
+    #[must_use]
+    pub fn granted(id: SessionId, grant: Grant, until: Option<Duration>) -> Self {
+        Self { id, grant: Some(grant), until }
+    }
+
+    /// What it may do; `None` before it has shown a token.
+    #[must_use]
+    pub fn grant(&self) -> Option<&Grant> {
+        self.grant.as_ref()
+    }
+
+    /// When [`Access::on_time`] has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.until
+    }
+
+    /// Says to a subscriber what was granted to it.
+    pub fn announce(&self, state: &mut State) {
+        if let Some(grant) = &self.grant {
+            state.registry.push(self.id, subscriber::authenticated(grant.subject.as_deref(), grant.expires));
+        }
+    }
+
+    /// A subscriber's token was checked. What it is subscribed to beyond the new grant is taken away.
+    pub fn on_checked(&mut self, checked: Result<(Grant, Option<Duration>), Denied>, state: &mut State) {
+        match checked {
+            Ok((grant, until)) => {
+                let held = state.registry.filter(self.id);
+                let lost: Vec<_> = held.patterns().iter().filter(|held| !grant.may_subscribe(held)).cloned().collect();
+                (self.grant, self.until) = (Some(grant), until);
+                self.announce(state);
+                if !lost.is_empty() {
+                    state.unsubscribe(self.id, &lost);
+                }
+            }
+            Err(denied) => {
+                let word = match denied {
+                    Denied::Expired => "token_expired",
+                    Denied::Invalid(_) => "unauthorized",
+                    Denied::Unavailable(_) => "auth_unavailable",
+                };
+                self.refuse(word, &denied.to_string(), denied.close_code(), state);
+            }
+        }
+    }
+
+    /// A subscriber said something else before it showed a token.
+    pub fn on_stranger(&mut self, state: &mut State) {
+        let message = r#"show a token first: {"type":"auth","data":{"token":"…"}}"#;
+        self.refuse("unauthorized", message, CloseCode::Unauthorized, state);
+    }
+
+    /// Time went by: ends the session if its time is over. With `tell`, says so in the subscriber's words.
+    pub fn on_time(&mut self, now: Duration, tell: bool, state: &mut State) {
+        if self.until.is_none_or(|until| now < until) {
+            return;
+        }
+        self.until = None;
+        let (word, message, code) = match self.grant {
+            Some(_) => ("token_expired", "the token has expired; come back with a fresh one", CloseCode::TokenExpired),
+            None => ("unauthorized", "no token was shown within auth_timeout", CloseCode::Unauthorized),
+        };
+        if tell {
+            state.registry.push(self.id, subscriber::error(word, message));
+        }
+        state.counters.auth_refused += u64::from(self.grant.is_none());
+        state.registry.order_close(self.id, code);
+    }
+
+    fn refuse(&mut self, word: &str, message: &str, code: CloseCode, state: &mut State) {
+        (self.grant, self.until) = (None, None);
+        state.counters.auth_refused += 1;
+        state.registry.push(self.id, subscriber::error(word, message));
+        state.registry.order_close(self.id, code);
+    }
+}

@@ -1,0 +1,278 @@
+//! Who may do what, over real sockets: tokens at the handshake, in the first frame, and by HTTP.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use ring::hmac;
+use safe_broadcaster::hub::auth::{Answer, Auth, Authenticator, Grant, JwtKey, JwtSettings};
+use safe_broadcaster::hub::{Hub, HubConfig};
+use safe_broadcaster::secret::Secret;
+use safe_broadcaster::wire::frame::HubFrame;
+use serde_json::{Value, json};
+use support::{Client, ask, ask_with, hub};
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+const PROTOCOL: &str = "Sec-WebSocket-Protocol";
+
+fn jwt_hub(change: impl FnOnce(&mut HubConfig)) -> Hub {
+    hub(|config| {
+        let key = JwtKey::Secret(Secret::new(KEY));
+        config.auth = Auth::Jwt(JwtSettings { key, issuer: None, audience: None, leeway: Duration::ZERO });
+        change(config);
+    })
+}
+
+fn token_hub() -> Hub {
+    hub(|config| config.auth = Auth::Tokens(vec![Secret::new("s3cret-new"), Secret::new("s3cret-old")]))
+}
+
+/// Seconds since 1970, `left` from now.
+fn from_now(left: f64) -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs_f64() + left
+}
+
+fn jwt(subscribe: &[&str], publish: &[&str], exp: f64) -> String {
+    let part = |json: Value| BASE64_URL_SAFE_NO_PAD.encode(json.to_string());
+    let claims = json!({"sub": "ada", "exp": exp, "subscribe": subscribe, "publish": publish});
+    let body = format!("{}.{}", part(json!({"alg": "HS256"})), part(claims));
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, KEY.as_bytes()), body.as_bytes());
+    format!("{body}.{}", BASE64_URL_SAFE_NO_PAD.encode(tag))
+}
+
+fn auth(token: &str) -> String {
+    json!({"type": "auth", "data": {"token": token}}).to_string()
+}
+
+fn subscribe(patterns: &[&str]) -> String {
+    json!({"type": "subscribe", "data": {"events": patterns}}).to_string()
+}
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+#[tokio::test]
+async fn a_token_is_taken_from_the_first_frame_the_subprotocol_or_the_header() {
+    let hub = token_hub();
+    let ways: [&[(&str, &str)]; 3] =
+        [&[], &[(PROTOCOL, "sb.v1.json, bearer.s3cret-old")], &[("Authorization", "Bearer s3cret-new")]];
+    for headers in ways {
+        let mut client = Client::try_connect(hub.port(), headers).await.expect("accepted");
+        if headers.is_empty() {
+            client.say(&auth("s3cret-old")).await;
+        }
+        let answer = client.json().await;
+        assert_eq!(answer, json!({"action": "authenticated", "subject": null, "expires": null}), "{headers:?}");
+        client.say(&subscribe(&["*"])).await;
+        assert_eq!(client.json().await["action"], "subscribed");
+    }
+}
+
+#[tokio::test]
+async fn where_no_token_is_needed_one_is_welcome() {
+    let hub = hub(|_| {});
+    let mut client = Client::try_connect(hub.port(), &[("Authorization", "Bearer any")]).await.expect("accepted");
+    client.say(&auth("any")).await;
+    assert_eq!(client.json().await["action"], "authenticated");
+}
+
+#[tokio::test]
+async fn nothing_is_heard_before_the_token_and_a_wrong_one_ends_the_session() {
+    let hub = token_hub();
+    for first in [subscribe(&["*"]), auth("s3cret-wrong"), "{".into(), r#"{"type":"auth","data":"s3cret-old"}"#.into()]
+    {
+        let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+        client.say(r#"{"type":"ping"}"#).await;
+        assert_eq!(client.json().await["type"], "pong");
+        client.say(&first).await;
+        client.say(&subscribe(&["*"])).await;
+        let refused = client.text().await;
+        assert!(refused.contains(r#""code":"unauthorized""#) && !refused.contains("s3cret"), "{refused}");
+        assert_eq!(client.close_code().await, 3500, "{first}");
+    }
+    let wrong = [(PROTOCOL, "sb.v1.json, bearer.s3cret-wrong")];
+    let mut client = Client::try_connect(hub.port(), &wrong).await.expect("a browser is told on the wire");
+    assert_eq!(client.json().await["data"]["code"], "unauthorized");
+    assert_eq!(client.close_code().await, 3500);
+    assert!(Client::try_connect(hub.port(), &[("Authorization", "Bearer s3cret-wrong")]).await.is_err());
+    let stats = serde_json::to_string(&hub.stats()).expect("json");
+    assert!(stats.contains(r#""auth_refused":6"#) && !stats.contains("s3cret"), "{stats}");
+}
+
+#[tokio::test]
+async fn who_shows_no_token_in_time_is_closed() {
+    let hub = hub(|config| {
+        config.auth = Auth::Tokens(vec![Secret::new("t")]);
+        config.auth_timeout = Duration::from_millis(200);
+    });
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    assert_eq!(client.json().await["data"]["code"], "unauthorized");
+    assert_eq!(client.close_code().await, 3500);
+}
+
+#[tokio::test]
+async fn a_subscription_beyond_the_grant_is_refused_and_the_session_stays() {
+    let hub = jwt_hub(|_| {});
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    let exp = from_now(60.0);
+    client.say(&auth(&jwt(&["alert.*"], &[], exp))).await;
+    assert_eq!(client.json().await, json!({"action": "authenticated", "subject": "ada", "expires": exp}));
+    for beyond in ["*", "*.disk", "other", "alert/x"] {
+        client.say(&subscribe(&["alert.disk", beyond])).await;
+        let refused = client.json().await;
+        assert_eq!(refused["data"]["code"], "not_allowed");
+        assert!(refused["data"]["message"].as_str().is_some_and(|text| text.contains(beyond)), "{refused}");
+    }
+    client.say(&subscribe(&["alert.disk"])).await;
+    assert_eq!(client.json().await["events"], json!(["alert.disk"]));
+    for kind in ["other", "alert.disk"] {
+        hub.publish(json!({"type": kind}).to_string().into()).expect("published");
+    }
+    assert_eq!(client.json().await["data"]["type"], "alert.disk");
+}
+
+#[tokio::test]
+async fn a_token_that_expires_ends_the_session_unless_a_fresh_one_comes() {
+    let hub = jwt_hub(|_| {});
+    let [mut stays, mut goes] = [
+        Client::try_connect(hub.port(), &[]).await.expect("accepted"),
+        Client::try_connect(hub.port(), &[]).await.expect("accepted"),
+    ];
+    for client in [&mut stays, &mut goes] {
+        client.say(&auth(&jwt(&["a", "b"], &[], from_now(1.0)))).await;
+        assert_eq!(client.json().await["action"], "authenticated");
+        client.say(&subscribe(&["a", "b"])).await;
+        assert_eq!(client.json().await["action"], "subscribed");
+    }
+    stays.say(&auth(&jwt(&["a"], &[], from_now(60.0)))).await;
+    assert_eq!(stays.json().await["action"], "authenticated");
+    assert_eq!(stays.json().await, json!({"action": "unsubscribed", "events": ["b"]}));
+    assert_eq!(goes.json().await["data"]["code"], "token_expired");
+    assert_eq!(goes.close_code().await, 3005);
+    for kind in ["b", "a"] {
+        hub.publish(json!({"type": kind}).to_string().into()).expect("published");
+    }
+    assert_eq!(stays.json().await["data"]["type"], "a");
+    // Whoever comes with one that is over is told to get a fresh one, not to stay away.
+    let mut late = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    late.say(&auth(&jwt(&["a"], &[], from_now(-1.0)))).await;
+    assert_eq!(late.json().await["data"]["code"], "token_expired");
+    assert_eq!(late.close_code().await, 3005);
+}
+
+#[tokio::test]
+async fn emitters_show_their_token_at_the_handshake_and_publish_what_it_grants() {
+    let hub = jwt_hub(|_| {});
+    let emitter = [(PROTOCOL, "sb.emit.v1")];
+    assert!(Client::try_connect(hub.port(), &emitter).await.is_err());
+    let token = bearer(&jwt(&[], &["t"], from_now(60.0)));
+    let headers = [(PROTOCOL, "sb.emit.v1"), ("Authorization", token.as_str())];
+    let mut client = Client::try_connect(hub.port(), &headers).await.expect("accepted");
+    assert_eq!(client.hello("ada", "e", 1).await, 0);
+    client.emit(1..=2).await;
+    client.acked(2).await;
+    let token = bearer(&jwt(&[], &["other"], from_now(1.0)));
+    let headers = [(PROTOCOL, "sb.emit.v1"), ("Authorization", token.as_str())];
+    let mut client = Client::try_connect(hub.port(), &headers).await.expect("accepted");
+    client.hello("ada", "e", 3).await;
+    client.emit(3..=3).await;
+    let (seq, reason) = loop {
+        match client.hub_frame().await {
+            HubFrame::Nack { seq, reason } => break (seq, reason),
+            HubFrame::Ack { upto } => assert_eq!(upto, 2),
+            other => panic!("no nack: {other:?}"),
+        }
+    };
+    assert!(seq == 3 && reason.contains("does not grant publishing") && reason.contains("'t'"), "{reason}");
+    assert_eq!(client.close_code().await, 3005);
+    assert_eq!(hub.stats().counters.events, 2);
+}
+
+#[tokio::test]
+async fn publishers_are_held_to_their_grant() {
+    let hub = jwt_hub(|_| {});
+    let token = bearer(&jwt(&[], &["a.*"], from_now(60.0)));
+    assert!(Client::try_path(hub.port(), "/publish", &[]).await.is_err());
+    let mut client = Client::try_path(hub.port(), "/publish", &[("Authorization", &token)]).await.expect("accepted");
+    client.say(r#"{"type":"b"}"#).await;
+    assert_eq!(client.json().await["data"]["code"], "not_allowed");
+    client.say(r#"{"type":"a.x","topic":"hidden/way"}"#).await;
+    assert_eq!(client.json().await["data"]["code"], "not_allowed");
+
+    let head = format!("POST /publish HTTP/1.1\r\nAuthorization: {token}");
+    assert_eq!(ask(hub.port(), &head, r#"{"type":"a.x"}"#).await.0, 200);
+    let (status, body) = ask(hub.port(), &head, r#"{"type":"b"}"#).await;
+    assert!(status == 403 && body.contains("'b'"), "{status} {body}");
+    assert_eq!(hub.stats().counters.events, 1);
+}
+
+#[tokio::test]
+async fn http_wants_a_token_too_except_for_health_and_the_page() {
+    let hub = token_hub();
+    let port = hub.port();
+    for path in ["POST /publish", "GET /stats"] {
+        let (status, headers, body) = ask_with(port, &format!("{path} HTTP/1.1"), b"{}").await;
+        assert_eq!(status, 401, "{path}");
+        assert!(headers.to_lowercase().contains("www-authenticate: bearer"), "{headers}");
+        assert!(!body.is_empty());
+        for wrong in ["Bearer s3cret", "Basic czNjcmV0", "Bearer"] {
+            let (status, _, body) = ask_with(port, &format!("{path} HTTP/1.1\r\nAuthorization: {wrong}"), b"{}").await;
+            assert!(status == 401 && !String::from_utf8_lossy(&body).contains("s3cret"), "{path} {wrong}");
+        }
+        let good = format!("{path} HTTP/1.1\r\nAuthorization: Bearer s3cret-new");
+        assert_eq!(ask(port, &good, "{}").await.0, 200, "{path}");
+    }
+    for path in ["/", "/healthz", "/readyz"] {
+        assert_eq!(ask(port, &format!("GET {path} HTTP/1.1"), "").await.0, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_in_the_address_is_refused_with_the_reason() {
+    for hub in [token_hub(), hub(|_| {})] {
+        for path in ["/ws?token=s3cret-new", "/stats?access_token=s3cret-new", "/publish?Token=s3cret-new"] {
+            let (status, body) = ask(hub.port(), &format!("GET {path} HTTP/1.1"), "").await;
+            assert!(status == 400 && body.contains("Authorization") && !body.contains("s3cret"), "{status} {body}");
+        }
+    }
+}
+
+struct Desk;
+
+impl Authenticator for Desk {
+    fn ask(&self, token: Secret, answer: Answer) {
+        let granted = match token.expose() {
+            "silent" => return std::mem::forget(answer),
+            "gone" => return,
+            "good" => Some(Grant { subject: Some("ada".into()), ..Grant::everything() }),
+            _ => None,
+        };
+        std::thread::spawn(move || drop(answer.send(granted)));
+    }
+}
+
+#[tokio::test]
+async fn a_callback_decides_and_its_failure_refuses() {
+    let hub = hub(|config| {
+        config.auth = Auth::Callback(Arc::new(Desk));
+        config.auth_timeout = Duration::from_millis(300);
+    });
+    for (token, code) in [("bad", 3500), ("silent", 3006), ("gone", 3006)] {
+        let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+        client.say(&auth(token)).await;
+        assert_eq!(client.json().await["type"], "error");
+        assert_eq!(client.close_code().await, code, "{token}");
+        let status = if code == 3500 { 401 } else { 503 };
+        let head = format!("GET /stats HTTP/1.1\r\nAuthorization: Bearer {token}");
+        assert_eq!(ask(hub.port(), &head, "").await.0, status);
+    }
+    let mut client = Client::try_connect(hub.port(), &[]).await.expect("accepted");
+    client.say(&auth("good")).await;
+    client.say(&subscribe(&["*"])).await;
+    assert_eq!(client.json().await["subject"], "ada");
+    assert_eq!(client.json().await["action"], "subscribed");
+}
