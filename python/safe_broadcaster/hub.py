@@ -55,13 +55,14 @@ class HubConfig:
     session_queue_bytes: int = 1 << 20
     """Most bytes that may wait for one session; what happens to one that lets more wait says `slow`."""
     slow: Literal["disconnect", "conflate", "drop_with_gap"] = "disconnect"
-    """What happens at that bound, unless the session chooses for itself. ``disconnect``: it is closed with 3008 and comes
-    back for what it missed; the default, because nothing is left out. ``conflate``: of the events that wait, the newest of
-    each ``key`` (else topic, else type) is kept. ``drop_with_gap``: events that find no room are left out. Whatever is left
-    out is told by a ``gap`` in its place."""
+    """What happens at that bound, unless the session chooses for itself. ``disconnect``: it is closed with 3008 and
+    comes back for what it missed; the default, because nothing is left out. ``conflate``: of the events that wait, the
+    newest of each ``key`` (else topic, else type) is kept. ``drop_with_gap``: events that find no room are left out.
+    Whatever is left out is told by a ``gap`` in its place."""
     compression_threshold: int | None = 1024
-    """From how many bytes on the data of an event is compressed for sessions that ask for it (``"compression": "deflate"``
-    in ``subscribe``), once for all of them. Below that there is little to gain. None: never."""
+    """From how many bytes on the data of an event is compressed for sessions that ask for it
+    (``"compression": "deflate"`` in ``subscribe``), once for all of them. Below that there is little to gain. None:
+    never."""
     max_message_bytes: int = 16 << 20
     """Largest message taken from an emitter or over ``/publish``."""
     max_sessions: int = 10_000
