@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::hub::entry::Record;
+use crate::hub::entry::{Filter, Record};
 use crate::wire::topic::Pattern;
 
 /// The patterns that someone may use. Cloning shares them.
@@ -15,6 +15,12 @@ impl Scope {
     #[must_use]
     pub fn new(patterns: impl IntoIterator<Item = Pattern>) -> Self {
         Self(patterns.into_iter().collect())
+    }
+
+    /// The patterns as a filter.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        Filter::new(self.0.iter().cloned())
     }
 
     /// Whether all that a pattern can match is allowed by one pattern of the scope.

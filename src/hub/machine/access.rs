@@ -1,5 +1,6 @@
 //! What a session may do, and until when: it shows a token in time, shows a fresh one before that expires, or ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hub::auth::{Denied, Grant};
@@ -52,8 +53,9 @@ impl Access {
     pub fn on_checked(&mut self, checked: Result<(Grant, Option<Duration>), Denied>, state: &mut State) {
         match checked {
             Ok((grant, until)) => {
-                let held = state.registry.filter(self.id);
-                let lost: Vec<_> = held.patterns().iter().filter(|held| !grant.may_subscribe(held)).cloned().collect();
+                let scope = grant.subscribe.as_ref().map(|scope| Arc::new(scope.filter()));
+                // Replays on their way are bound by it too.
+                let lost = state.registry.set_grant(self.id, scope);
                 (self.grant, self.until) = (Some(grant), until);
                 self.announce(state);
                 if !lost.is_empty() {
