@@ -38,8 +38,8 @@ use crate::wire::subscriber;
 
 /// How much is read from a peer before others have their turn: enough for thousands of small events.
 pub(super) const READ_BATCH: usize = 128 << 10;
-/// How often an emitter waits for others to have their turn. One that is awake has it within one round; what takes
-/// longer is not polled by this runtime, and must not hold everybody up.
+/// How often an emitter gives way in one turn. A session that this runtime polls is served within one round; another
+/// one must not hold everybody up.
 const ROUNDS: u8 = 16;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
 pub(super) const WRITE_BATCH: usize = 64 << 10;
@@ -119,8 +119,8 @@ struct Session<W> {
     ending: Ending,
     /// The input broke the WebSocket protocol: nothing of it can be read any more.
     deaf: bool,
-    /// How often it gave way since it was last read.
-    gave_way: u8,
+    /// The turn in which it last gave way to others, and how often.
+    gave_way: (u64, u8),
     liveness: Liveness,
 }
 
@@ -228,7 +228,7 @@ impl<W: Wire> Session<W> {
             output: Output::Flushed,
             ending: Ending::Open,
             deaf: false,
-            gave_way: 0,
+            gave_way: (0, 0),
             liveness: Liveness::default(),
         }
     }
@@ -360,12 +360,10 @@ impl<W: Wire> Session<W> {
         if self.poll_flow(cx).is_pending() {
             return Poll::Pending;
         }
-        if self.gave_way < ROUNDS && self.must_give_way() {
-            self.gave_way += 1;
+        if self.gives_way() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.gave_way = 0;
         let mut budget = READ_BATCH;
         self.wire.begin_turn(READ_BATCH + EMITTER_READ_BUFFER);
         let ended = loop {
@@ -433,17 +431,23 @@ impl<W: Wire> Session<W> {
         Poll::Ready(())
     }
 
-    fn must_give_way(&self) -> bool {
+    /// Whether others must have their turn before this session is read.
+    fn gives_way(&mut self) -> bool {
         if matches!(self.machine, Machine::Subscriber(_)) {
             return false;
         }
-        self.with_registry(|registry, id| {
-            let waits = registry.must_give_way(id);
-            if !waits {
+        let (last, times) = self.gave_way;
+        let turn = self.with_registry(|registry, id| {
+            let turn = registry.must_give_way(id).filter(|turn| *turn != last || times < ROUNDS);
+            if turn.is_none() {
                 registry.reads(id);
             }
-            waits
-        })
+            turn
+        });
+        if let Some(turn) = turn {
+            self.gave_way = (turn, if turn == last { times + 1 } else { 1 });
+        }
+        turn.is_some()
     }
 
     fn on_message(&mut self, message: Message) {

@@ -504,13 +504,14 @@ impl Registry {
         self.unserved > 0
     }
 
-    /// Whether a session that brings events must let others have their turn before it is read: it was read in this
-    /// turn already, or those who were read in it have filled a quarter of a queue.
+    /// Which turn a session that brings events must let end before it is read: the present one, if it was read in it
+    /// already, or if those who were have filled a quarter of a queue.
     #[must_use]
-    pub fn must_give_way(&self, id: SessionId) -> bool {
-        let Some(session) = self.get(id) else { return false };
+    pub fn must_give_way(&self, id: SessionId) -> Option<u64> {
+        let session = self.get(id)?;
         let others = self.unserved > usize::from(session.unserved);
-        others && (session.read_in == Some(self.turn) || self.in_turn >= self.queue_bytes / 4)
+        let waits = others && (session.read_in == Some(self.turn) || self.in_turn >= self.queue_bytes / 4);
+        waits.then_some(self.turn)
     }
 
     /// Notes that a session is read in this turn.

@@ -17,16 +17,16 @@ impl Scope {
         Self(patterns.into_iter().collect())
     }
 
+    /// The patterns as a filter.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        Filter::new(self.0.iter().cloned())
+    }
+
     /// Whether all that a pattern can match is allowed by one pattern of the scope.
     #[must_use]
     pub fn contains(&self, pattern: &Pattern) -> bool {
         self.0.iter().any(|allowed| allowed.contains(pattern))
-    }
-
-    /// The same as what a session may receive.
-    #[must_use]
-    pub fn filter(&self) -> Filter {
-        Filter::new(self.0.iter().cloned())
     }
 
     /// Whether an event may be published: every address under which subscribers could find it must be allowed, its

@@ -53,6 +53,7 @@ impl Access {
     pub fn on_checked(&mut self, checked: Result<(Grant, Option<Duration>), Denied>, role: Role, state: &mut State) {
         match checked {
             Ok((grant, until)) => {
+                // Replays on their way are bound by it too.
                 let filter = grant.subscribe.as_ref().map(|scope| Arc::new(scope.filter()));
                 let lost = state.registry.set_grant(self.id, filter);
                 (self.grant, self.until) = (Some(grant), until);

@@ -251,6 +251,26 @@ mod tests {
     }
 
     #[test]
+    fn a_fresh_token_with_a_narrower_grant_reaches_replays_on_their_way() {
+        use crate::hub::auth::{Grant, Scope};
+        use crate::hub::machine::Access;
+        let mut session = Session::new(100);
+        for kind in ["a", "b", "a"] {
+            session.emit(kind);
+        }
+        let subscribe = r#"{"type":"subscribe","data":{"events":["a","b"],"since":{"epoch":"k3f9","offset":0}}}"#;
+        let mut access = Access::granted(session.id, Grant::everything(), None);
+        session.machine.on_text(subscribe, &mut access, &mut session.state, NOW);
+        let only_b = Scope::new([crate::wire::topic::Pattern::parse("b").expect("valid")]);
+        let grant = Grant { subscribe: Some(only_b), ..Grant::everything() };
+        access.on_checked(Ok((grant, None)), Role::Subscriber, &mut session.state);
+        let heard = session.heard();
+        let seqs: Vec<_> = heard.iter().filter_map(|frame| frame["seq"].as_u64()).collect();
+        assert_eq!(seqs, [2]);
+        assert!(heard.contains(&json!({"action":"unsubscribed","events":["a"]})));
+    }
+
+    #[test]
     fn impossible_positions_are_answered() {
         let mut session = Session::new(100);
         session.emit("a");
