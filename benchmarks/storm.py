@@ -24,8 +24,8 @@ RATE = 20
 def main() -> None:
     args = options(
         __doc__,
-        rounds=3,
-        quick_rounds=1,
+        rounds=4,
+        quick_rounds=2,
         sessions=(10_000, 300, "dashboards that come back"),
         readers=(1000, 100, "dashboards beside one that does not read"),
         seconds=(3, 1, "seconds of a round there"),
@@ -37,8 +37,9 @@ def main() -> None:
         figures.print()
         figures.check("storm", figures.of(how, "seconds until all are back"), case=how)
     figures = Figures("storm", layout=f"{args.readers} sessions", rate=100)
-    for _ in range(args.rounds):
-        for stalled in (0, 1):
+    for number in range(args.rounds):
+        # Not always in the same order: the first of two finds a cold machine.
+        for stalled in ((0, 1), (1, 0))[number % 2]:
             beside(stalled, args.readers, args.seconds, figures)
     figures.print()
     figures.check("stalled", figures.ratios("1 does not read", "all read", "p99 µs"))
@@ -100,20 +101,23 @@ def beside(stalled: int, readers: int, seconds: float, figures: Figures) -> None
         port = int(answer(process_of_hub)["publish"].split(":")[2].split("/")[0])
         hub = Hub(process_of_hub, port)
         text = json.dumps(event(0), separators=(",", ":"))
+        # Not closed but kept at its bound, which is more work than to be rid of it.
+        hello = {**SUBSCRIBE, "data": {**SUBSCRIBE["data"], "slow": "drop_with_gap"}}
         subscribers = ("--subscribers", str(readers + stalled), "--stalled", str(stalled))
         fan = open_processes.enter_context(
             process(
-                [tool("fan"), "--port", str(port), *subscribers, "--hello", json.dumps(SUBSCRIBE), "--event", text],
+                [tool("fan"), "--port", str(port), *subscribers, "--hello", json.dumps(hello), "--event", text],
                 server_cpus("split"),
             )
         )
         answer(fan)
-        # More than a session's queue and what the system takes for it: the one that does not read is at its bound.
         ask(fan, mode="closed", window=256, seconds=1.0)
+        while stalled and not hub.stats()["shed"]:
+            ask(fan, mode="closed", window=256, seconds=1.0)
         said = ask(fan, mode="paced", rate=100, seconds=seconds)
         case = "1 does not read" if stalled else "all read"
         figures.add(case, "p99 µs", said["p99 µs"])
-        figures.add(case, "closed as slow", hub.stats()["slow"])
+        figures.add(case, "frames left out", hub.stats()["shed"])
 
 
 if __name__ == "__main__":
