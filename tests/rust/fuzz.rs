@@ -16,7 +16,7 @@ use fastrand::Rng;
 use targets::{TARGETS, Target};
 
 /// Inputs for each target.
-const INPUTS: u64 = 2000;
+const INPUTS: u64 = 20_000;
 /// What a random byte hardly ever becomes.
 const WORDS: [&[u8]; 16] = [
     b"\"type\":",
@@ -93,7 +93,7 @@ fn hostile_bytes_break_no_promise() {
     eprintln!("FUZZ_SEED={seed}");
     for target in TARGETS.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
         // Each of these takes a connection.
-        let inputs = if target.0 == "http" { inputs / 20 } else { inputs };
+        let inputs = if target.0 == "http" { inputs / 100 } else { inputs };
         run(target, seed, inputs);
     }
 }
