@@ -18,7 +18,7 @@ async def serve_broadcast(library: str) -> None:
     if library == "picows":
         from picows.websockets import broadcast, serve  # noqa: PLC0415 only one of them is measured
     else:
-        from websockets.asyncio.server import broadcast, serve  # noqa: PLC0415
+        from websockets.asyncio.server import broadcast, serve  # noqa: PLC0415 the same
     subscribers = set()
 
     async def session(websocket: object) -> None:
@@ -39,7 +39,7 @@ async def serve_broadcast(library: str) -> None:
 
 
 def serve_socketify() -> None:
-    from socketify import App, CompressOptions  # noqa: PLC0415
+    from socketify import App, CompressOptions  # noqa: PLC0415 the same
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

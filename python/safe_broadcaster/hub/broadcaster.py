@@ -121,7 +121,7 @@ class EventBroadcaster(TypedBroadcasts):
 
         A hub that listens on every address of the machine is named by the loopback one.
         """
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)  # noqa: S104 - read, not bound
         scheme = "ws" if self.config.tls_cert is None else "wss"
         return f"{scheme}://[{host}]:{self.port}/ws" if ":" in host else f"{scheme}://{host}:{self.port}/ws"
 

@@ -98,4 +98,4 @@ class HubConfig:
             if name not in known:
                 allowed = ", ".join(sorted(known))
                 raise ConfigError(f"{name}={value!r} is not allowed: there is no such setting; there are {allowed}")
-        return cls(**settings)  # type: ignore[arg-type]
+        return cls(**settings)  # type: ignore[arg-type]  # the core checks the values

@@ -32,12 +32,12 @@ class WebSocket(Protocol):
     """What is used of ``starlette.websockets.WebSocket``, which is FastAPI's."""
 
     @property
-    def scope(self) -> MutableMapping[str, Any]: ...  # noqa: D102
+    def scope(self) -> MutableMapping[str, Any]: ...  # noqa: D102 - Starlette's
 
-    async def accept(self, subprotocol: str | None = None) -> None: ...  # noqa: D102
-    async def receive(self) -> MutableMapping[str, Any]: ...  # noqa: D102
-    async def send(self, message: Any, /) -> None: ...  # noqa: D102
-    async def close(self, code: int = 1000, reason: str | None = None) -> None: ...  # noqa: D102
+    async def accept(self, subprotocol: str | None = None) -> None: ...  # noqa: D102 - Starlette's
+    async def receive(self) -> MutableMapping[str, Any]: ...  # noqa: D102 - Starlette's
+    async def send(self, message: Any, /) -> None: ...  # noqa: D102 - Starlette's
+    async def close(self, code: int = 1000, reason: str | None = None) -> None: ...  # noqa: D102 - Starlette's
 
 
 class Refused(ConnectRefused):
