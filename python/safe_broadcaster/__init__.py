@@ -17,12 +17,14 @@ import contextlib
 import os
 import warnings
 
-from safe_broadcaster import _core
+from safe_broadcaster import _core, sources
 from safe_broadcaster.auth import Grant, JwtAuth
+from safe_broadcaster.boot import BootProgress, BootReport, BootSequence
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
+    BootFailed,
     BroadcasterClosed,
     BroadcastError,
     ConfigError,
@@ -33,10 +35,12 @@ from safe_broadcaster.exceptions import (
     EventRefused,
     EventTooLarge,
     ForkedProcess,
+    SourceNotStarted,
     SpillCorrupt,
     SpillFull,
     SpillLocked,
 )
+from safe_broadcaster.heartbeat import Heartbeat
 from safe_broadcaster.hub import (
     EventBroadcaster,
     EventRegistry,
@@ -52,6 +56,7 @@ from safe_broadcaster.retry import (
     BroadcastRetryMetrics,
     broadcast_with_retry,
 )
+from safe_broadcaster.sources import BackgroundTasks
 
 __version__: str = _core.__version__
 
@@ -59,6 +64,11 @@ __all__ = [
     "DEFAULT_BASE_DELAY",
     "DEFAULT_MAX_DELAY",
     "DEFAULT_MAX_RETRIES",
+    "BackgroundTasks",
+    "BootFailed",
+    "BootProgress",
+    "BootReport",
+    "BootSequence",
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
@@ -75,9 +85,11 @@ __all__ = [
     "FlushResult",
     "ForkedProcess",
     "Grant",
+    "Heartbeat",
     "HubConfig",
     "JwtAuth",
     "SafeBroadcaster",
+    "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
@@ -87,6 +99,7 @@ __all__ = [
     "__version__",
     "broadcast_with_retry",
     "get_broadcaster",
+    "sources",
     "stop_broadcaster",
 ]
 

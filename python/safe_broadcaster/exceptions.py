@@ -13,6 +13,8 @@
     ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
     ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
     ├── BroadcasterClosed (RuntimeError)      used after stop()
+    ├── BootFailed (RuntimeError)             a step of a boot sequence failed; the steps before it are undone
+    ├── SourceNotStarted (RuntimeError)       an event source was called before it was started: start it first
     ├── ForkedProcess (RuntimeError)          used in a child after fork: make a new one there
     └── ConfigError (ValueError)              a setting has a value that is not allowed
 
@@ -21,7 +23,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
+    "BootFailed",
     "BroadcastError",
     "BroadcasterClosed",
     "ConfigError",
@@ -32,6 +40,7 @@ __all__ = [
     "EventRefused",
     "EventTooLarge",
     "ForkedProcess",
+    "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
@@ -80,6 +89,25 @@ class ConnectRefused(BroadcastError, ConnectionError):
 
 class BroadcasterClosed(BroadcastError, RuntimeError):
     """The broadcaster or hub was stopped."""
+
+
+class BootFailed(BroadcastError, RuntimeError):
+    """A step of a `BootSequence` failed; what had begun is undone. Its cause is what the step raised."""
+
+    def __init__(
+        self, message: str, *, step: str = "", took: Mapping[str, float] | None = None, undone: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        """Name of the step that failed."""
+        self.took: Mapping[str, float] = took or {}
+        """Seconds of each step that has begun."""
+        self.undone = undone
+        """Names of the steps that were undone, in that order."""
+
+
+class SourceNotStarted(BroadcastError, RuntimeError):
+    """An event source was called before the `BackgroundTasks` that it belongs to were started."""
 
 
 class ForkedProcess(BroadcastError, RuntimeError):
