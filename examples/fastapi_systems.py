@@ -88,7 +88,7 @@ async def create_item(data: dict[str, Any]) -> dict[str, Any]:
 
 @app.post("/webhook")
 @sources.on_event("webhook_received", to=hub)
-async def handle_webhook(payload: dict[str, Any]) -> dict[str, Any]:
+async def handle_webhook(payload: dict[str, Any]) -> dict[str, Any] | None:
     """Broadcast what another system tells."""
     return {"action": payload["action"]}
 
