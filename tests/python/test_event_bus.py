@@ -226,7 +226,7 @@ async def test_unsubscribed_handlers_hear_no_more_but_what_they_were_promised() 
 @virtual
 async def test_stop_lets_handlers_finish_cancels_the_rest_and_tells_how_much_that_was(caplog) -> None:
     async with EventBus() as bus:
-        slow = Listener(1.0)
+        slow = Listener(0.9)
         bus.subscribe(Sample, slow.on_sample)
         for n in range(10):
             await bus.publish(Sample(n))
@@ -319,7 +319,8 @@ def test_subscribed_without_a_loop_they_run_on_the_publishers_and_on_the_next_wh
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [((7, print), "event_type=7"), ((Sample, 7), "handler=7"), (("Sample", print), "event_type=")]
+    ("arguments", "named"),
+    [((7, print), "event_type=7"), ((Sample, 7), "handler=7"), (("Sample", print), "event_type=")],
 )
 def test_a_wrong_subscription_is_named(arguments, named) -> None:
     with pytest.raises(ConfigError, match=f"{named}.* is not allowed"):

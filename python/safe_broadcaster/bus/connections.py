@@ -132,7 +132,10 @@ class ConnectionManager:
     async def stop(self) -> None:
         """Send every client away with 3001, which means that it may come back; what waits for it is sent first."""
         task, self._heartbeat = self._heartbeat, None
-        if task is not None and not task.get_loop().is_closed():
+        if task is not None and _is_running(task.get_loop()):
+            task.cancel()
+            await asyncio.wait({task})
+        elif task is not None and not task.get_loop().is_closed():
             task.get_loop().call_soon_threadsafe(task.cancel)
         ending = [self._end(connection, _STOPS, "the server stops", drain_timeout=1.0) for connection in self._all()]
         await _ended(ending)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safe_broadcaster.calling import call, check_callable, check_timeout, name_of
-from safe_broadcaster.exceptions import ConfigError, QueueFull
+from safe_broadcaster.exceptions import BroadcastError, ConfigError, QueueFull
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.metrics import Metric
 
@@ -172,6 +172,8 @@ class EventBus:
 
         """
         inboxes = self._inboxes()
+        if asyncio.current_task() in {inbox.task for inbox in inboxes}:
+            raise BroadcastError("a handler cannot wait for the end of all handlers; return, and wait elsewhere")
         return all(await asyncio.gather(*(inbox.drain(timeout) for inbox in inboxes)))
 
     async def stop(self, drain_timeout: float = 5.0) -> None:

@@ -37,12 +37,12 @@ def parse(message: str | bytes | Mapping[str, Any]) -> Said:
 
     """
     fields = _fields(message)
-    kind = fields.get("type")
+    kind = str(fields.get("type"))
     if kind in {"ping", "pong"}:
         return Said(cast("Kind", kind), [])
     if kind in {"subscribe", "unsubscribe"}:
         return Said(cast("Kind", kind), _ids(fields.get("characteristic_ids")))
-    raise BadMessage(f"type {str(kind)[:64]!r} is not known; there are subscribe, unsubscribe, ping and pong")
+    raise BadMessage(f"type {kind[:64]!r} is not known; there are subscribe, unsubscribe, ping and pong")
 
 
 def _fields(message: object) -> Mapping[str, Any]:
