@@ -7,10 +7,11 @@ too long is cancelled, and what holds up the loop is named in the log.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster import _core
 from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
@@ -28,8 +29,9 @@ BLOCKED = 0.25
 
 def name_of(function: object) -> str:
     """Return how a function is called in logs."""
-    name: str | None = getattr(function, "__qualname__", None)
-    return name or repr(function)
+    if isinstance(function, functools.partial):
+        return name_of(cast("functools.partial[Any]", function).func)
+    return getattr(function, "__qualname__", None) or type(function).__qualname__
 
 
 def check_callable(setting: str, function: object) -> None:
