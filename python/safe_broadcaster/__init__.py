@@ -18,13 +18,27 @@ import os
 import warnings
 
 from safe_broadcaster import _core
+from safe_broadcaster.aggregator import AdaptiveInterval, Aggregator, EmitterQueue, TimeScale
 from safe_broadcaster.auth import Grant, JwtAuth
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
+from safe_broadcaster.breakers import CircuitBreaker, CircuitBreakers
+from safe_broadcaster.bus import (
+    AlertManager,
+    AlertNotifier,
+    ConnectionManager,
+    ControlLimitsUpdatedEvent,
+    EventBus,
+    SampleProcessedEvent,
+    ViolationAcknowledged,
+    ViolationCreated,
+    WebSocketBroadcaster,
+)
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
     BroadcastError,
+    CircuitOpen,
     ConfigError,
     ConnectRefused,
     ConnectTimeout,
@@ -33,6 +47,8 @@ from safe_broadcaster.exceptions import (
     EventRefused,
     EventTooLarge,
     ForkedProcess,
+    HandlerTimeout,
+    QueueFull,
     SpillCorrupt,
     SpillFull,
     SpillLocked,
@@ -59,14 +75,25 @@ __all__ = [
     "DEFAULT_BASE_DELAY",
     "DEFAULT_MAX_DELAY",
     "DEFAULT_MAX_RETRIES",
+    "AdaptiveInterval",
+    "Aggregator",
+    "AlertManager",
+    "AlertNotifier",
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
+    "CircuitBreaker",
+    "CircuitBreakers",
+    "CircuitOpen",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
+    "ConnectionManager",
+    "ControlLimitsUpdatedEvent",
     "EmitterConfig",
+    "EmitterQueue",
     "EventBroadcaster",
+    "EventBus",
     "EventInvalid",
     "EventNotSerializable",
     "EventRefused",
@@ -75,13 +102,20 @@ __all__ = [
     "FlushResult",
     "ForkedProcess",
     "Grant",
+    "HandlerTimeout",
     "HubConfig",
     "JwtAuth",
+    "QueueFull",
     "SafeBroadcaster",
+    "SampleProcessedEvent",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
+    "TimeScale",
+    "ViolationAcknowledged",
+    "ViolationCreated",
     "WebSocketAlertEventType",
+    "WebSocketBroadcaster",
     "WebSocketCircuitBreaker",
     "WebSocketCircuitState",
     "__version__",
