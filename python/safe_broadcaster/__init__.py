@@ -18,15 +18,29 @@ import os
 import warnings
 
 from safe_broadcaster import _core, sources
+from safe_broadcaster.aggregator import AdaptiveInterval, Aggregator, EmitterQueue, TimeScale
 from safe_broadcaster.auth import Grant, JwtAuth
 from safe_broadcaster.boot import BootProgress, BootReport, BootSequence
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
+from safe_broadcaster.breakers import CircuitBreaker, CircuitBreakers
+from safe_broadcaster.bus import (
+    AlertManager,
+    AlertNotifier,
+    ConnectionManager,
+    ControlLimitsUpdatedEvent,
+    EventBus,
+    SampleProcessedEvent,
+    ViolationAcknowledged,
+    ViolationCreated,
+    WebSocketBroadcaster,
+)
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
     BootFailed,
     BroadcasterClosed,
     BroadcastError,
+    CircuitOpen,
     ConfigError,
     ConnectRefused,
     ConnectTimeout,
@@ -35,6 +49,8 @@ from safe_broadcaster.exceptions import (
     EventRefused,
     EventTooLarge,
     ForkedProcess,
+    HandlerTimeout,
+    QueueFull,
     SourceNotStarted,
     SpillCorrupt,
     SpillFull,
@@ -64,6 +80,10 @@ __all__ = [
     "DEFAULT_BASE_DELAY",
     "DEFAULT_MAX_DELAY",
     "DEFAULT_MAX_RETRIES",
+    "AdaptiveInterval",
+    "Aggregator",
+    "AlertManager",
+    "AlertNotifier",
     "BackgroundTasks",
     "BootFailed",
     "BootProgress",
@@ -72,11 +92,18 @@ __all__ = [
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
+    "CircuitBreaker",
+    "CircuitBreakers",
+    "CircuitOpen",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
+    "ConnectionManager",
+    "ControlLimitsUpdatedEvent",
     "EmitterConfig",
+    "EmitterQueue",
     "EventBroadcaster",
+    "EventBus",
     "EventInvalid",
     "EventNotSerializable",
     "EventRefused",
@@ -85,15 +112,22 @@ __all__ = [
     "FlushResult",
     "ForkedProcess",
     "Grant",
+    "HandlerTimeout",
     "Heartbeat",
     "HubConfig",
     "JwtAuth",
+    "QueueFull",
     "SafeBroadcaster",
+    "SampleProcessedEvent",
     "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
+    "TimeScale",
+    "ViolationAcknowledged",
+    "ViolationCreated",
     "WebSocketAlertEventType",
+    "WebSocketBroadcaster",
     "WebSocketCircuitBreaker",
     "WebSocketCircuitState",
     "__version__",

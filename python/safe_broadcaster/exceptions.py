@@ -12,6 +12,9 @@
     ├── SpillCorrupt (OSError)                the file at spill_path or log_path is none of ours, or the disk refuses
     ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
     ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
+    ├── QueueFull (BufferError)               a queue is at its bound and when_full says so: slow down
+    ├── HandlerTimeout (TimeoutError)         a function of yours did not return in time: see what it waits for
+    ├── CircuitOpen (ConnectionError)         a breaker keeps calls from a service that failed: try again later
     ├── BroadcasterClosed (RuntimeError)      used after stop()
     ├── BootFailed (RuntimeError)             a step of a boot sequence failed; the steps before it are undone
     ├── SourceNotStarted (RuntimeError)       an event source was called before it was started: start it first
@@ -32,6 +35,7 @@ __all__ = [
     "BootFailed",
     "BroadcastError",
     "BroadcasterClosed",
+    "CircuitOpen",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
@@ -40,6 +44,8 @@ __all__ = [
     "EventRefused",
     "EventTooLarge",
     "ForkedProcess",
+    "HandlerTimeout",
+    "QueueFull",
     "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
@@ -85,6 +91,18 @@ class ConnectTimeout(BroadcastError, TimeoutError):
 
 class ConnectRefused(BroadcastError, ConnectionError):
     """The peer cannot be reached, or does not answer as a WebSocket server."""
+
+
+class QueueFull(BroadcastError, BufferError):
+    """A queue in memory is at its bound, and its ``when_full`` says that whoever puts is told."""
+
+
+class HandlerTimeout(BroadcastError, TimeoutError):
+    """A function that the package was given did not return within its time and was cancelled."""
+
+
+class CircuitOpen(BroadcastError, ConnectionError):
+    """A circuit breaker let nothing through: the service failed too often, and is left alone for a while."""
 
 
 class BroadcasterClosed(BroadcastError, RuntimeError):

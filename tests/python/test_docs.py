@@ -76,7 +76,9 @@ async def test_every_snippet_about_the_systems_around_runs(page, number, make, c
     hub = EventBroadcaster(port=0)
     scope = {
         **{name: getattr(safe_broadcaster, name) for name in safe_broadcaster.__all__},
-        **{"hub": hub, "broadcaster": make(hub.client), "asyncio": asyncio},
+        "hub": hub,
+        "broadcaster": make(hub.client),
+        "asyncio": asyncio,
         **dict.fromkeys(["ingest_schemas", "start_engines", "stop_engines"], nothing),
         **dict.fromkeys(["read_status", "read_queue"], state),
     }
