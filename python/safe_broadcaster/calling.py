@@ -19,7 +19,7 @@ from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["call", "check_callable", "check_timeout", "name_of"]
+__all__ = ["call", "check_callable", "check_timeout", "is_async", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ async def call(function: Callable[..., Any], *arguments: object, timeout: float 
         Exception: What the function raises.
 
     """
-    if _is_async(function):
+    if is_async(function):
         return await _Watched(function, function(*arguments), timeout)
     result = await _in_thread(function, arguments, timeout)
     if inspect.isawaitable(result):  # a plain function that makes a coroutine
@@ -68,7 +68,8 @@ async def call(function: Callable[..., Any], *arguments: object, timeout: float 
     return result
 
 
-def _is_async(function: object) -> bool:
+def is_async(function: object) -> bool:
+    """Whether it is to be called on the event loop."""
     of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
     return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
 

@@ -82,7 +82,7 @@ class HubConfig:
     """Patterns of the heartbeats of engines. Whoever has sent one is watched, by emitter and topic: that it goes on is
     promised then. Empty: nobody is watched."""
     presence_late: float = 45.0
-    """Silence after which an engine is late (``presence.late``): a heartbeat each 30 s, and half of that for the way."""
+    """Silence after which an engine is late (``presence.late``): a heartbeat each 30 s, and half that for the way."""
     presence_dead: float = 60.0
     """Silence after which it is dead (``presence.dead``, an alert): two heartbeats did not come."""
     ping_interval: float = 25.0

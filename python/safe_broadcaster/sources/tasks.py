@@ -16,7 +16,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from safe_broadcaster.calls import is_async, name_of
+from safe_broadcaster.calling import is_async, name_of
 from safe_broadcaster.exceptions import ConfigError
 from safe_broadcaster.sources.sink import Sink
 from safe_broadcaster.sources.source import Source, stray_sources
