@@ -11,7 +11,7 @@ import pytest
 
 from asgi import subscriber
 from safe_broadcaster import BackgroundTasks as Sources
-from safe_broadcaster import ConnectionManager, EventBroadcaster, sources
+from safe_broadcaster import ConfigError, ConnectionManager, EventBroadcaster, sources
 from support import eventually
 
 logger = logging.getLogger(__name__)
@@ -372,3 +372,18 @@ async def test_a_phase_that_completes_is_broadcast_with_fields_of_its_own(websoc
 
     await PhaseCoordinator(websocket_manager)._on_phase_complete("q1")
     await hear(tabs, {"type": "queue_update", "queue_id": "q1", "status": "completed", "parent_issue": 12})
+
+
+async def test_a_hub_takes_a_whole_event_or_its_parts_and_no_mixture() -> None:
+    async with EventBroadcaster(port=0) as hub:
+        await hub.broadcast({"type": "a", "x": 1})
+        await hub.broadcast("b", None, "t")
+        assert [message["data"] for message in hub.get_messages_since(0)] == [
+            {"type": "a", "x": 1},
+            {"type": "b", "data": None, "topic": "t"},
+        ]
+        for wrong in ({"data": 1}, {"topic": "t"}):
+            with pytest.raises(ConfigError, match="beside a whole event"):
+                await hub.broadcast({"type": "a"}, **wrong)
+        with pytest.raises(ConfigError, match="data= is missing"):
+            await hub.broadcast("a")
