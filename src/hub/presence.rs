@@ -317,7 +317,9 @@ mod tests {
         hear(&mut presence, "x", "graph.delta.node.upsert", "atlas", 50);
         let late = look(&mut presence, 50);
         assert_eq!(late.len(), 2);
-        assert!(late.contains(&("x:atlas".into(), Freshness::Late)) && late.contains(&("y:ada".into(), Freshness::Late)));
+        assert!(
+            late.contains(&("x:atlas".into(), Freshness::Late)) && late.contains(&("y:ada".into(), Freshness::Late))
+        );
     }
 
     #[test]
