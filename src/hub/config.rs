@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::auth::{Auth, Checker};
 use super::entities::Entities;
+use super::entry::Filter;
 use super::log::LogLimits;
+use super::presence::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::subscriber::{Slow, Wrapping};
 use crate::wire::topic::Pattern;
@@ -78,6 +80,13 @@ pub struct HubConfig {
     /// `("characteristic_ids", "characteristic/{id}")`. An event matches subscriptions to each of them as to its own
     /// topic. Default none: what is not set costs nothing.
     pub entity_keys: Vec<(String, String)>,
+    /// Heartbeats of engines: events of emitters that match one of these patterns. Whoever has sent one is watched.
+    /// Default `graph.delta.heartbeat` and `presence.beacon`; none watches nobody.
+    pub presence_events: Vec<Pattern>,
+    /// Silence after which an engine is late. Default 45 s: a heartbeat each 30 s, and half of that for the way.
+    pub presence_late: Duration,
+    /// Silence after which it is dead. Default 60 s: two heartbeats did not come.
+    pub presence_dead: Duration,
     /// How often a session is pinged; one that shows no sign of life until the next is closed. Default 25 s: below
     /// the 30 to 60 s after which proxies drop silent connections.
     pub ping_interval: Duration,
@@ -111,6 +120,12 @@ impl Default for HubConfig {
             tls_key: None,
             requires_ack: Vec::new(),
             entity_keys: Vec::new(),
+            presence_events: ["graph.delta.heartbeat", "presence.beacon"]
+                .into_iter()
+                .filter_map(|text| Pattern::parse(text).ok())
+                .collect(),
+            presence_late: Duration::from_secs(45),
+            presence_dead: Duration::from_secs(60),
             ping_interval: Duration::from_secs(25),
             page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
         }
@@ -144,6 +159,12 @@ impl HubConfig {
         Checker::new(&self.auth, self.auth_timeout)?;
         self.entities()?;
         within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
+        within("presence_late", self.presence_late.as_secs_f64(), 0.1, 1e6)?;
+        within("presence_dead", self.presence_dead.as_secs_f64(), 0.1, 1e6)?;
+        if self.presence_dead <= self.presence_late {
+            let dead = self.presence_dead.as_secs_f64().to_string();
+            return Err(refused("presence_dead", &dead, "more seconds than presence_late"));
+        }
         if self.replay_age.is_some_and(|age| age.is_zero()) {
             return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
         }
@@ -181,6 +202,16 @@ impl HubConfig {
     pub(super) fn entities(&self) -> Result<Entities> {
         let keys = self.entity_keys.iter().map(|(name, topic)| (name.as_str(), topic.as_str()));
         Entities::new(keys).map_err(|(value, allowed)| refused("entity_keys", &value, &allowed))
+    }
+
+    /// What counts as a heartbeat.
+    pub(super) fn heartbeats(&self) -> Filter {
+        Filter::new(self.presence_events.iter().cloned())
+    }
+
+    /// How long a heartbeat may stay away.
+    pub(super) fn patience(&self) -> Patience {
+        Patience { late: self.presence_late, dead: self.presence_dead }
     }
 
     /// The bounds of the log.
@@ -233,6 +264,8 @@ mod tests {
         check(|config| config.auth_timeout = Duration::ZERO, ["auth_timeout=0", "0.1 to 3600"]);
         check(|config| config.auth = Auth::Tokens(Vec::new()), ["auth=(hidden)", "a token"]);
         check(|config| config.entity_keys = vec![("a".into(), "b".into())], ["entity_keys={'a': 'b'}", "{id}"]);
+        check(|config| config.presence_late = Duration::ZERO, ["presence_late=0", "0.1 to"]);
+        check(|config| config.presence_dead = config.presence_late, ["presence_dead=45", "presence_late"]);
         check(|config| config.ping_interval = Duration::ZERO, ["ping_interval=0", "0.1 to 3600"]);
         check(|config| config.allowed_origins.push("dash.example".into()), ["'dash.example'", "https://"]);
         check(|config| config.allowed_origins.push("https://a/b".into()), ["'https://a/b'", "without a path"]);

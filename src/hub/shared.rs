@@ -22,6 +22,7 @@ use super::entry::Filter;
 use super::history::History;
 use super::limits::{Connections, TooMany};
 use super::log::Log;
+use super::presence::Presence;
 use super::registry::{Role, SessionId};
 use super::state::State;
 use super::tls::Tls;
@@ -104,7 +105,8 @@ impl Shared {
         let entities = log.entities();
         let state = State::resume(log, config.session_queue_bytes)
             .with(config.slow, config.compression_threshold)
-            .wrapping(config.envelope);
+            .wrapping(config.envelope)
+            .watching(Presence::new(&config.heartbeats(), config.patience()));
         let connections = Connections::new(config.connect_rate, config.max_sessions_per_address);
         Self {
             config,

@@ -11,6 +11,7 @@ use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, NotRecovered};
 use super::outbox::{Item, MAX_REPLAYS};
+use super::presence::Presence;
 use super::registry::{Registry, Role, SessionId};
 use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
@@ -67,6 +68,8 @@ pub struct State {
     pub registry: Registry,
     /// How the hub itself is.
     pub service: Service,
+    /// Whose hearts beat.
+    pub presence: Presence,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -86,6 +89,7 @@ impl State {
             emitters: Emitters::new(REMEMBERED),
             registry: Registry::new(queue_bytes),
             service: Service::default(),
+            presence: Presence::default(),
             counters: Counters::default(),
         }
     }
@@ -100,6 +104,12 @@ impl State {
     #[must_use]
     pub fn wrapping(self, wrapping: Wrapping) -> Self {
         Self { registry: self.registry.wrapping(wrapping), ..self }
+    }
+
+    /// The same state, watching heartbeats.
+    #[must_use]
+    pub fn watching(self, presence: Presence) -> Self {
+        Self { presence, ..self }
     }
 
     /// Appends a record and brings it to the subscribers.
