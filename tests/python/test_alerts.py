@@ -130,7 +130,7 @@ class MailServer(socketserver.StreamRequestHandler):
 class Webhook(BaseHTTPRequestHandler):
     posts: list[dict]
 
-    def do_POST(self) -> None:  # noqa: N802 - http.server's
+    def do_POST(self) -> None:
         self.posts.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         self.send_response(204)
         self.end_headers()

@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,10 +16,17 @@ from safe_broadcaster.calling import call, check_callable, check_timeout
 from support import NOWHERE, eventually
 from virtual import now, virtual
 
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
 
 async def twice(n: int) -> int:
     await asyncio.sleep(0)
     return 2 * n
+
+
+def makes_one(n: int) -> Coroutine[Any, Any, int]:
+    return twice(n)
 
 
 class Callable:
@@ -32,7 +40,7 @@ class Callable:
 
 @pytest.mark.parametrize(
     "function",
-    [twice, Callable(), Callable.plain, functools.partial(twice), lambda n: twice(n), lambda n: 2 * n],
+    [twice, Callable(), Callable.plain, functools.partial(twice), makes_one, lambda n: 2 * n],
     ids=["async", "async __call__", "plain", "partial", "plain that makes a coroutine", "lambda"],
 )
 async def test_any_kind_of_function_is_called_and_its_result_returned(function) -> None:
@@ -121,7 +129,7 @@ async def test_a_plain_function_that_hangs_is_told_and_waited_for(caplog) -> Non
 
 async def test_whoever_blocks_the_loop_is_named(caplog) -> None:
     async def blocks() -> None:
-        time.sleep(0.26)
+        time.sleep(0.26)  # noqa: ASYNC251 - the mistake that is to be told
 
     async def behaves() -> None:
         await asyncio.sleep(0.26)

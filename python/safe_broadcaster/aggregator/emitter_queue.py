@@ -202,7 +202,7 @@ def _named(given: object) -> dict[str, Emitter]:
             name = name_of(emitter)
             emitters[name if name not in emitters else f"{name} {len(emitters) + 1}"] = emitter
     else:
-        emitters = {name_of(given): cast("Emitter", given)}
+        emitters = {name_of(cast("object", given)): cast("Emitter", given)}
     if not emitters:
         raise ConfigError(f"event_emitter={given!r} is not allowed: give at least one")
     for emitter in emitters.values():
