@@ -17,9 +17,10 @@ import contextlib
 import os
 import warnings
 
-from safe_broadcaster import _core
+from safe_broadcaster import _core, sources
 from safe_broadcaster.aggregator import AdaptiveInterval, Aggregator, EmitterQueue, TimeScale
 from safe_broadcaster.auth import Grant, JwtAuth
+from safe_broadcaster.boot import BootProgress, BootReport, BootSequence
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
 from safe_broadcaster.breakers import CircuitBreaker, CircuitBreakers
 from safe_broadcaster.bus import (
@@ -36,6 +37,7 @@ from safe_broadcaster.bus import (
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
+    BootFailed,
     BroadcasterClosed,
     BroadcastError,
     CircuitOpen,
@@ -49,10 +51,12 @@ from safe_broadcaster.exceptions import (
     ForkedProcess,
     HandlerTimeout,
     QueueFull,
+    SourceNotStarted,
     SpillCorrupt,
     SpillFull,
     SpillLocked,
 )
+from safe_broadcaster.heartbeat import Heartbeat
 from safe_broadcaster.hub import (
     EventBroadcaster,
     EventRegistry,
@@ -68,6 +72,7 @@ from safe_broadcaster.retry import (
     BroadcastRetryMetrics,
     broadcast_with_retry,
 )
+from safe_broadcaster.sources import BackgroundTasks
 
 __version__: str = _core.__version__
 
@@ -79,6 +84,11 @@ __all__ = [
     "Aggregator",
     "AlertManager",
     "AlertNotifier",
+    "BackgroundTasks",
+    "BootFailed",
+    "BootProgress",
+    "BootReport",
+    "BootSequence",
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
@@ -103,11 +113,13 @@ __all__ = [
     "ForkedProcess",
     "Grant",
     "HandlerTimeout",
+    "Heartbeat",
     "HubConfig",
     "JwtAuth",
     "QueueFull",
     "SafeBroadcaster",
     "SampleProcessedEvent",
+    "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
@@ -121,6 +133,7 @@ __all__ = [
     "__version__",
     "broadcast_with_retry",
     "get_broadcaster",
+    "sources",
     "stop_broadcaster",
 ]
 

@@ -16,6 +16,8 @@
     ├── HandlerTimeout (TimeoutError)         a function of yours did not return in time: see what it waits for
     ├── CircuitOpen (ConnectionError)         a breaker keeps calls from a service that failed: try again later
     ├── BroadcasterClosed (RuntimeError)      used after stop()
+    ├── BootFailed (RuntimeError)             a step of a boot sequence failed; the steps before it are undone
+    ├── SourceNotStarted (RuntimeError)       an event source was called before it was started: start it first
     ├── ForkedProcess (RuntimeError)          used in a child after fork: make a new one there
     └── ConfigError (ValueError)              a setting has a value that is not allowed
 
@@ -24,7 +26,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
+    "BootFailed",
     "BroadcastError",
     "BroadcasterClosed",
     "CircuitOpen",
@@ -38,6 +46,7 @@ __all__ = [
     "ForkedProcess",
     "HandlerTimeout",
     "QueueFull",
+    "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
@@ -98,6 +107,25 @@ class CircuitOpen(BroadcastError, ConnectionError):
 
 class BroadcasterClosed(BroadcastError, RuntimeError):
     """The broadcaster or hub was stopped."""
+
+
+class BootFailed(BroadcastError, RuntimeError):
+    """A step of a `BootSequence` failed; what had begun is undone. Its cause is what the step raised."""
+
+    def __init__(
+        self, message: str, *, step: str = "", took: Mapping[str, float] | None = None, undone: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        """Name of the step that failed."""
+        self.took: Mapping[str, float] = took or {}
+        """Seconds of each step that has begun."""
+        self.undone = undone
+        """Names of the steps that were undone, in that order."""
+
+
+class SourceNotStarted(BroadcastError, RuntimeError):
+    """An event source was called before the `BackgroundTasks` that it belongs to were started."""
 
 
 class ForkedProcess(BroadcastError, RuntimeError):

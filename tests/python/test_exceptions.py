@@ -25,6 +25,8 @@ BUILTINS = {
     "HandlerTimeout": TimeoutError,
     "CircuitOpen": ConnectionError,
     "BroadcasterClosed": RuntimeError,
+    "BootFailed": RuntimeError,
+    "SourceNotStarted": RuntimeError,
     "ForkedProcess": RuntimeError,
     "ConfigError": ValueError,
 }

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer: an hour of heartbeats takes a millisecond, and nothing is flaky."""
+"""An event loop whose clock jumps to the next timer: an hour of heartbeats takes a millisecond and is never flaky."""
 
 from __future__ import annotations
 

@@ -149,8 +149,13 @@ class EventBroadcaster(TypedBroadcasts):
         _, sessions = await reply.wait()
         return sessions
 
-    async def broadcast(self, type: str, data: Any, topic: str | None = None) -> int:  # noqa: A002 - the wire's name
-        """Publish ``{"type": type, "data": data}``, with a topic if one is given; as `broadcast_event`."""
+    async def broadcast(self, type: str | Mapping[str, Any], data: Any = None, topic: str | None = None) -> int:  # noqa: A002 - the wire's name
+        """Publish ``{"type": type, "data": data}``, with a topic if one is given; as `broadcast_event`.
+
+        A whole event alone is published as it is: so the hub fits where a WebSocket manager is expected.
+        """
+        if not isinstance(type, str):
+            return await self.broadcast_event(type)
         event = {"type": type, "data": data}
         if topic is not None:
             event["topic"] = topic
@@ -161,6 +166,12 @@ class EventBroadcaster(TypedBroadcasts):
         return await self.broadcast(
             "bus.ready", {"service": "event_broadcaster", "timestamp": datetime.now(timezone.utc).isoformat()}
         )
+
+    @property
+    def active_connections(self) -> int:
+        """How many subscribers are connected; 0 before the first start."""
+        numbers = self._core.stats()
+        return 0 if numbers is None else int(orjson.loads(numbers)["subscribers"])
 
     def get_stats(self) -> dict[str, Any]:
         """Read the hub's numbers: ``running``, ``port``, and after the first start all that ``/stats`` tells.
