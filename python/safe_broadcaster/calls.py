@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -34,7 +35,9 @@ class TimedOut(TimeoutError):
 
 def name_of(function: object) -> str:
     """Return a name for people who read logs."""
-    name: str = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or repr(function)
+    if isinstance(function, functools.partial):
+        return name_of(cast("functools.partial[Any]", function).func)
+    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
     return name.rpartition("<locals>.")[2]
 
 
@@ -114,11 +117,11 @@ class Aside:
             error: Exception | None = None
             try:
                 result = context.run(self._function)
-            except (KeyboardInterrupt, SystemExit, StopIteration) as odd:  # would end the loop, or fit no future
-                error = RuntimeError(f"it raised {odd!r}")
-                error.__cause__ = odd
-            except Exception as raised:  # noqa: BLE001 - it is handed on
-                error = raised
+            except BaseException as raised:  # noqa: BLE001 - it is handed on
+                error = raised if isinstance(raised, Exception) else None
+                if error is None or isinstance(raised, StopIteration):  # would end the loop, or fit no future
+                    error = RuntimeError(f"it raised {raised!r}")
+                    error.__cause__ = raised
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(_settle, future, result, error)
 

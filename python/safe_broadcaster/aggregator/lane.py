@@ -7,8 +7,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from safe_broadcaster.calling import call
 from safe_broadcaster.exceptions import QueueFull
+from safe_broadcaster.handlers import run
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.retry import retry_delay
 from safe_broadcaster.timestamps import utc_now
@@ -103,7 +103,7 @@ class Lane:
         while True:
             await self._permission()
             try:
-                await call(self._emitter, events if self._batched else events[0], timeout=self._timeout)
+                await run(self._emitter, events if self._batched else events[0], timeout=self._timeout)
             except Exception as error:  # noqa: BLE001 - whatever the emitter raises
                 attempts += 1
                 self.errors += 1

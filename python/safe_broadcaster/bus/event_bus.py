@@ -15,8 +15,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safe_broadcaster.calling import call, check_callable, check_timeout, name_of
+from safe_broadcaster.calls import name_of
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, QueueFull
+from safe_broadcaster.handlers import check_callable, check_timeout, run
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.metrics import Metric
 
@@ -242,7 +243,7 @@ class EventBus:
     async def _consume(self, items: list[tuple[_Handler, object]]) -> None:
         for handler, event in items:
             try:
-                await call(handler.function, event, timeout=self._handler_timeout)
+                await run(handler.function, event, timeout=self._handler_timeout)
             except Exception:  # noqa: PERF203 - one at a time
                 self._failed += 1
                 where = {"handler": name_of(handler.function), "event_type": type(event).__name__}
