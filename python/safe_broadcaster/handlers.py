@@ -19,7 +19,7 @@ from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["check_callable", "check_timeout", "run"]
+__all__ = ["Handler", "check_callable", "check_timeout", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,26 +40,42 @@ def check_timeout(setting: str, seconds: float | None) -> None:
 
 
 async def run(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
-    """Call a function and wait for its result.
+    """Call a function once; see `Handler`."""
+    return await Handler(function, timeout)(*arguments)
+
+
+class Handler:
+    """A function that is called again and again.
 
     Args:
         function: Async, or plain: that runs in a thread of its own.
-        arguments: What it is given.
-        timeout: Seconds it may take. None: any.
-
-    Raises:
-        HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs is
-            logged, and its end is waited for, so that at most one thread hangs for each caller.
-        RuntimeError: It was cancelled from within, which must not look as if the caller were.
-        Exception: What the function raises.
+        timeout: Seconds that a call may take. None: any.
 
     """
-    if _is_async(function):
-        return await _Watched(function, function(*arguments), timeout)
-    result = await _in_thread(function, arguments, timeout)
-    if inspect.isawaitable(result):  # a plain function that makes a coroutine
-        return await _Watched(function, result, timeout)
-    return result
+
+    __slots__ = ("_is_async", "function", "timeout")
+
+    def __init__(self, function: Callable[..., Any], timeout: float | None = None) -> None:
+        self.function = function
+        self.timeout = timeout
+        self._is_async = _is_async(function)
+
+    async def __call__(self, *arguments: object) -> Any:
+        """Call it and wait for its result.
+
+        Raises:
+            HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs
+                is logged, and its end is waited for, so that at most one thread hangs for each caller.
+            RuntimeError: It was cancelled from within, which must not look as if the caller were.
+            Exception: What the function raises.
+
+        """
+        if self._is_async:
+            return await _Watched(self.function, self.function(*arguments), self.timeout)
+        result = await _in_thread(self.function, arguments, self.timeout)
+        if inspect.isawaitable(result):  # a plain function that makes a coroutine
+            return await _Watched(self.function, result, self.timeout)
+        return result
 
 
 def _is_async(function: object) -> bool:
