@@ -23,7 +23,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from safe_broadcaster.calls import TimedOut, call, is_async, name_of, within
+from safe_broadcaster.calling import check_callable, is_async, name_of
+from safe_broadcaster.deadlines import TimedOut, call_here, within
 from safe_broadcaster.exceptions import BootFailed, ConfigError
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ class BootSequence:
         start, stop = _how(name, service)
         if ready is not None and not (is_async(getattr(ready, "wait", None)) or callable(ready)):
             raise ConfigError(f"ready={ready!r} is not allowed: give an object with an async wait(), or a function")
-        if undo is not None and not callable(undo):
-            raise ConfigError(f"undo={undo!r} is not allowed: give a function")
+        if undo is not None:
+            check_callable("undo", undo)
         limit = self._timeout if timeout is None else _checked_timeout(timeout)
         self._steps[name] = _Step(name, start, undo or stop, ready, tuple(depends_on), limit)
 
@@ -301,7 +302,7 @@ class BootSequence:
         began = _now()
         place = self._place(step)
         try:
-            await within(step.timeout, call(undo))
+            await within(step.timeout, call_here(undo))
         except Exception as error:  # noqa: BLE001 - logged; the others must be undone all the same
             self._tell(BootProgress(step.name, "undo failed", *place, _now() - began, error))
             return False

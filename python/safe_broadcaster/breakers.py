@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
-from safe_broadcaster.calls import name_of
+from safe_broadcaster.calling import call, name_of
 from safe_broadcaster.exceptions import CircuitOpen, ConfigError
-from safe_broadcaster.handlers import run
 from safe_broadcaster.timestamps import utc_now, utc_text
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class CircuitBreaker(WebSocketCircuitBreaker):
                 f"try again in {self.retry_after():.1f} s"
             )
         try:
-            result = await run(function, *arguments, timeout=timeout)
+            result = await call(function, *arguments, timeout=timeout)
         except Exception:
             self.record_failure()
             raise

@@ -15,10 +15,10 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from safe_broadcaster.calls import call, name_of, within
+from safe_broadcaster.calling import check_callable, name_of
+from safe_broadcaster.deadlines import call_here, within
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
     ConfigError,
@@ -26,6 +26,7 @@ from safe_broadcaster.exceptions import (
     EventTooLarge,
     ForkedProcess,
 )
+from safe_broadcaster.timestamps import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,8 +86,8 @@ class Heartbeat:
             raise ConfigError(f"citizen_id={citizen_id!r} is not allowed: give a text that is not empty, without '/'")
         if not 0 < interval < math.inf:
             raise ConfigError(f"interval={interval!r} is not allowed: give seconds, more than 0")
-        if snapshot is not None and not callable(snapshot):
-            raise ConfigError(f"snapshot={snapshot!r} is not allowed: give a function")
+        if snapshot is not None:
+            check_callable("snapshot", snapshot)
         self.citizen_id = citizen_id
         self.interval = interval
         self.beats = 0
@@ -160,7 +161,7 @@ class Heartbeat:
         if self._snapshot is None:
             return {}, None
         try:
-            found: object = await within(min(_SNAPSHOT_TIMEOUT, self.interval / 2), call(self._snapshot))
+            found: object = await within(min(_SNAPSHOT_TIMEOUT, self.interval / 2), call_here(self._snapshot))
             if not isinstance(found, Mapping):
                 raise TypeError(f"{name_of(self._snapshot)} returned {type(found).__name__}, not a mapping")  # noqa: TRY301 - told as any other
             return dict(cast("Mapping[str, Any]", found)), None
@@ -175,7 +176,7 @@ class Heartbeat:
                 "type": kind,
                 "topic": f"graph/{self.citizen_id}/delta/heartbeat",
                 "content": {"citizen_id": self.citizen_id, **content} | {"citizen_id": self.citizen_id},
-                "timestamp": datetime.now(timezone.utc).isoformat(),
+                "timestamp": utc_now().isoformat(),
             }
         )
         try:

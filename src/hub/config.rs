@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::auth::{Auth, Checker};
+use super::entry::Filter;
 use super::log::LogLimits;
+use super::presence::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::subscriber::Slow;
 use crate::wire::topic::Pattern;
@@ -69,6 +71,13 @@ pub struct HubConfig {
     /// Events that match one of these patterns ask subscribers for an ack. Default none: acks cost a frame each, and
     /// only say how far a client is; nothing is held back for them.
     pub requires_ack: Vec<Pattern>,
+    /// Heartbeats of engines: events of emitters that match one of these patterns. Whoever has sent one is watched.
+    /// Default `graph.delta.heartbeat` and `presence.beacon`; none watches nobody.
+    pub presence_events: Vec<Pattern>,
+    /// Silence after which an engine is late. Default 45 s: a heartbeat each 30 s, and half of that for the way.
+    pub presence_late: Duration,
+    /// Silence after which it is dead. Default 60 s: two heartbeats did not come.
+    pub presence_dead: Duration,
     /// How often a session is pinged; one that shows no sign of life until the next is closed. Default 25 s: below
     /// the 30 to 60 s after which proxies drop silent connections.
     pub ping_interval: Duration,
@@ -100,6 +109,12 @@ impl Default for HubConfig {
             tls_cert: None,
             tls_key: None,
             requires_ack: Vec::new(),
+            presence_events: ["graph.delta.heartbeat", "presence.beacon"]
+                .into_iter()
+                .filter_map(|text| Pattern::parse(text).ok())
+                .collect(),
+            presence_late: Duration::from_secs(45),
+            presence_dead: Duration::from_secs(60),
             ping_interval: Duration::from_secs(25),
             page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
         }
@@ -132,6 +147,12 @@ impl HubConfig {
         within("auth_timeout", self.auth_timeout.as_secs_f64(), 0.1, 3600.0)?;
         Checker::new(&self.auth, self.auth_timeout)?;
         within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
+        within("presence_late", self.presence_late.as_secs_f64(), 0.1, 1e6)?;
+        within("presence_dead", self.presence_dead.as_secs_f64(), 0.1, 1e6)?;
+        if self.presence_dead <= self.presence_late {
+            let dead = self.presence_dead.as_secs_f64().to_string();
+            return Err(refused("presence_dead", &dead, "more seconds than presence_late"));
+        }
         if self.replay_age.is_some_and(|age| age.is_zero()) {
             return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
         }
@@ -160,6 +181,16 @@ impl HubConfig {
     /// Certificate and key, if the port is to speak TLS.
     pub(super) fn tls_files(&self) -> Option<(&Path, &Path)> {
         self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+
+    /// What counts as a heartbeat.
+    pub(super) fn heartbeats(&self) -> Filter {
+        Filter::new(self.presence_events.iter().cloned())
+    }
+
+    /// How long a heartbeat may stay away.
+    pub(super) fn patience(&self) -> Patience {
+        Patience { late: self.presence_late, dead: self.presence_dead }
     }
 
     /// The bounds of the log.
@@ -211,6 +242,8 @@ mod tests {
         check(|config| config.replay_age = Some(Duration::ZERO), ["replay_age=0", "more than 0"]);
         check(|config| config.auth_timeout = Duration::ZERO, ["auth_timeout=0", "0.1 to 3600"]);
         check(|config| config.auth = Auth::Tokens(Vec::new()), ["auth=(hidden)", "a token"]);
+        check(|config| config.presence_late = Duration::ZERO, ["presence_late=0", "0.1 to"]);
+        check(|config| config.presence_dead = config.presence_late, ["presence_dead=45", "presence_late"]);
         check(|config| config.ping_interval = Duration::ZERO, ["ping_interval=0", "0.1 to 3600"]);
         check(|config| config.allowed_origins.push("dash.example".into()), ["'dash.example'", "https://"]);
         check(|config| config.allowed_origins.push("https://a/b".into()), ["'https://a/b'", "without a path"]);

@@ -5,7 +5,7 @@
 //!  dialer ─────────────▶ ┘  ◀── acks ──┘
 //! ```
 //!
-//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
+//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `presence`, `state` and `machine` are pure; `driver`, `http` and `listener`
 //! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
 //! [`history`] stores it before.
 
@@ -25,6 +25,7 @@ pub mod machine;
 pub mod matching;
 mod meter;
 pub mod outbox;
+pub mod presence;
 pub mod registry;
 pub mod replay;
 pub mod service;
@@ -67,6 +68,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a task that accepted may take to end.
 const RELISTEN_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How often it is looked whose heartbeats stay away: a first one is told of within two seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// A running hub. Dropping it stops it without waiting.
 pub struct Hub {
     shared: Arc<Shared>,
@@ -107,6 +111,9 @@ impl Hub {
                 shared
             }
         };
+        if shared.with(|state, _| state.presence.is_watching()) {
+            drop(shared.spawn(watch(shared.clone())));
+        }
         let number = port.number();
         let accepting = Mutex::new(accept(&shared, port));
         Ok(Self { shared, number, accepting, generation: runtime::generation() })
@@ -285,6 +292,26 @@ fn accept(shared: &Arc<Shared>, port: Port) -> (Weak<Port>, AbortHandle) {
     let sound = Arc::downgrade(&port);
     shared.listening.store(true, Ordering::Relaxed);
     (sound, shared.spawn(listener::accept(shared.clone(), port)))
+}
+
+/// Tells subscribers whose heartbeats begin, stay away and come back, until the hub stops.
+async fn watch(shared: Arc<Shared>) {
+    let mut clock = tokio::time::interval(LOOK_EVERY);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            _ = clock.tick() => {}
+            () = shared.stopping() => return,
+        }
+        for heart in shared.with(|state, now| state.presence.look(now)) {
+            let again = shared.clone();
+            publish(&shared, vec![heart.event().into()], None, move |published| {
+                if published.is_err() {
+                    again.with(|state, _| state.presence.untold(heart));
+                }
+            });
+        }
+    }
 }
 
 fn unusable(error: io::Error) -> Error {

@@ -20,6 +20,7 @@ use super::config::HubConfig;
 use super::history::History;
 use super::limits::{Connections, TooMany};
 use super::log::Log;
+use super::presence::Presence;
 use super::registry::{Role, SessionId};
 use super::state::State;
 use super::tls::Tls;
@@ -97,7 +98,9 @@ impl Shared {
         handle: Handle,
     ) -> Self {
         let (log, origin) = log;
-        let state = State::resume(log, config.session_queue_bytes).with(config.slow, config.compression_threshold);
+        let state = State::resume(log, config.session_queue_bytes)
+            .with(config.slow, config.compression_threshold)
+            .watching(Presence::new(&config.heartbeats(), config.patience()));
         let connections = Connections::new(config.connect_rate, config.max_sessions_per_address);
         Self {
             config,

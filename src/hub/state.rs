@@ -10,6 +10,7 @@ use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, NotRecovered};
 use super::outbox::{Item, MAX_REPLAYS};
+use super::presence::Presence;
 use super::registry::{Registry, Role, SessionId};
 use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
@@ -66,6 +67,8 @@ pub struct State {
     pub registry: Registry,
     /// How the hub itself is.
     pub service: Service,
+    /// Whose hearts beat.
+    pub presence: Presence,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -85,6 +88,7 @@ impl State {
             emitters: Emitters::new(REMEMBERED),
             registry: Registry::new(queue_bytes),
             service: Service::default(),
+            presence: Presence::default(),
             counters: Counters::default(),
         }
     }
@@ -93,6 +97,12 @@ impl State {
     #[must_use]
     pub fn with(self, slow: Slow, compression_threshold: Option<usize>) -> Self {
         Self { registry: self.registry.with(slow, compression_threshold), ..self }
+    }
+
+    /// The same state, watching heartbeats.
+    #[must_use]
+    pub fn watching(self, presence: Presence) -> Self {
+        Self { presence, ..self }
     }
 
     /// Appends a record and brings it to the subscribers.

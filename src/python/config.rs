@@ -116,6 +116,12 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         auth_timeout: settings.seconds("auth_timeout")?,
         allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
         requires_ack: patterns("requires_ack", &settings.get::<Vec<String>>("requires_ack", "a sequence of texts")?)?,
+        presence_events: patterns(
+            "presence_events",
+            &settings.get::<Vec<String>>("presence_events", "a sequence of texts")?,
+        )?,
+        presence_late: settings.seconds("presence_late")?,
+        presence_dead: settings.seconds("presence_dead")?,
         ping_interval: settings.seconds("ping_interval")?,
         page: settings.get("page", "a text")?,
     })

@@ -1,4 +1,4 @@
-"""The broadcasting templates work as they were written, with a hub as their WebSocket manager, and as sources."""
+"""The broadcasting templates work as they were written, on a hub or a ConnectionManager, and as sources."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import logging
 
 import pytest
 
-from asgi import frame, subscriber
+from asgi import subscriber
 from safe_broadcaster import BackgroundTasks as Sources
-from safe_broadcaster import EventBroadcaster, sources
+from safe_broadcaster import ConfigError, ConnectionManager, EventBroadcaster, sources
 from support import eventually
 
 logger = logging.getLogger(__name__)
@@ -20,26 +20,59 @@ PAUSE = 0.01
 """Stands for the templates' 5 seconds."""
 
 
-@pytest.fixture
-async def websocket_manager():
-    async with EventBroadcaster(port=0) as hub:
-        yield hub
+class Tab:
+    """A browser's tab: what its WebSocket got."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict] = []
+        self.heard = 0
+
+    async def accept(self) -> None: ...
+    async def close(self, code: int = 1000, reason: str | None = None) -> None: ...
+
+    async def send_text(self, data: str) -> None:
+        self.messages.append(json.loads(data))
+
+    async def listen(self, ws) -> None:
+        async for text in ws:
+            self.messages.append(json.loads(text)["data"])
+
+    async def hears(self, *wanted: dict) -> None:
+        """Wait for what it was to get next."""
+        self.heard += len(wanted)
+        await eventually(lambda: len(self.messages) >= self.heard)
+        assert self.messages[self.heard - len(wanted) : self.heard] == list(wanted)
+
+
+@contextlib.asynccontextmanager
+async def opened(websocket_manager):
+    """A dashboard, opened in whatever way the manager has."""
+    tab = Tab()
+    if isinstance(websocket_manager, ConnectionManager):
+        await websocket_manager.connect(tab)
+        yield tab
+        await websocket_manager.disconnect(tab)
+        return
+    async with subscriber(websocket_manager.url, "*") as (ws, _), ended(asyncio.create_task(tab.listen(ws))):
+        yield tab
+
+
+@pytest.fixture(params=["hub", "manager"])
+async def websocket_manager(request):
+    async with EventBroadcaster(port=0) if request.param == "hub" else ConnectionManager() as manager:
+        yield manager
 
 
 @pytest.fixture
 async def tabs(websocket_manager):
     """Two dashboards."""
-    async with (
-        subscriber(websocket_manager.url, "*") as (one, _),
-        subscriber(websocket_manager.url, "*") as (other, _),
-    ):
+    async with opened(websocket_manager) as one, opened(websocket_manager) as other:
         yield one, other
 
 
 async def hear(tabs, *wanted) -> None:
     for tab in tabs:
-        for each in wanted:
-            assert (await frame(tab))["data"] == each
+        await tab.hears(*wanted)
 
 
 @contextlib.asynccontextmanager
@@ -259,17 +292,13 @@ async def test_template_4_conditional(websocket_manager) -> None:
     )
     async with ours, ended(asyncio.create_task(tasks._broadcast_FEATURE_updates())):
         await eventually(lambda: tasks.skipped and source.unheard)
-        assert websocket_manager.get_stats()["events"] == 0
-        async with subscriber(websocket_manager.url, "*") as (tab, _):
-            # Whoever came between the poll and the subscription has seen nothing: the log has.
-            await eventually(lambda: websocket_manager.get_stats()["events"] == 2)
+        assert (tasks.last_FEATURE_state, source.emitted) == (None, 0)
+        async with opened(websocket_manager):
+            await eventually(lambda: tasks.last_FEATURE_state == {"count": 100} and source.emitted == 1)
             state["count"] = 105
             await eventually(lambda: source.insignificant)
             state["count"] = 120
-            await eventually(lambda: websocket_manager.get_stats()["events"] == 4)
-            del tab
-    sent = [message["data"]["data"]["count"] for message in websocket_manager.get_messages_since(0)]
-    assert sent == [100, 100, 120, 120]
+            await eventually(lambda: tasks.last_FEATURE_state == {"count": 120} and source.emitted == 2)
 
 
 async def test_the_monitor_that_compares_its_state_as_text(websocket_manager, tabs) -> None:
@@ -343,3 +372,18 @@ async def test_a_phase_that_completes_is_broadcast_with_fields_of_its_own(websoc
 
     await PhaseCoordinator(websocket_manager)._on_phase_complete("q1")
     await hear(tabs, {"type": "queue_update", "queue_id": "q1", "status": "completed", "parent_issue": 12})
+
+
+async def test_a_hub_takes_a_whole_event_or_its_parts_and_no_mixture() -> None:
+    async with EventBroadcaster(port=0) as hub:
+        await hub.broadcast({"type": "a", "x": 1})
+        await hub.broadcast("b", None, "t")
+        assert [message["data"] for message in hub.get_messages_since(0)] == [
+            {"type": "a", "x": 1},
+            {"type": "b", "data": None, "topic": "t"},
+        ]
+        for wrong in ({"data": 1}, {"topic": "t"}):
+            with pytest.raises(ConfigError, match="beside a whole event"):
+                await hub.broadcast({"type": "a"}, **wrong)
+        with pytest.raises(ConfigError, match="data= is missing"):
+            await hub.broadcast("a")

@@ -8,7 +8,16 @@ import threading
 import pytest
 
 from manager import Manager, State, run
-from safe_broadcaster import BackgroundTasks, ConfigError, EventBroadcaster, SafeBroadcaster, SourceNotStarted, sources
+from safe_broadcaster import (
+    BackgroundTasks,
+    BootSequence,
+    ConfigError,
+    EventBroadcaster,
+    Heartbeat,
+    SafeBroadcaster,
+    SourceNotStarted,
+    sources,
+)
 from support import NOWHERE, eventually
 from virtual import virtual
 
@@ -382,3 +391,41 @@ async def test_a_hybrid_source_that_does_not_run_cannot_be_told() -> None:
         pass
     with pytest.raises(SourceNotStarted):
         await queue.notify()
+
+
+class Plain:
+    """A manager with plain methods."""
+
+    def __init__(self) -> None:
+        self.data: list[object] = []
+
+    def broadcast(self, message: dict) -> None:
+        self.data.append(message["data"])
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.beats = 0
+
+    async def safe_emit(self, _: dict) -> None:
+        self.beats += 1
+
+
+def test_all_of_it_runs_on_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop has no wheel for this Python")
+
+    async def life() -> None:
+        state, manager, engine = State("a"), Plain(), Engine()
+        tasks = BackgroundTasks(manager)
+        queue = tasks.add(sources.hybrid(state.fetch, every=0.01, minimum=0.01, event_type="x"))
+        tasks.add(sources.poll(lambda: state.value, every=0.01, minimum=0.01, event_type="y"))
+        boot = BootSequence()
+        boot.add("sources", tasks, ready=lambda: len(manager.data) == 2)
+        boot.add("heartbeat", Heartbeat(engine, "ada", interval=0.01), depends_on=["sources"])
+        async with boot:
+            await queue.notify("b")
+            await eventually(lambda: "b" in manager.data)
+            await eventually(lambda: engine.beats > 3)
+        assert len(asyncio.all_tasks()) == 1
+
+    uvloop.run(life())

@@ -20,8 +20,8 @@ from safe_broadcaster.aggregator.interval import AdaptiveInterval, TimeScale
 from safe_broadcaster.aggregator.observations import Observations
 from safe_broadcaster.aggregator.window import Outcome, Window, summarise
 from safe_broadcaster.breakers import CircuitBreaker
+from safe_broadcaster.calling import call, check_callable, check_timeout
 from safe_broadcaster.exceptions import BroadcasterClosed, ConfigError, QueueFull
-from safe_broadcaster.handlers import check_callable, check_timeout, run
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.timestamps import utc_now
 
@@ -258,7 +258,7 @@ class Aggregator:
         before = self._before.get(window.scale)
         if self._aggregate is None:
             return summarise(window, before)
-        found = await run(self._aggregate, window, before, timeout=self._timeout)
+        found = await call(self._aggregate, window, before, timeout=self._timeout)
         outcome = Outcome(*found)
         if not isinstance(outcome.novelty, (int, float)) or not isinstance(outcome.content, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"aggregate returned {found!r}; it is to return Outcome(activity, novelty, content)")

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster.aggregator.lane import Lane
 from safe_broadcaster.breakers import CircuitBreakers
-from safe_broadcaster.calls import name_of
+from safe_broadcaster.calling import check_callable, check_timeout, name_of
 from safe_broadcaster.exceptions import ConfigError
-from safe_broadcaster.handlers import check_callable, check_timeout
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.retry import DEFAULT_BASE_DELAY, DEFAULT_MAX_DELAY
 from safe_broadcaster.timestamps import utc_text

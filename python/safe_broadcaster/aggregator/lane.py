@@ -7,8 +7,8 @@ import logging
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
+from safe_broadcaster.calling import Handler
 from safe_broadcaster.exceptions import QueueFull
-from safe_broadcaster.handlers import Handler
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.retry import retry_delay
 

@@ -29,8 +29,8 @@ from safe_broadcaster.bus.events import (
     ViolationCreated,
     payload_of,
 )
+from safe_broadcaster.calling import check_callable
 from safe_broadcaster.exceptions import ConfigError
-from safe_broadcaster.handlers import check_callable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

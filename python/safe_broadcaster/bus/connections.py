@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from safe_broadcaster import _core
 from safe_broadcaster.bus.connection import Connection, Socket
 from safe_broadcaster.bus.messages import BadMessage, parse
+from safe_broadcaster.calling import check_timeout
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, ConnectRefused
-from safe_broadcaster.handlers import check_timeout
 from safe_broadcaster.hub.sessions import is_connecting
 from safe_broadcaster.metrics import Metric
 

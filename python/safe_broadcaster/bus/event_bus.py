@@ -15,9 +15,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safe_broadcaster.calls import name_of
+from safe_broadcaster.calling import Handler, check_callable, check_timeout, name_of
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, QueueFull
-from safe_broadcaster.handlers import Handler, check_callable, check_timeout
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.metrics import Metric
 

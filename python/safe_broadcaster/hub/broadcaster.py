@@ -34,6 +34,7 @@ __all__ = ["EventBroadcaster"]
 
 T = TypeVar("T")
 
+_MISSING: Any = object()
 _CLIENTS = 1000
 """Most subscribers that the numbers name one by one: those that are furthest behind."""
 
@@ -149,13 +150,24 @@ class EventBroadcaster(TypedBroadcasts):
         _, sessions = await reply.wait()
         return sessions
 
-    async def broadcast(self, type: str | Mapping[str, Any], data: Any = None, topic: str | None = None) -> int:  # noqa: A002 - the wire's name
+    async def broadcast(
+        self,
+        type: str | Mapping[str, Any],  # noqa: A002 - the wire's name
+        data: Any = _MISSING,
+        topic: str | None = None,
+    ) -> int:
         """Publish ``{"type": type, "data": data}``, with a topic if one is given; as `broadcast_event`.
 
-        A whole event alone is published as it is: so the hub fits where a WebSocket manager is expected.
+        A whole event alone is published as it is, so that the hub fits where a WebSocket manager is expected.
         """
         if not isinstance(type, str):
+            if data is not _MISSING or topic is not None:
+                raise ConfigError("data= or topic= is not allowed beside a whole event: put them into it")
             return await self.broadcast_event(type)
+        if data is _MISSING:
+            raise ConfigError(
+                f"data= is missing for an event of type {type!r}: give it, None if there is nothing to say"
+            )
         event = {"type": type, "data": data}
         if topic is not None:
             event["topic"] = topic

@@ -78,6 +78,13 @@ class HubConfig:
     requires_ack: Sequence[str] = ()
     """Patterns: events that match one of them ask subscribers for an ack (``"requires_ack": true``). None by default:
     acks cost a frame each and only say how far a client is; nothing is held back for them."""
+    presence_events: Sequence[str] = ("graph.delta.heartbeat", "presence.beacon")
+    """Patterns of the heartbeats of engines. Whoever has sent one is watched, by emitter and topic: that it goes on is
+    promised then. Empty: nobody is watched."""
+    presence_late: float = 45.0
+    """Silence after which an engine is late (``presence.late``): a heartbeat each 30 s, and half that for the way."""
+    presence_dead: float = 60.0
+    """Silence after which it is dead (``presence.dead``, an alert): two heartbeats did not come."""
     ping_interval: float = 25.0
     """How often a session is pinged, below the 30 to 60 s after which proxies drop silent connections; one that shows
     no sign of life until the next ping is closed."""

@@ -9,7 +9,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from safe_broadcaster.calls import is_async, name_of
+from safe_broadcaster.calling import is_async, name_of
 from safe_broadcaster.exceptions import ConfigError, SourceNotStarted
 from safe_broadcaster.sources.sink import Sink
 from safe_broadcaster.sources.source import Source

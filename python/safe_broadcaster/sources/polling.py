@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
 
-from safe_broadcaster.calls import Aside, TimedOut, call, is_async, name_of, within
+from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.deadlines import Aside, TimedOut, call_here, within
 from safe_broadcaster.exceptions import ConfigError, SourceNotStarted
 from safe_broadcaster.sources.conditions import Key, Memory, Significant
 from safe_broadcaster.sources.source import Source, pause
@@ -121,7 +122,7 @@ class PollSource(Source):
     async def _fetched(self) -> object:
         if self._fetching is not None and not self._fetching.done():
             raise TimedOut("the fetch before does not heed its cancellation and has not ended yet")
-        self._fetching = asyncio.ensure_future(call(self._fetch))
+        self._fetching = asyncio.ensure_future(call_here(self._fetch))
         return await within(self.timeout, self._fetching)
 
     async def _offer(self, state: object) -> bool:

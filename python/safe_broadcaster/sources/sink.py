@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from safe_broadcaster.calls import call
+from safe_broadcaster.deadlines import call_here
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Sink:
 
     async def send(self, event: dict[str, Any]) -> None:
         """Broadcast an event."""
-        await call(self._method, event)
+        await call_here(self._method, event)
 
     def can_tell_listeners(self) -> bool:
         """Whether the target knows if somebody listens."""

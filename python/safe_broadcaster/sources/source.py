@@ -9,7 +9,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
-from safe_broadcaster.calls import within
+from safe_broadcaster.deadlines import within
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from safe_broadcaster.calls import is_async, name_of
+from safe_broadcaster.calling import is_async, name_of
 from safe_broadcaster.exceptions import ConfigError
 from safe_broadcaster.sources.sink import Sink
 from safe_broadcaster.sources.source import Source, stray_sources
@@ -82,9 +82,9 @@ class BackgroundTasks:
         self._stray_check: asyncio.TimerHandle | None = None
         self._sink_made: Sink | None = None
         self._sink()  # refuses what is none
-        for name, method in inspect.getmembers(type(self), inspect.iscoroutinefunction):
+        for name, _ in inspect.getmembers(type(self), inspect.iscoroutinefunction):
             if name.startswith("_broadcast_"):
-                self.add(getattr(self, method.__name__))
+                self.add(getattr(self, name))
 
     def add(self, source: S) -> S:
         """Take a source, and start it if the others run already.

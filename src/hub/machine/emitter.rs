@@ -151,6 +151,7 @@ impl Turn {
             state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
         }
         for record in self.records.drain(..) {
+            state.presence.hear(&self.name, &record, now);
             state.append(record, now);
         }
         state.counters.duplicates += self.duplicates;

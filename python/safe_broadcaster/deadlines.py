@@ -1,6 +1,7 @@
-"""Calling functions that users gave: plain or async, quick or hanging, well or badly behaved.
+"""Waiting for users' functions no longer than they may take, whatever they do.
 
-Their cancellation is never taken for ours, a hang ends at a timeout, and nothing that they raise is lost.
+Where `calling.call` waits for the end of what it has cancelled, this does not: a step that starts a service, or a
+fetch, may heed no cancellation, cancel itself, or hang in its thread for ever.
 """
 
 from __future__ import annotations
@@ -8,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
 import inspect
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safe_broadcaster.exceptions import HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Aside", "TimedOut", "call", "is_async", "name_of", "within"]
+__all__ = ["Aside", "TimedOut", "call_here", "within"]
 
 T = TypeVar("T")
-logger = logging.getLogger("safe_broadcaster")
+logger = logging.getLogger(__name__)
 
 _GRACE = 1.0
 """Seconds that cancelled work may take to clean up before it is left to itself."""
@@ -29,25 +31,12 @@ _abandoned: set[asyncio.Future[Any]] = set()
 """Work that does not heed its cancellation; held, because a task that nobody holds may vanish."""
 
 
-class TimedOut(TimeoutError):
+class TimedOut(HandlerTimeout):
     """Work was not done in the time that it was given; other than a timeout of the work's own."""
 
 
-def name_of(function: object) -> str:
-    """Return a name for people who read logs."""
-    if isinstance(function, functools.partial):
-        return name_of(cast("functools.partial[Any]", function).func)
-    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return name.rpartition("<locals>.")[2]
-
-
-def is_async(function: object) -> bool:
-    """Whether calling it gives a coroutine; also for objects with an async ``__call__``."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - asked of the method
-
-
-async def call(function: Callable[..., Any], *args: object) -> Any:
-    """Call it here, and await what it returns if that can be awaited."""
+async def call_here(function: Callable[..., Any], *args: object) -> Any:
+    """Call it in the event loop, plain or not, and await what it returns if that can be awaited."""
     result = function(*args)
     return await result if inspect.isawaitable(result) else result
 

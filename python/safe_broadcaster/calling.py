@@ -1,30 +1,45 @@
-"""Runs handlers of events, thousands a second: async ones on the loop, plain ones in a thread, where they may block.
+"""Calls functions that users have given, thousands a second: async ones on the loop, plain ones in a thread.
 
-What takes too long is cancelled, and what holds up the loop is named in the log. Unlike `safe_broadcaster.calls.within`
-this costs no task for each call.
+What takes too long is cancelled, and what holds up the loop is named in the log. Unlike `safe_broadcaster.deadlines`
+this costs no task for each call, and waits for the end of what it has cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster import _core
-from safe_broadcaster.calls import Aside, is_async, name_of
+from safe_broadcaster.deadlines import Aside
 from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["Handler", "check_callable", "check_timeout", "run"]
+__all__ = ["Handler", "call", "check_callable", "check_timeout", "is_async", "name_of"]
 
 logger = logging.getLogger(__name__)
 
 BLOCKED = 0.25
 """Seconds in one step of a coroutine from which on it has held up the loop: people notice, and sockets pile up."""
+
+
+def name_of(function: object) -> str:
+    """Return how a function is called in logs."""
+    if isinstance(function, functools.partial):
+        return name_of(cast("functools.partial[Any]", function).func)
+    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return name.rpartition("<locals>.")[2]
+
+
+def is_async(function: object) -> bool:
+    """Whether it is to be called on the event loop."""
+    of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
+    return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
 
 
 def check_callable(setting: str, function: object) -> None:
@@ -39,7 +54,7 @@ def check_timeout(setting: str, seconds: float | None) -> None:
         raise ConfigError(f"{setting}={seconds!r} is not allowed: give seconds above 0, or None for no limit")
 
 
-async def run(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
+async def call(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
     """Call a function once; see `Handler`."""
     return await Handler(function, timeout)(*arguments)
 
@@ -58,7 +73,7 @@ class Handler:
     def __init__(self, function: Callable[..., Any], timeout: float | None = None) -> None:
         self.function = function
         self.timeout = timeout
-        self._is_async = _is_async(function)
+        self._is_async = is_async(function)
 
     async def __call__(self, *arguments: object) -> Any:
         """Call it and wait for its result.
@@ -76,11 +91,6 @@ class Handler:
         if inspect.isawaitable(result):  # a plain function that makes a coroutine
             return await _Watched(self.function, result, self.timeout)
         return result
-
-
-def _is_async(function: object) -> bool:
-    # What belongs to an emitter, as safe_emit does, never blocks.
-    return is_async(function) or isinstance(getattr(function, "__self__", None), _core.Emitter)
 
 
 async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...], timeout: float | None) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from safe_broadcaster import ConfigError, HandlerTimeout, SafeBroadcaster
-from safe_broadcaster.handlers import check_callable, check_timeout, run
+from safe_broadcaster.calling import call, check_callable, check_timeout
 from support import NOWHERE, eventually
 from virtual import now, virtual
 
@@ -44,22 +44,22 @@ class Callable:
     ids=["async", "async __call__", "plain", "partial", "plain that makes a coroutine", "lambda"],
 )
 async def test_any_kind_of_function_is_called_and_its_result_returned(function) -> None:
-    assert await run(function, 21) == 42
-    assert await run(function, 21, timeout=10) == 42
+    assert await call(function, 21) == 42
+    assert await call(function, 21, timeout=10) == 42
 
 
 async def test_a_plain_function_runs_in_a_thread_and_an_async_one_on_the_loop() -> None:
     async def here() -> threading.Thread:
         return threading.current_thread()
 
-    assert await run(threading.current_thread) is not threading.main_thread()
-    assert await run(here) is threading.main_thread()
+    assert await call(threading.current_thread) is not threading.main_thread()
+    assert await call(here) is threading.main_thread()
 
 
 async def test_an_emitters_own_method_needs_no_thread(make) -> None:
     broadcaster: SafeBroadcaster = make(NOWHERE)
     before = threading.active_count()
-    assert await run(broadcaster.safe_emit, {"type": "a"}) is False
+    assert await call(broadcaster.safe_emit, {"type": "a"}) is False
     assert threading.active_count() == before
     assert broadcaster.get_stats()["last_seq"] == 1
 
@@ -75,14 +75,14 @@ async def test_what_hangs_is_cancelled_after_its_time() -> None:
             ended.append(now())
 
     with pytest.raises(HandlerTimeout, match=r"hangs did not return within 5 s"):
-        await run(hangs, timeout=5)
+        await call(hangs, timeout=5)
     assert ended == [5]
     await asyncio.sleep(10)  # the caller's own task is not cancelled any more
 
 
 @virtual
 async def test_the_callers_cancellation_is_no_timeout() -> None:
-    task = asyncio.create_task(run(asyncio.sleep, 1000, timeout=5))
+    task = asyncio.create_task(call(asyncio.sleep, 1000, timeout=5))
     await asyncio.sleep(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -97,7 +97,7 @@ async def test_its_own_errors_come_through_whatever_they_are() -> None:
 
     for error in (ValueError("v"), asyncio.TimeoutError("t")):
         with pytest.raises(type(error)) as caught:
-            await run(fails, error, timeout=5)
+            await call(fails, error, timeout=5)
         assert caught.value is error
 
 
@@ -112,9 +112,9 @@ async def test_what_would_end_the_caller_is_an_error_like_others(error) -> None:
         raise error
 
     with pytest.raises(RuntimeError, match="waits was cancelled from within"):
-        await run(waits, timeout=5)
+        await call(waits, timeout=5)
     with pytest.raises(RuntimeError, match="it raised"):
-        await run(plain)
+        await call(plain)
 
 
 @virtual
@@ -130,13 +130,13 @@ async def test_futures_and_other_awaitables_are_awaited() -> None:
     async def give(what):
         return await what
 
-    assert await run(give, future, timeout=5) == 5
-    assert await run(functools.partial(give, Other()), timeout=5) == 7
+    assert await call(give, future, timeout=5) == 5
+    assert await call(functools.partial(give, Other()), timeout=5) == 7
 
 
 async def test_a_plain_function_that_hangs_is_told_and_waited_for(caplog) -> None:
     go = threading.Event()
-    task = asyncio.create_task(run(go.wait, 20, timeout=0.01))
+    task = asyncio.create_task(call(go.wait, 20, timeout=0.01))
     await eventually(lambda: "still runs in its thread after 0.01 s" in caplog.text)
     assert not task.done()
     go.set()
@@ -151,11 +151,11 @@ async def test_whoever_blocks_the_loop_is_named(caplog) -> None:
         await asyncio.sleep(0.26)
 
     caplog.set_level(logging.WARNING)
-    await run(behaves)
+    await call(behaves)
     assert caplog.text == ""
-    await run(blocks)
+    await call(blocks)
     assert "blocks held up the event loop for 0." in caplog.text
-    assert caplog.records[0].name == "safe_broadcaster.handlers"
+    assert caplog.records[0].name == "safe_broadcaster.calling"
 
 
 def test_closing_a_call_closes_what_it_awaits() -> None:
@@ -168,7 +168,7 @@ def test_closing_a_call_closes_what_it_awaits() -> None:
             closed.append(True)
 
     async def main() -> None:
-        coroutine = run(waits)
+        coroutine = call(waits)
         coroutine.send(None)
         coroutine.close()
 
