@@ -25,6 +25,7 @@ from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
     BroadcastError,
+    BusUnavailable,
     ConfigError,
     ConnectRefused,
     ConnectTimeout,
@@ -62,6 +63,7 @@ __all__ = [
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
+    "BusUnavailable",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",

@@ -11,6 +11,7 @@
     ├── SpillLocked (RuntimeError)            another owner has the spill, or the hub's log: one path for each
     ├── SpillCorrupt (OSError)                the file at spill_path or log_path is none of ours, or the disk refuses
     ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
+    ├── BusUnavailable (ConnectionError)      Redis cannot be reached, or takes no events: restore it, publish again
     ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
     ├── BroadcasterClosed (RuntimeError)      used after stop()
     ├── ForkedProcess (RuntimeError)          used in a child after fork: make a new one there
@@ -24,6 +25,7 @@ from __future__ import annotations
 __all__ = [
     "BroadcastError",
     "BroadcasterClosed",
+    "BusUnavailable",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
@@ -76,6 +78,10 @@ class ConnectTimeout(BroadcastError, TimeoutError):
 
 class ConnectRefused(BroadcastError, ConnectionError):
     """The peer cannot be reached, or does not answer as a WebSocket server."""
+
+
+class BusUnavailable(BroadcastError, ConnectionError):
+    """The Redis between the hubs cannot be reached, or did not take the event in time."""
 
 
 class BroadcasterClosed(BroadcastError, RuntimeError):

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
+use super::bridge::BridgeStats;
 use super::history::Status;
+use super::ops::Keeper;
 use super::registry::Laggard;
 use super::shared::Shared;
 use super::state::Counters;
@@ -36,7 +38,7 @@ pub struct HubStats {
     pub log_bytes: usize,
     /// Whether the log is a file.
     pub durable: bool,
-    /// Whether the disk refused the last events: they were not acknowledged, and come again.
+    /// Whether the disk refused the last events, or the bus is away: they were not acknowledged, and come again.
     pub degraded: bool,
     /// What the disk said.
     pub log_error: Option<String>,
@@ -54,6 +56,8 @@ pub struct HubStats {
     pub conflated: u64,
     /// The subscribers that are furthest behind.
     pub laggards: Vec<Laggard>,
+    /// The bridge to other hubs, if there is one.
+    pub bridge: Option<BridgeStats>,
     /// Frames put together to bring events to subscribers, replays too; each was sent to as many as could share it.
     pub encoded: u64,
     /// How often an event's data was compressed.
@@ -73,7 +77,9 @@ pub struct HubStats {
 
 impl HubStats {
     pub(super) fn read(shared: &Shared) -> Self {
-        let status = shared.history.as_ref().map(|history| &*history.status);
+        let keeper = shared.keeper.as_ref();
+        let status = keeper.and_then(Keeper::log).map(|history| &*history.status);
+        let bridge = keeper.and_then(Keeper::bus).map(|bridge| bridge.status.read());
         let count = |of: fn(&Status) -> u64| status.map_or(0, of);
         shared.with(|state, _| {
             let counts = state.registry.counts();
@@ -88,7 +94,8 @@ impl HubStats {
                 log_events: state.log.len(),
                 log_bytes: state.log.bytes(),
                 durable: status.is_some(),
-                degraded: status.is_some_and(|status| status.degraded.load(Ordering::Relaxed)),
+                degraded: status.is_some_and(|status| status.degraded.load(Ordering::Relaxed))
+                    || bridge.as_ref().is_some_and(|bridge| bridge.degraded),
                 log_error: status.and_then(|status| status.error.lock().clone()),
                 log_failures: count(|status| status.failures.load(Ordering::Relaxed)),
                 log_commits: count(|status| status.commits.load(Ordering::Relaxed)),
@@ -101,6 +108,7 @@ impl HubStats {
                 compressed: state.registry.work().1,
                 closes: shared.closes.lock().clone(),
                 queued_bytes: state.registry.queued_bytes(),
+                bridge,
                 tls_error: shared.tls.as_ref().and_then(Tls::error),
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
