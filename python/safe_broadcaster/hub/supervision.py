@@ -111,7 +111,10 @@ class Supervisor:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:  # whatever it is: who looks after the hub must not die unnoticed
+                logger.exception("looking after the hub failed; it is tried again in %s s", self._interval)
 
     def _recovered(self) -> None:
         self.breaker.record_success()
