@@ -13,9 +13,11 @@ use serde::{Serialize, Serializer};
 
 use super::entry::{Filter, Record};
 use crate::wire::subscriber::Carried;
+use crate::wire::topic::Pattern;
 
-/// The type with which an engine takes its leave: it is not dead, it has ended.
-pub const GONE: &str = "presence.gone";
+/// Ends the type of the event with which an engine takes its leave: that of its heartbeats and this. It is not dead, it
+/// has ended. In the family of the heartbeats, so that whoever may send those may say goodbye.
+const GONE: &str = ".gone";
 
 /// Most hearts watched: far more than people look at, and a bound for emitters that make topics up.
 const MOST: usize = 10_000;
@@ -34,6 +36,8 @@ pub enum Freshness {
     Late,
     /// None came for longer than `presence_dead`: somebody should look.
     Dead,
+    /// It took its leave, and is not watched any more.
+    Gone,
 }
 
 impl Freshness {
@@ -42,6 +46,7 @@ impl Freshness {
             Self::Active => "presence.active",
             Self::Late => "presence.late",
             Self::Dead => "presence.dead",
+            Self::Gone => "presence.gone",
         }
     }
 }
@@ -95,7 +100,7 @@ struct Beat {
 #[derive(Debug)]
 struct Heartbeats {
     kinds: Vec<String>,
-    patterns: Filter,
+    patterns: Vec<Pattern>,
 }
 
 impl Heartbeats {
@@ -103,12 +108,12 @@ impl Heartbeats {
         let (kinds, patterns): (Vec<_>, Vec<_>) =
             of.patterns().iter().cloned().partition(|pattern| !pattern.as_str().contains(['*', '/']));
         let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
-        Self { kinds, patterns: Filter::new(patterns) }
+        Self { kinds, patterns }
     }
 
     fn matches(&self, kind: &str, record: &Record) -> bool {
         self.kinds.iter().any(|known| known == kind)
-            || (!self.patterns.patterns().is_empty() && self.patterns.matches(record))
+            || self.patterns.iter().any(|pattern| pattern.matches(kind, record.topic()))
     }
 }
 
@@ -142,7 +147,7 @@ impl Presence {
             return;
         }
         let kind = record.kind();
-        let gone = kind == GONE;
+        let gone = kind.strip_suffix(GONE).is_some_and(|of| heartbeats.matches(of, record));
         if !gone && !heartbeats.matches(kind, record) {
             return;
         }
@@ -152,7 +157,9 @@ impl Presence {
         }
         let key = (emitter.clone(), Arc::from(record.topic()));
         if gone {
-            self.hearts.remove(&key);
+            if let Some(beat) = self.hearts.remove(&key) {
+                self.news.push(heart(&key, &Beat { state: Freshness::Gone, ..beat }, now));
+            }
         } else if let Some(beat) = self.hearts.get_mut(&key) {
             beat.last = now;
             if beat.state != Freshness::Active {
@@ -193,7 +200,8 @@ impl Presence {
     /// A change that could not be told is told the next time, unless it is old by then.
     pub fn untold(&mut self, heart: Heart) {
         let key = (heart.emitter.clone(), heart.topic.clone());
-        if self.hearts.get(&key).is_some_and(|beat| beat.state == heart.state) && !self.news.contains(&heart) {
+        let now = self.hearts.get(&key).map_or(Freshness::Gone, |beat| beat.state);
+        if now == heart.state && !self.news.contains(&heart) {
             self.news.push(heart);
         }
     }
@@ -207,6 +215,7 @@ impl Presence {
                 Freshness::Active => summary.active += 1,
                 Freshness::Late => summary.late += 1,
                 Freshness::Dead => summary.dead += 1,
+                Freshness::Gone => {}
             }
             summary.hearts.push(heart(key, beat, now));
         }
@@ -217,7 +226,7 @@ impl Presence {
 }
 
 impl Heart {
-    /// The event that tells of its change: `presence.active`, `.late` or `.dead`, on the topic of its heartbeats.
+    /// The event that tells of its change: `presence.active`, `.late`, `.dead` or `.gone`, on the topic of its heartbeats.
     #[must_use]
     pub fn event(&self) -> Vec<u8> {
         #[derive(Serialize)]
@@ -249,156 +258,4 @@ fn heart((emitter, topic): &(Arc<str>, Arc<str>), beat: &Beat, now: Duration) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::topic::Pattern;
-
-    const BEAT: &str = "graph.delta.heartbeat";
-
-    fn presence() -> Presence {
-        let heartbeats = Filter::new([Pattern::parse(BEAT).expect("valid")]);
-        Presence::new(&heartbeats, Patience { late: Duration::from_secs(45), dead: Duration::from_secs(60) })
-    }
-
-    fn hear(presence: &mut Presence, emitter: &str, kind: &str, topic: &str, now: u64) {
-        let json = format!(r#"{{"type":"{kind}","topic":"{topic}"}}"#);
-        let record = Record::event(json.into()).expect("valid");
-        presence.hear(&emitter.into(), &record, Duration::from_secs(now));
-    }
-
-    fn look(presence: &mut Presence, now: u64) -> Vec<(String, Freshness)> {
-        let news = presence.look(Duration::from_secs(now));
-        news.iter().map(|heart| (format!("{}:{}", heart.emitter, heart.topic), heart.state)).collect()
-    }
-
-    fn counts(presence: &Presence) -> (usize, usize, usize) {
-        let summary = presence.summary(0, Duration::ZERO);
-        (summary.active, summary.late, summary.dead)
-    }
-
-    #[test]
-    fn a_heart_is_active_then_late_then_dead_and_each_is_told_once() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        assert_eq!(look(&mut presence, 1), [("x:ada".into(), Freshness::Active)]);
-        assert_eq!(look(&mut presence, 45), []);
-        assert_eq!(look(&mut presence, 46), [("x:ada".into(), Freshness::Late)]);
-        assert_eq!(look(&mut presence, 60), []);
-        assert_eq!(look(&mut presence, 61), [("x:ada".into(), Freshness::Dead)]);
-        assert_eq!(look(&mut presence, 500), []);
-        assert_eq!(counts(&presence), (0, 0, 1));
-        hear(&mut presence, "x", BEAT, "ada", 501);
-        hear(&mut presence, "x", BEAT, "ada", 502);
-        assert_eq!(look(&mut presence, 502), [("x:ada".into(), Freshness::Active)]);
-        assert_eq!(counts(&presence), (1, 0, 0));
-    }
-
-    #[test]
-    fn beats_in_time_are_no_news_and_a_long_pause_of_the_watcher_tells_the_last_state_only() {
-        let mut presence = presence();
-        for now in [0, 30, 60, 90] {
-            hear(&mut presence, "x", BEAT, "ada", now);
-        }
-        assert_eq!(look(&mut presence, 95).len(), 1);
-        assert_eq!(look(&mut presence, 1000), [("x:ada".into(), Freshness::Dead)]);
-    }
-
-    #[test]
-    fn only_heartbeats_count_and_each_engine_of_an_emitter_for_itself() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        hear(&mut presence, "x", BEAT, "atlas", 0);
-        hear(&mut presence, "y", BEAT, "ada", 0);
-        hear(&mut presence, "z", "graph.delta.node.upsert", "ada", 0);
-        hear(&mut presence, "", BEAT, "nobody", 0);
-        assert_eq!(counts(&presence), (3, 0, 0));
-        look(&mut presence, 1);
-        hear(&mut presence, "x", BEAT, "ada", 40);
-        hear(&mut presence, "x", "graph.delta.node.upsert", "atlas", 50);
-        let late = look(&mut presence, 50);
-        assert_eq!(late.len(), 2);
-        assert!(
-            late.contains(&("x:atlas".into(), Freshness::Late)) && late.contains(&("y:ada".into(), Freshness::Late))
-        );
-    }
-
-    #[test]
-    fn heartbeats_may_be_chosen_by_patterns_of_types_and_topics_and_a_gap_is_none() {
-        let patience = presence().watched.expect("watching").1;
-        let patterns = ["*.beacon", "graph/*/delta/heartbeat"].map(|text| Pattern::parse(text).expect("valid"));
-        let mut presence = Presence::new(&Filter::new(patterns), patience);
-        hear(&mut presence, "x", "presence.beacon", "a", 0);
-        hear(&mut presence, "x", "any", "graph/ada/delta/heartbeat", 0);
-        hear(&mut presence, "x", "any", "graph/ada/delta/node", 0);
-        presence.hear(&"x".into(), &Record::gap("x", "e", 1, 2, "crash"), Duration::ZERO);
-        assert_eq!(counts(&presence), (2, 0, 0));
-    }
-
-    #[test]
-    fn what_could_not_be_told_is_told_later_unless_it_is_old() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        let [active] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
-        presence.untold(active.clone());
-        assert_eq!(look(&mut presence, 1), [("x:ada".into(), Freshness::Active)]);
-        presence.look(Duration::from_secs(50));
-        presence.untold(active.clone());
-        assert_eq!(look(&mut presence, 51), []);
-    }
-
-    #[test]
-    fn who_takes_leave_is_not_dead() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        hear(&mut presence, "x", GONE, "atlas", 0);
-        look(&mut presence, 1);
-        hear(&mut presence, "x", GONE, "ada", 2);
-        assert_eq!(look(&mut presence, 100), []);
-        assert_eq!(counts(&presence), (0, 0, 0));
-    }
-
-    #[test]
-    fn the_dead_are_forgotten_after_an_hour() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        look(&mut presence, 3600);
-        assert_eq!(counts(&presence), (0, 0, 1));
-        look(&mut presence, 3601);
-        assert_eq!(counts(&presence), (0, 0, 0));
-    }
-
-    #[test]
-    fn topics_that_somebody_makes_up_fill_a_bound_and_no_more() {
-        let mut presence = presence();
-        for n in 0..MOST + 5 {
-            hear(&mut presence, "x", BEAT, &n.to_string(), 0);
-        }
-        hear(&mut presence, "x", BEAT, &"t".repeat(MAX_TOPIC + 1), 0);
-        let summary = presence.summary(3, Duration::from_secs(2));
-        assert_eq!((summary.active, summary.unwatched, summary.hearts.len()), (MOST, 6, 3));
-    }
-
-    #[test]
-    fn nothing_is_watched_without_patterns() {
-        let mut presence = Presence::new(&Filter::default(), presence().watched.expect("watching").1);
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        assert!(!presence.is_watching() && look(&mut presence, 100).is_empty());
-        assert_eq!(counts(&presence), (0, 0, 0));
-    }
-
-    #[test]
-    fn a_change_is_told_on_the_topic_of_the_heartbeats() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "graph/ada", 0);
-        let [active] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
-        let told = String::from_utf8(active.event()).expect("text");
-        let want = r#"{"type":"presence.active","topic":"graph/ada","data":{"emitter":"x","topic":"graph/ada","state":"active","silent":0.0,"alert":false}}"#;
-        assert_eq!(told, want);
-        let [dead] = &presence.look(Duration::from_millis(61_500))[..] else { panic!("one") };
-        let told = String::from_utf8(dead.event()).expect("text");
-        assert!(told.contains(r#""presence.dead""#) && told.contains(r#""silent":61.5,"alert":true"#), "{told}");
-        hear(&mut presence, "y", BEAT, "", 0);
-        let [bare] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
-        assert!(String::from_utf8(bare.event()).expect("text").starts_with(r#"{"type":"presence.active","data""#));
-    }
-}
+mod tests;

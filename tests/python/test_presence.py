@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import urllib.request
 
@@ -55,7 +56,8 @@ async def test_an_engine_that_falls_silent_is_late_then_dead_and_active_when_it_
         await heartbeat.start()
         assert (await states(ws, 1))[0][0] == "presence.active"
         await heartbeat.stop()
-        assert await broadcaster.drain(5)
+        [(kind, data)] = await states(ws, 1)
+        assert (kind, data["state"], data["alert"]) == ("presence.gone", "gone", False)
         assert presence(hub) == (0, 0, 0), "who takes leave is not dead"
 
 
@@ -66,6 +68,38 @@ async def test_news_of_an_engine_come_on_the_topic_of_its_heartbeats(make) -> No
         async with Heartbeat(broadcaster, "ada"), Heartbeat(broadcaster, "atlas"):
             kinds = [(await frame(ws))["data"]["type"] for _ in range(2)]
         assert kinds == ["graph.delta.heartbeat", "presence.active"]
+
+
+ENGINE = """
+import asyncio, sys
+from safe_broadcaster import Heartbeat, SafeBroadcaster
+
+async def main():
+    async with SafeBroadcaster(sys.argv[1], sys.argv[2], emitter_id="engine") as broadcaster:
+        async with Heartbeat(broadcaster, "ada", interval=0.2):
+            await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_process_is_dead_until_the_next_one_beats(tmp_path) -> None:
+    async with (
+        EventBroadcaster(port=0, **QUICK) as hub,
+        subscriber(hub.url, "presence.*") as (ws, _),
+    ):
+        for expected in (["active", "late", "dead"], ["active", "late", "dead"]):
+            engine = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", ENGINE, hub.url, str(tmp_path / "engine.db")
+            )
+            try:
+                assert [data["state"] for _, data in await states(ws, 1)] == expected[:1]
+            finally:
+                engine.kill()
+                await engine.wait()
+            told = await states(ws, 2)
+            assert [data["state"] for _, data in told] == expected[1:]
+            assert told[-1][1]["emitter"] == "engine"
 
 
 async def test_engines_without_heartbeats_are_nobodys_concern_and_watching_can_be_turned_off(make) -> None:

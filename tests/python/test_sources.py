@@ -393,6 +393,24 @@ async def test_a_hybrid_source_that_does_not_run_cannot_be_told() -> None:
         await queue.notify()
 
 
+@virtual
+async def test_the_numbers_of_sources_are_there_for_monitoring() -> None:
+    good = [sources.poll(State(n).fetch, event_type="good") for n in range(2)]
+    bad = sources.poll(State(object()).fetch, event_type="bad", name="bad one")
+    _, tasks = run(*good, bad)
+    async with tasks:
+        await asyncio.sleep(6)
+        numbers = {(metric.name, metric.labels["source"]): metric.value for metric in tasks.metrics()}
+    assert numbers == {
+        ("source_running", "good (State.fetch)"): 2,
+        ("source_events", "good (State.fetch)"): 2,
+        ("source_failures", "good (State.fetch)"): 0,
+        ("source_running", "bad one"): 1,
+        ("source_events", "bad one"): 0,
+        ("source_failures", "bad one"): 2,
+    }
+
+
 class Plain:
     """A manager with plain methods."""
 
