@@ -1,7 +1,7 @@
-"""Calls functions that users have given: plain or async, quick or hanging, well-behaved or not.
+"""Calls functions that users have given, thousands a second: async ones on the loop, plain ones in a thread.
 
-An ``async def`` runs on the event loop. A plain function runs in a thread, where it may block without harm. What takes
-too long is cancelled, and what holds up the loop is named in the log.
+What takes too long is cancelled, and what holds up the loop is named in the log. Unlike `safe_broadcaster.deadlines`
+this costs no task for each call, and waits for the end of what it has cancelled.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster import _core
+from safe_broadcaster.deadlines import Aside
 from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["call", "check_callable", "check_timeout", "is_async", "name_of"]
+__all__ = ["Handler", "call", "check_callable", "check_timeout", "is_async", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,14 @@ def name_of(function: object) -> str:
     """Return how a function is called in logs."""
     if isinstance(function, functools.partial):
         return name_of(cast("functools.partial[Any]", function).func)
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
+    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return name.rpartition("<locals>.")[2]
+
+
+def is_async(function: object) -> bool:
+    """Whether it is to be called on the event loop."""
+    of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
+    return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
 
 
 def check_callable(setting: str, function: object) -> None:
@@ -47,39 +55,56 @@ def check_timeout(setting: str, seconds: float | None) -> None:
 
 
 async def call(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
-    """Call a function and wait for its result.
+    """Call a function once; see `Handler`."""
+    return await Handler(function, timeout)(*arguments)
+
+
+class Handler:
+    """A function that is called again and again.
 
     Args:
-        function: Plain (runs in a thread of the default executor) or async.
-        arguments: What it is given.
-        timeout: Seconds it may take. None: any.
-
-    Raises:
-        HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs is
-            logged, and its end is waited for, so that at most one thread hangs for each caller.
-        Exception: What the function raises.
+        function: Async, or plain: that runs in a thread of its own.
+        timeout: Seconds that a call may take. None: any.
 
     """
-    if is_async(function):
-        return await _Watched(function, function(*arguments), timeout)
-    result = await _in_thread(function, arguments, timeout)
-    if inspect.isawaitable(result):  # a plain function that makes a coroutine
-        return await _Watched(function, result, timeout)
-    return result
 
+    __slots__ = ("_is_async", "function", "timeout")
 
-def is_async(function: object) -> bool:
-    """Whether it is to be called on the event loop."""
-    of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
-    return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
+    def __init__(self, function: Callable[..., Any], timeout: float | None = None) -> None:
+        self.function = function
+        self.timeout = timeout
+        self._is_async = is_async(function)
+
+    async def __call__(self, *arguments: object) -> Any:
+        """Call it and wait for its result.
+
+        Raises:
+            HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs
+                is logged, and its end is waited for, so that at most one thread hangs for each caller.
+            RuntimeError: It was cancelled from within, which must not look as if the caller were.
+            Exception: What the function raises.
+
+        """
+        if self._is_async:
+            return await _Watched(self.function, self.function(*arguments), self.timeout)
+        result = await _in_thread(self.function, arguments, self.timeout)
+        if inspect.isawaitable(result):  # a plain function that makes a coroutine
+            return await _Watched(self.function, result, self.timeout)
+        return result
 
 
 async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...], timeout: float | None) -> Any:
-    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    made: list[object] = []  # what it returns is looked at by whoever waits for it here
+
+    def plain() -> None:
+        made.append(function(*arguments))
+
+    running = asyncio.ensure_future(Aside(plain, f"safe_broadcaster {name_of(function)}")())
     done, _ = await asyncio.wait({running}, timeout=timeout)
     if not done:
         logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
-    return await running
+    await running
+    return made[0]
 
 
 class _Watched:
@@ -88,13 +113,13 @@ class _Watched:
     A timer is armed only for what suspends. So a handler that never does costs no more than a few calls.
     """
 
-    __slots__ = ("_awaitable", "_expired", "_function", "_timeout")
+    __slots__ = ("_awaitable", "_cancelled", "_expired", "_function", "_timeout")
 
     def __init__(self, function: object, awaitable: Awaitable[Any], timeout: float | None) -> None:
         self._function = function
         self._awaitable = awaitable
         self._timeout = timeout
-        self._expired = False
+        self._expired = self._cancelled = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
         steps = _as_coroutine(self._awaitable).__await__()
@@ -120,7 +145,10 @@ class _Watched:
                     raise
                 except BaseException as thrown:  # noqa: BLE001 - it belongs to the awaited one
                     error = thrown
-        except asyncio.CancelledError:
+                    self._cancelled = isinstance(thrown, asyncio.CancelledError)
+        except asyncio.CancelledError as error:
+            if not self._cancelled:
+                raise RuntimeError(f"{name_of(self._function)} was cancelled from within") from error
             if not self._expired:
                 raise
             raise HandlerTimeout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from uuid import UUID
@@ -363,9 +364,9 @@ async def test_a_real_client_that_reads_nothing_is_sent_away() -> None:
             while manager.get_connection_count():
                 await manager.broadcast(big)
                 await asyncio.sleep(0)
-            with pytest.raises(ConnectionClosed):
-                while True:
-                    await asyncio.wait_for(slow.recv(), 20)
+            with contextlib.suppress(ConnectionClosed):  # it ends, and 3008 may not have got through
+                async for _ in slow:
+                    pass
         assert manager.get_stats()["slow"] == 1
 
 

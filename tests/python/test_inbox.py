@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 
@@ -193,10 +194,8 @@ async def test_closing_wakes_those_that_wait_for_room() -> None:
 async def test_a_consumer_that_ignores_its_cancellation_is_told_and_not_waited_for(caplog) -> None:
     async def stubborn(_: list[int]) -> None:
         for _ in range(3):
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(100)
-            except asyncio.CancelledError:
-                pass
 
     inbox = Inbox(stubborn, maxsize=1, name="test")
     inbox.put_nowait(0)
