@@ -144,7 +144,7 @@ class BackgroundTasks:
                 logger.error("source %s does not heed its end", tasks[task].name)
         for source in self._sources:
             if source.state == "running":
-                source.state = "stopped"
+                source.end()
 
     def status(self) -> list[dict[str, Any]]:
         """Return the numbers of each source, see `Source.status`."""
@@ -187,7 +187,7 @@ class BackgroundTasks:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         source = self._tasks.pop(task)
-        source.state = "stopped"
+        source.end()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("source %s ended for good", source.name, exc_info=error)
 
