@@ -63,5 +63,5 @@ class Sink:
         count: Callable[[], int] | None = getattr(self.target, "get_connection_count", None)
         if count is not None:
             return count() > 0
-        connections: Sized | int | None = getattr(self.target, "active_connections", None)
+        connections: Sized | None = getattr(self.target, "active_connections", None)
         return True if connections is None else bool(connections)
