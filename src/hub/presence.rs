@@ -6,6 +6,7 @@
 //! so what is watched is an emitter's heartbeat on a topic.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ const MAX_TOPIC: usize = 256;
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// How fresh a heartbeat is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Freshness {
     /// It came in time.
@@ -92,8 +93,23 @@ pub struct Summary {
 
 #[derive(Debug)]
 struct Beat {
+    /// When it came.
     last: Duration,
-    state: Freshness,
+    /// It was the last one, on purpose.
+    gone: bool,
+    /// What was told of it last.
+    told: Option<Freshness>,
+}
+
+impl Beat {
+    fn state(&self, patience: Patience, now: Duration) -> Freshness {
+        match now.saturating_sub(self.last) {
+            _ if self.gone => Freshness::Gone,
+            silence if silence > patience.dead => Freshness::Dead,
+            silence if silence > patience.late => Freshness::Late,
+            _ => Freshness::Active,
+        }
+    }
 }
 
 /// What is a heartbeat. Every event of an emitter is held against it, so plain types are told from patterns.
@@ -122,7 +138,6 @@ impl Heartbeats {
 pub struct Presence {
     watched: Option<(Heartbeats, Patience)>,
     hearts: HashMap<(Arc<str>, Arc<str>), Beat>,
-    news: Vec<Heart>,
     unwatched: u64,
 }
 
@@ -140,69 +155,61 @@ impl Presence {
         self.watched.is_some()
     }
 
-    /// An emitter has brought an event.
-    pub fn hear(&mut self, emitter: &Arc<str>, record: &Record, now: Duration) {
+    /// An emitter has brought events.
+    pub fn hear(&mut self, emitter: &Arc<str>, records: &[Record], now: Duration) {
         let Some((heartbeats, _)) = &self.watched else { return };
-        if emitter.is_empty() || record.carried() != Carried::Event {
+        if emitter.is_empty() {
             return;
         }
-        let kind = record.kind();
-        let gone = kind.strip_suffix(GONE).is_some_and(|of| heartbeats.matches(of, record));
-        if !gone && !heartbeats.matches(kind, record) {
-            return;
-        }
-        if record.topic().len() > MAX_TOPIC {
-            self.unwatched += 1;
-            return;
-        }
-        let key = (emitter.clone(), Arc::from(record.topic()));
-        if gone {
-            if let Some(beat) = self.hearts.remove(&key) {
-                self.news.push(heart(&key, &Beat { state: Freshness::Gone, ..beat }, now));
+        for record in records.iter().filter(|record| record.carried() == Carried::Event) {
+            let kind = record.kind();
+            let gone = kind.strip_suffix(GONE).is_some_and(|of| heartbeats.matches(of, record));
+            if !gone && !heartbeats.matches(kind, record) {
+                continue;
             }
-        } else if let Some(beat) = self.hearts.get_mut(&key) {
-            beat.last = now;
-            if beat.state != Freshness::Active {
-                beat.state = Freshness::Active;
-                self.news.push(heart(&key, beat, now));
+            let (topic, known) = (record.topic(), self.hearts.len());
+            if topic.len() > MAX_TOPIC {
+                self.unwatched += 1;
+                continue;
             }
-        } else if self.hearts.len() < MOST {
-            let beat = Beat { last: now, state: Freshness::Active };
-            self.news.push(heart(&key, &beat, now));
-            self.hearts.insert(key, beat);
-        } else {
-            self.unwatched += 1;
+            match self.hearts.entry((emitter.clone(), Arc::from(topic))) {
+                Occupied(mut heart) => {
+                    let beat = heart.get_mut();
+                    (beat.gone, beat.last) = (gone, if gone { beat.last } else { now });
+                }
+                Vacant(_) if gone => {}
+                Vacant(_) if known >= MOST => self.unwatched += 1,
+                Vacant(place) => drop(place.insert(Beat { last: now, gone, told: None })),
+            }
         }
     }
 
-    /// Looks who is late, and takes what has changed since the last time, in that order.
+    /// Looks who is late; returns whose state is another than the one told last, the longest silent first. What came and
+    /// went in between is not told, however often it did.
     pub fn look(&mut self, now: Duration) -> Vec<Heart> {
-        let Some((_, patience)) = &self.watched else { return Vec::new() };
-        let mut silent = Vec::new();
+        let Some((_, patience)) = self.watched.as_ref() else { return Vec::new() };
+        let mut news = Vec::new();
         self.hearts.retain(|key, beat| {
-            let silence = now.saturating_sub(beat.last);
-            let state = match silence {
-                _ if silence > patience.dead => Freshness::Dead,
-                _ if silence > patience.late => Freshness::Late,
-                _ => Freshness::Active,
-            };
-            if state > beat.state {
-                beat.state = state;
-                silent.push(heart(key, beat, now));
+            let state = beat.state(*patience, now);
+            let is_known = beat.told.is_some() || state != Freshness::Gone;
+            if is_known && beat.told != Some(state) {
+                beat.told = Some(state);
+                news.push(heart(key, beat, state, now));
             }
-            silence <= patience.dead.max(REMEMBERED)
+            !beat.gone && now.saturating_sub(beat.last) <= patience.dead.max(REMEMBERED)
         });
-        silent.sort_by(|a, b| b.silent.total_cmp(&a.silent));
-        self.news.append(&mut silent);
-        std::mem::take(&mut self.news)
+        news.sort_by(|a, b| b.silent.total_cmp(&a.silent));
+        news
     }
 
-    /// A change that could not be told is told the next time, unless it is old by then.
-    pub fn untold(&mut self, heart: Heart) {
-        let key = (heart.emitter.clone(), heart.topic.clone());
-        let now = self.hearts.get(&key).map_or(Freshness::Gone, |beat| beat.state);
-        if now == heart.state && !self.news.contains(&heart) {
-            self.news.push(heart);
+    /// A change could not be told: it is looked at again.
+    pub fn untold(&mut self, heart: Heart, now: Duration) {
+        let key = (heart.emitter, heart.topic);
+        if heart.state == Freshness::Gone {
+            let beat = Beat { last: now, gone: true, told: Some(Freshness::Active) };
+            self.hearts.entry(key).or_insert(beat);
+        } else if let Some(beat) = self.hearts.get_mut(&key) {
+            beat.told = None;
         }
     }
 
@@ -210,14 +217,16 @@ impl Presence {
     #[must_use]
     pub fn summary(&self, most: usize, now: Duration) -> Summary {
         let mut summary = Summary { unwatched: self.unwatched, ..Summary::default() };
+        let Some((_, patience)) = &self.watched else { return summary };
         for (key, beat) in &self.hearts {
-            match beat.state {
+            let state = beat.state(*patience, now);
+            match state {
                 Freshness::Active => summary.active += 1,
                 Freshness::Late => summary.late += 1,
                 Freshness::Dead => summary.dead += 1,
-                Freshness::Gone => {}
+                Freshness::Gone => continue,
             }
-            summary.hearts.push(heart(key, beat, now));
+            summary.hearts.push(heart(key, beat, state, now));
         }
         summary.hearts.sort_by(|a, b| b.silent.total_cmp(&a.silent).then_with(|| a.topic.cmp(&b.topic)));
         summary.hearts.truncate(most);
@@ -252,9 +261,9 @@ fn as_text<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(text)
 }
 
-fn heart((emitter, topic): &(Arc<str>, Arc<str>), beat: &Beat, now: Duration) -> Heart {
+fn heart((emitter, topic): &(Arc<str>, Arc<str>), beat: &Beat, state: Freshness, now: Duration) -> Heart {
     let silent = now.saturating_sub(beat.last).as_secs_f64();
-    Heart { emitter: emitter.clone(), topic: topic.clone(), state: beat.state, silent: (silent * 1e3).round() / 1e3 }
+    Heart { emitter: emitter.clone(), topic: topic.clone(), state, silent: (silent * 1e3).round() / 1e3 }
 }
 
 #[cfg(test)]
