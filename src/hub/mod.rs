@@ -15,6 +15,7 @@ mod config;
 pub mod doors;
 mod driver;
 pub mod emitters;
+pub mod entities;
 pub mod entry;
 pub mod history;
 mod http;
@@ -35,10 +36,12 @@ pub mod state;
 mod stats;
 mod tls;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -55,12 +58,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
-use auth::{Grant, not_granted};
+use auth::Grant;
 use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use history::Reply;
 use listener::Port;
-use log::Log;
+use log::{Log, Noting};
 use shared::Shared;
 
 /// How long sessions may take to hear the goodbye before the hub closes them.
@@ -75,8 +78,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub struct Hub {
     shared: Arc<Shared>,
     number: u16,
-    /// The bound socket, while a task accepts on it, and the means to end that task.
-    accepting: Mutex<(Weak<Port>, AbortHandle)>,
+    accepting: Mutex<Accepting>,
+    /// Held while the port is taken anew, which takes time; `accepting` is not.
+    listening_again: Mutex<()>,
     generation: u64,
 }
 
@@ -96,15 +100,19 @@ impl Hub {
         let inside = handle.enter();
         let port = Port::new(listener, inherited).map_err(unusable)?;
         drop(inside);
-        let (limits, requires_ack) = (config.log_limits(), Filter::new(config.requires_ack.iter().cloned()));
+        let limits = config.log_limits();
+        let noting = Noting {
+            requires_ack: Filter::new(config.requires_ack.iter().cloned()),
+            entities: Arc::new(config.entities()?),
+        };
         let shared = match &config.log_path {
             None => {
-                let log = Log::new(fresh_epoch()?, limits).requiring_acks(requires_ack);
+                let log = Log::new(fresh_epoch()?, limits).noting(noting);
                 Arc::new(Shared::new(config, guards, (log, Duration::ZERO), None, handle))
             }
             Some(path) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
-                let log = history::replay(recovered, limits, requires_ack);
+                let log = history::replay(recovered, limits, noting);
                 let shared = Arc::new(Shared::new(config, guards, log, Some(history), handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
                 drop(handle.spawn(history::settle(shared.clone(), outcomes)));
@@ -116,7 +124,7 @@ impl Hub {
         }
         let number = port.number();
         let accepting = Mutex::new(accept(&shared, port));
-        Ok(Self { shared, number, accepting, generation: runtime::generation() })
+        Ok(Self { shared, number, accepting, listening_again: Mutex::default(), generation: runtime::generation() })
     }
 
     /// The port it listens on.
@@ -128,7 +136,7 @@ impl Hub {
     /// Whether new connections are accepted: the task lives, and its socket is what it was.
     #[must_use]
     pub fn is_listening(&self) -> bool {
-        let sound = || self.accepting.lock().0.upgrade().is_some_and(|port| port.is_sound());
+        let sound = || self.accepting.lock().port.upgrade().is_some_and(|port| port.is_sound());
         self.shared.listening.load(Ordering::Relaxed) && sound()
     }
 
@@ -141,18 +149,17 @@ impl Hub {
         if self.shared.is_stopping() {
             return Err(stopped());
         }
-        let mut accepting = self.accepting.lock();
-        accepting.1.abort();
-        let ended = Instant::now();
-        while accepting.0.strong_count() > 0 && ended.elapsed() < RELISTEN_DEADLINE {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let one_at_a_time = self.listening_again.lock();
+        let ended = self.accepting.lock().end();
+        // Nothing is ever sent: the channel ends with the port.
+        let _closed_or_late = ended.map(|ended| ended.recv_timeout(RELISTEN_DEADLINE));
         let config = HubConfig { port: self.number, ..self.shared.config.clone() };
         let (inherited, listener) = listener::bind(&config)?;
         let inside = self.shared.handle().enter();
         let port = Port::new(listener, inherited).map_err(unusable)?;
         drop(inside);
-        *accepting = accept(&self.shared, port);
+        *self.accepting.lock() = accept(&self.shared, port);
+        drop(one_at_a_time);
         Ok(())
     }
 
@@ -213,7 +220,7 @@ impl Hub {
         })
     }
 
-    /// Lets a client in that another server has shaken hands with, by its path (`/ws`, `/publish`) and header fields;
+    /// Lets a client in that another server has shaken hands with, by its address (`/ws`, `/publish`) and header fields;
     /// gives its session and the subprotocol to answer with. `bell` is rung when there is something to take, or room
     /// to feed again; it must not wait.
     ///
@@ -221,12 +228,12 @@ impl Hub {
     /// [`ErrorKind::Forked`].
     pub fn admit(
         &self,
-        path: &str,
+        target: &str,
         headers: &HeaderMap,
         bell: impl Fn() + Send + Sync + 'static,
     ) -> Result<Result<(Guest, Option<&'static str>), Refusal>> {
         self.check_process()?;
-        Ok(doors::admit(&self.shared, path, headers, bell))
+        Ok(doors::admit(&self.shared, target, headers, bell))
     }
 
     /// Answers an HTTP request that another server has read; `bell` is rung when there is something to take.
@@ -287,11 +294,25 @@ impl Drop for Hub {
     }
 }
 
-fn accept(shared: &Arc<Shared>, port: Port) -> (Weak<Port>, AbortHandle) {
+/// The bound socket, while a task accepts on it, and the means to end that task.
+struct Accepting {
+    port: Weak<Port>,
+    task: AbortHandle,
+    ended: Option<Receiver<Infallible>>,
+}
+
+impl Accepting {
+    /// Ends it; what is returned ends when the socket is closed.
+    fn end(&mut self) -> Option<Receiver<Infallible>> {
+        self.task.abort();
+        self.ended.take()
+    }
+}
+
+fn accept(shared: &Arc<Shared>, mut port: Port) -> Accepting {
+    let ended = Some(port.open(shared));
     let port = Arc::new(port);
-    let sound = Arc::downgrade(&port);
-    shared.listening.store(true, Ordering::Relaxed);
-    (sound, shared.spawn(listener::accept(shared.clone(), port)))
+    Accepting { port: Arc::downgrade(&port), task: shared.spawn(listener::accept(shared.clone(), port)), ended }
 }
 
 /// Tells subscribers whose heartbeats begin, stay away and come back, until the hub stops.
@@ -347,14 +368,7 @@ fn record(shared: &Shared, json: Bytes, grant: Option<&Grant>) -> Result<Record>
         let message = format!("the event has {} bytes; max_message_bytes is {limit}", json.len());
         return Err(Error::new(ErrorKind::EventTooLarge, message));
     }
-    let record = Record::event(json).map_err(|error| {
-        Error::new(ErrorKind::EventNotSerializable, "an event is a JSON object with text as its type and topic")
-            .with_source(error)
-    })?;
-    if grant.is_some_and(|grant| !grant.may_publish(&record)) {
-        return Err(Error::new(ErrorKind::NotAllowed, not_granted(&record)));
-    }
-    Ok(record)
+    Record::checked(json, &shared.entities, grant.and_then(|grant| grant.publish.as_ref()))
 }
 
 fn stopped() -> Error {

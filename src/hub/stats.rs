@@ -80,6 +80,7 @@ pub struct HubStats {
 impl HubStats {
     pub(super) fn read(shared: &Shared) -> Self {
         let status = shared.history.as_ref().map(|history| &*history.status);
+        let tls_error = shared.tls.as_ref().and_then(Tls::error); // it may look at the files, so not under the lock
         let count = |of: fn(&Status) -> u64| status.map_or(0, of);
         shared.with(|state, now| {
             let counts = state.registry.counts();
@@ -107,8 +108,8 @@ impl HubStats {
                 compressed: state.registry.work().1,
                 closes: shared.closes.lock().clone(),
                 queued_bytes: state.registry.queued_bytes(),
+                tls_error,
                 presence: state.presence.summary(HEARTS, now),
-                tls_error: shared.tls.as_ref().and_then(Tls::error),
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
             }

@@ -255,7 +255,7 @@ class EventBroadcaster(TypedBroadcasts):
         Args:
             websocket: A ``WebSocket`` of Starlette or FastAPI.
             events: Patterns of what it gets until it subscribes by itself (which takes `handle_message`). All by
-                default; empty for nothing.
+                default; empty for nothing. Where clients show tokens, what of that its token grants, once it has.
 
         Raises:
             ConnectRefused: The client is not let in (origin, ``max_sessions``), and was told so.

@@ -27,10 +27,10 @@ use ledger::{Ledger, Verdict};
 use sqlite::{LogStore, Recovered};
 
 use super::emitters::{Emitters, REMEMBERED};
-use super::entry::{Filter, Record};
-use super::log::{Log, LogLimits, cost};
+use super::entry::Record;
+use super::log::{Log, LogLimits, Noting, cost};
 use super::machine::Turn;
-use super::registry::{SessionId, frame_cost};
+use super::registry::{Role, SessionId, frame_cost};
 use super::service::Part;
 use super::shared::Shared;
 use super::state::{Published, State};
@@ -47,6 +47,9 @@ const ROUNDS: u8 = 16;
 
 /// What subscribers are told of a disk that refuses events.
 const REFUSED: &str = "Events cannot be stored at the moment; their emitters keep them.";
+/// What is told of a thread that has panicked. It is not started again: a panic is a fault of this program, and what it
+/// left of its books cannot be trusted with offsets that must never repeat. A new process reads them from the file.
+const DEAD: &str = "the thread of the hub's log has died; start the hub again, and report this";
 
 /// Who hears what became of a published event. If nothing will, because the hub stops, that is said.
 pub(super) struct Reply(Option<Box<dyn FnOnce(Result<Published>) + Send>>);
@@ -73,10 +76,24 @@ impl Drop for Reply {
 
 /// Work for the log's thread.
 enum Op {
-    Turn { turn: Turn, flow: Arc<Flow>, bytes: usize },
-    Publish { records: Vec<Record>, reply: Reply },
-    Release { id: SessionId, name: Arc<str> },
-    Close { done: oneshot::Sender<()> },
+    Turn {
+        turn: Turn,
+        flow: Arc<Flow>,
+        bytes: usize,
+    },
+    Publish {
+        records: Vec<Record>,
+        reply: Reply,
+    },
+    Release {
+        id: SessionId,
+        name: Arc<str>,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
+    #[cfg(test)]
+    Panic,
 }
 
 /// What became of an op, for the hub to act on.
@@ -109,6 +126,21 @@ pub(super) struct Status {
     pub(super) error: Mutex<Option<String>>,
     /// Where a damaged file was moved to.
     pub(super) set_aside: Mutex<Option<PathBuf>>,
+    /// The thread has panicked.
+    dead: AtomicBool,
+}
+
+/// Tells of the end of the log's thread, if it was none that anybody wanted.
+struct Witness(Arc<Status>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.dead.store(true, Ordering::Relaxed);
+            self.0.degraded.store(true, Ordering::Relaxed);
+            *self.0.error.lock() = Some(DEAD.to_owned());
+        }
+    }
 }
 
 /// Opens the log and starts its thread. `fresh` is the epoch of a log that begins.
@@ -133,7 +165,9 @@ pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Histo
             emitters.recall(&mark.name, mark.epoch, mark.have);
         }
         *worker_status.set_aside.lock() = recovered.set_aside.take();
-        let worker = Worker { store, ledger: Ledger::new(emitters), outcomes, status: worker_status };
+        let witness = Witness(worker_status.clone());
+        let worker =
+            Worker { _witness: witness, store, ledger: Ledger::new(emitters), outcomes, status: worker_status };
         worker.tell();
         if opened.send(Ok(recovered)).is_ok() {
             worker.run(&ops);
@@ -148,12 +182,12 @@ pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Histo
 
 /// The log in memory as an earlier life of the hub left it, and the age of its oldest entry: the present on the log's
 /// scale of time.
-pub(super) fn replay(recovered: Recovered, limits: LogLimits, requires_ack: Filter) -> (Log, Duration) {
+pub(super) fn replay(recovered: Recovered, limits: LogLimits, noting: Noting) -> (Log, Duration) {
     let Recovered { epoch, head, entries, now, .. } = recovered;
     let oldest = entries.first().map_or(0, |(at, _)| *at);
     let since = |at: i64| Duration::from_millis(at.saturating_sub(oldest).max(0) as u64);
     let now = if entries.is_empty() { Duration::ZERO } else { since(now) };
-    let mut log = Log::resume(epoch, head - entries.len() as u64, limits).requiring_acks(requires_ack);
+    let mut log = Log::resume(epoch, head - entries.len() as u64, limits).noting(noting);
     for (at, record) in entries {
         log.append(record, since(at).min(now));
     }
@@ -171,7 +205,11 @@ impl History {
     /// Publishes events; `reply` is called in the hub's thread when all of them are stored and on their way to the
     /// subscribers.
     pub(super) fn publish(&self, records: Vec<Record>, reply: Reply) {
-        drop(self.ops.send(Op::Publish { records, reply })); // a closed log drops the reply, which tells it
+        if let Err(ops::SendError(Op::Publish { reply, .. })) = self.ops.send(Op::Publish { records, reply })
+            && self.status.dead.load(Ordering::Relaxed)
+        {
+            reply.give(Err(Error::new(ErrorKind::LogIo, DEAD)));
+        } // the reply of a log that was closed is dropped, which tells it
     }
 
     /// A session is gone.
@@ -190,6 +228,8 @@ impl History {
 }
 
 struct Worker {
+    // Dropped first: who notices the end of the outcomes finds the reason.
+    _witness: Witness,
     store: LogStore,
     ledger: Ledger,
     outcomes: mpsc::UnboundedSender<Vec<Outcome>>,
@@ -238,6 +278,8 @@ impl Worker {
             }
             Op::Release { id, name } => self.ledger.release(id, &name),
             Op::Close { .. } => {} // the caller's
+            #[cfg(test)]
+            Op::Panic => panic!("as the test wants it"),
         }
     }
 
@@ -333,11 +375,64 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
                 }
             }
         }
-        let degraded = shared.history.as_ref().is_some_and(|history| history.status.degraded.load(Ordering::Relaxed));
-        if std::mem::replace(&mut told, degraded) != degraded {
-            let trouble = degraded.then(|| REFUSED.to_owned());
-            shared.with(|state, _| state.trouble(Part::Log, trouble));
+        tell_subscribers(&shared, &mut told);
+    }
+    tell_subscribers(&shared, &mut told);
+    // For a hub that stops that is said already; else what they have sent is not stored and never will be.
+    shared.with(|state, _| {
+        for (id, role) in state.registry.sessions() {
+            if role != Role::Subscriber {
+                state.registry.order_close(id, CloseCode::Degraded);
+            }
         }
+    });
+}
+
+/// Says that events cannot be stored, or that they can be again, where that is news.
+fn tell_subscribers(shared: &Shared, told: &mut bool) {
+    let degraded = shared.history.as_ref().is_some_and(|history| history.status.degraded.load(Ordering::Relaxed));
+    if std::mem::replace(told, degraded) != degraded {
+        let trouble = degraded.then(|| REFUSED.to_owned());
+        shared.with(|state, _| state.trouble(Part::Log, trouble));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Hub, HubConfig};
+    use crate::wire::topic::Pattern;
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_told_to_all_and_everything_else_goes_on() {
+        let home = tempfile::tempdir().expect("writable");
+        let config = HubConfig { port: 0, log_path: Some(home.path().join("log.db")), ..HubConfig::default() };
+        let hub = Hub::start(config.clone()).expect("starts");
+        let publish = || hub.publish(br#"{"type":"a"}"#[..].into());
+        let before = publish().expect("stored");
+        let id = hub.shared.with(|state, _| {
+            let id = state.registry.open(Role::Subscriber);
+            state.preset(id, &[Pattern::parse("*").expect("valid")]);
+            id
+        });
+        hub.shared.history.as_ref().expect("durable").ops.send(Op::Panic).expect("alive");
+        // One that was on its way may hear that the hub was stopped, every later one hears why.
+        while publish().expect_err("dead").kind() != ErrorKind::LogIo {}
+        let stats = hub.stats();
+        assert_eq!((stats.degraded, stats.log_error.as_deref()), (true, Some(DEAD)));
+        let told = || {
+            let mut items = std::collections::VecDeque::new();
+            hub.shared.with(|state, _| state.take(id, usize::MAX, &mut items));
+            format!("{items:?}").contains("degraded")
+        };
+        while !told() {
+            tokio::task::yield_now().await;
+        }
+        hub.stop().await;
+        // The file was given up in order, and another life goes on with it.
+        let again = Hub::start(config).expect("starts again");
+        let offset = again.publish(br#"{"type":"b"}"#[..].into()).expect("stored").offset;
+        assert_eq!(offset, before.offset + 1);
     }
 }
 
