@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from safe_broadcaster import AdaptiveInterval, Aggregator, CircuitBreaker, TimeScale
 from safe_broadcaster.aggregator import Outcome, Window, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INTERVALS = {
     TimeScale.MICRO: AdaptiveInterval(base=0.02, minimum=0.01, maximum=0.1, threshold=0.5),
@@ -53,6 +56,12 @@ async def observe(aggregator: Aggregator, activity: float, seconds: float) -> No
         await asyncio.sleep(0.01)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Look now and then until it is so."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
 def show(what: str, aggregator: Aggregator) -> None:
     """Print the status in a line."""
     status = aggregator.get_status()["status"]
@@ -84,10 +93,10 @@ async def main(phase: float = 1.0) -> None:
                 await observe(agg, 0.9, phase)
                 show("spike", agg)
                 source.failing = True
-                await asyncio.sleep(phase / 4)
+                await until(lambda: agg.circuit_breaker.tripped)
                 show("outage", agg)
                 source.failing = False
-                await observe(agg, 0.9, phase)
+                await until(lambda: agg.circuit_breaker.consecutive_failures == 0)
                 show("healed", agg)
 
 
