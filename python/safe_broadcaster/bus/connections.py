@@ -268,9 +268,10 @@ class ConnectionManager:
         return [connection.websocket for connection in self._all()]
 
     def get_stats(self) -> dict[str, float]:
-        """Return ``connections``, ``subscriptions``, ``queued`` messages and a client's ``longest_silence`` in seconds now.
+        """Return ``connections``, ``subscriptions``, ``queued`` messages and ``longest_silence`` now.
 
-        Since the start: ``broadcasts``, messages ``dropped`` before slow clients, and clients sent away as ``slow``.
+        The last is in seconds, of the client that was heard of least recently. Since the start: ``broadcasts``,
+        messages ``dropped`` before slow clients, and clients sent away as ``slow``.
         """
         connections = self._all()
         return {
