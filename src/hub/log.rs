@@ -98,6 +98,13 @@ impl Log {
         self.noting.entities.clone()
     }
 
+    /// The log begins anew in an epoch, behind the offset `head`: nothing is kept.
+    pub fn restart(&mut self, epoch: String, head: u64) {
+        (self.epoch, self.head) = (epoch, head);
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
     /// The epoch of all its offsets.
     #[must_use]
     pub fn epoch(&self) -> &str {

@@ -440,6 +440,20 @@ impl Registry {
         std::mem::take(&mut self.woken)
     }
 
+    /// The log began anew: whoever has a position in the old one comes back for one in the new, and what was queued for it
+    /// is given up. Emitters and publishers go on.
+    pub fn restart(&mut self) {
+        self.replays.clear();
+        self.compression.clear();
+        let positioned = |(id, session): (SessionId, &Session)| {
+            (session.role == Role::Subscriber && !session.filter.patterns().is_empty()).then_some(id)
+        };
+        for id in self.each().filter_map(positioned).collect::<Vec<_>>() {
+            self.leave(id);
+            self.with_outbox(id, |outbox| outbox.abandon(CloseCode::Restarted));
+        }
+    }
+
     fn close_slow(&mut self, id: SessionId) {
         self.leave(id);
         self.counts.slow += 1;

@@ -252,6 +252,12 @@ impl State {
         }
     }
 
+    /// The log begins anew in an epoch, behind the offset `head`, see [`Registry::restart`].
+    pub fn restart(&mut self, epoch: String, head: u64) {
+        self.log.restart(epoch, head);
+        self.registry.restart();
+    }
+
     /// The frames of at most `most` entries after an offset, oldest first, as a subscriber to everything gets them.
     pub fn frames_since(&mut self, offset: u64, most: usize, replay: bool, now: Duration) -> Vec<bytes::Bytes> {
         let entries = self.log.after(offset, now).take(most);
