@@ -100,10 +100,13 @@ async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...]
         made.append(function(*arguments))
 
     running = asyncio.ensure_future(Aside(plain, f"safe_broadcaster {name_of(function)}")())
-    done, _ = await asyncio.wait({running}, timeout=timeout)
-    if not done:
-        logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
-    await running
+    try:
+        done, _ = await asyncio.wait({running}, timeout=timeout)
+        if not done:
+            logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
+        await running
+    finally:
+        running.cancel()  # whoever is cancelled waits no more; the thread cannot be stopped
     return made[0]
 
 

@@ -146,6 +146,23 @@ async def test_a_plain_function_that_hangs_is_told_and_waited_for(caplog) -> Non
     assert await task is True
 
 
+async def test_whoever_waits_for_a_thread_may_be_cancelled_and_what_it_raises_later_is_told(caplog) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def fails_late() -> None:
+        began.set()
+        go.wait(20)
+        raise OSError("late")
+
+    task = asyncio.create_task(call(fails_late))
+    await eventually(began.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await eventually(lambda: "OSError('late')" in caplog.text)
+
+
 async def test_whoever_blocks_the_loop_is_named(caplog) -> None:
     async def blocks() -> None:
         time.sleep(0.26)  # noqa: ASYNC251 - the mistake that is to be told
