@@ -453,6 +453,9 @@ impl Registry {
             let mut forms: [Option<(u64, Item)>; 2] = [None, None];
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
+                if session.prev >= entry.offset {
+                    continue; // it had this from another hub
+                }
                 let zlib =
                     if session.deflates { zlib.get_or_insert_with(|| compression.of(entry)).as_ref() } else { None };
                 let form = &mut forms[usize::from(zlib.is_some())];
