@@ -13,6 +13,7 @@
 //! Live messages are for speed only: they may be lost, late, doubled or out of order. What is missing is read from the
 //! stream, and a probe that goes round through the live messages finds out that they have stopped.
 
+mod batches;
 pub mod block;
 mod driver;
 pub mod hearing;
@@ -220,6 +221,13 @@ impl Stretch {
     #[must_use]
     pub fn last(&self) -> u64 {
         self.first + self.count - 1
+    }
+
+    /// Whether there can be such a block: what claims more records than it has room for must not be believed.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let room = (self.records.len() / block::HEAD) as u64;
+        self.first > 0 && (1..=room).contains(&self.count) && self.first.checked_add(self.count).is_some()
     }
 }
 

@@ -24,6 +24,8 @@ pub struct BridgeStats {
     pub losses: u64,
     /// Attempts to connect in vain.
     pub failures: u64,
+    /// Probes that came back.
+    pub probes: u64,
     /// Connections given up because a probe did not come back.
     pub deaf: u64,
     /// Gaps in what was heard, filled from the stream.
