@@ -2,20 +2,22 @@
 
 ours:    publisher (`SafeBroadcaster`)  → hub (`EventBroadcaster`)     → subscriber (`websockets`)
 python:  publisher (`websockets`, json) → hub (Starlette on uvicorn)   → subscriber (`websockets`)
+bare:    publisher (`picows`, orjson)   → `bare_hub` (tungstenite)     → subscriber (`websockets`)
 
-Three processes each; the subscriber is the same program for both. The publisher writes CLOCK_MONOTONIC into the event
-before it emits, the subscriber compares it with the same clock when it has parsed the frame. While one stack is
-measured the other is connected and idle.
+The last one promises nothing: it shows how much of the time is the subscriber's and the machine's, which no publisher
+and no hub can save. Three processes each; the subscriber is the same program for all. The publisher writes
+CLOCK_MONOTONIC into the event before it emits, the subscriber compares it with the same clock when it has parsed the
+frame. While one stack is measured the others are connected and idle.
 """
 
 from contextlib import ExitStack
 from dataclasses import dataclass
 from subprocess import Popen
 
-from kit.processes import answer, ask, client_cpus, process, role, server_cpus, tell
+from kit.processes import answer, ask, client_cpus, process, role, server_cpus, tell, tool
 from kit.rounds import Figures, options
 
-HUBS = {"safe_broadcaster": "safe_hub", "python": "starlette_hub"}
+STACKS = ("safe_broadcaster", "python", "bare")
 
 
 @dataclass
@@ -35,7 +37,7 @@ def start(name: str, stack: ExitStack, loop: str, layout: str) -> Stack:
     def run(cpus: list[int], *command: object) -> Popen[str]:
         return stack.enter_context(process(role(*command), cpus))
 
-    hub = answer(run(server_cpus(layout), HUBS[name], loop))
+    hub = hub_of(name, stack, loop, layout)
     subscriber = run(client_cpus(layout), "subscriber", hub["subscribe"], loop)
     answer(subscriber)
     publisher = run(client_cpus(layout), "publisher", name, hub["publish"], loop)
@@ -43,12 +45,21 @@ def start(name: str, stack: ExitStack, loop: str, layout: str) -> Stack:
     return Stack(publisher, subscriber)
 
 
+def hub_of(name: str, stack: ExitStack, loop: str, layout: str) -> dict:
+    """Where to publish and to subscribe."""
+    if name == "bare":
+        port = answer(stack.enter_context(process([tool("bare_hub")], server_cpus(layout))))["port"]
+        return {"publish": f"ws://127.0.0.1:{port}/publish", "subscribe": f"ws://127.0.0.1:{port}/"}
+    program = {"safe_broadcaster": "safe_hub", "python": "starlette_hub"}[name]
+    return answer(stack.enter_context(process(role(program, loop), server_cpus(layout))))
+
+
 def main() -> None:
     args = options(
         __doc__,
         rounds=7,
         seconds=(3, 1, "seconds of a round"),
-        stacks=(",".join(HUBS), ",".join(HUBS), "which, in this order"),
+        stacks=(",".join(STACKS), ",".join(STACKS), "which, in this order"),
     )
     names = args.stacks.split(",")
     with ExitStack() as open_processes:

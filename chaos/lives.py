@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from chaos.engine import LANES
 from chaos.oracle import Life, Verdict
 from chaos.processes import EngineProcess, HubProcess
-from chaos.schedule import draw_death, draw_hub_life, draw_orders, last_orders
+from chaos.schedule import PAUSES, draw_death, draw_hub_life, draw_orders, last_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from chaos.engine import Orders
     from chaos.levels import Level
     from chaos.schedule import EngineDeath
 
-__all__ = ["EngineKeeper", "HubKeeper", "Outcome", "World"]
+__all__ = ["EngineKeeper", "HubKeeper", "Outcome", "World", "within"]
 
 DRAIN_TIMEOUT = 60.0
 """Seconds in which everything must be delivered when the faults are over."""
@@ -60,6 +60,8 @@ class World:
     """Where engines connect."""
     outcome: Outcome
     progress: Callable[[Outcome], None]
+    pauses: Sequence[float] = PAUSES
+    """Seconds between two events of a lane, one of these for each life."""
     hub_back: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced, at each return of the hub."""
 
@@ -70,7 +72,7 @@ class HubKeeper:
     def __init__(self, world: World, hub: HubProcess) -> None:
         self._world = world
         self._hub = hub
-        self._rng = random.Random(f"{world.seed}/hub")
+        self._rng = random.Random(f"{world.seed}/{hub.name}")
 
     async def keep(self, over: asyncio.Event) -> None:
         """Go on until ``over``; then the hub answers."""
@@ -81,14 +83,14 @@ class HubKeeper:
             if plan.life > 0.4:  # shorter ones end while it starts
                 await self._hub.answers()
                 self._announce()
-            if await _within(over.wait(), max(0.0, started + plan.life - loop.time())):
+            if await within(over.wait(), max(0.0, started + plan.life - loop.time())):
                 break
             if not self._hub.signal(signal.SIGKILL if plan.kill else signal.SIGTERM):
-                outcome.violate(f"the hub ended by itself: {self._hub.complaint()}")
+                outcome.violate(f"{self._hub.name} ended by itself: {self._hub.complaint()}")
             outcome.hub_kills += plan.kill
             outcome.hub_stops += not plan.kill
             await self._hub.end()
-            await _within(over.wait(), plan.absence)
+            await within(over.wait(), plan.absence)
             await self._hub.start()
             started = loop.time()
         await self._hub.answers()
@@ -117,13 +119,13 @@ class EngineKeeper:
         """Whether a lane is this engine's."""
         return lane // (_LIVES * LANES) == self._number
 
-    async def live(self, kills: int) -> None:
-        """Live and be killed so many times."""
+    async def live(self, kills: int, over: asyncio.Event | None = None) -> None:
+        """Live and be killed so many times, or until it is over."""
         outcome = self._world.outcome
-        while kills:
+        while kills and not (over and over.is_set()):
             orders = draw_orders(
                 self._rng, url=self._world.url, spill_path=self._spill, name=self.name, level=self._world.level,
-                lane=next(self._lanes),
+                lane=next(self._lanes), pauses=self._world.pauses,
             )  # fmt: skip
             stats = await self._one_life(orders, draw_death(self._rng, orders))
             if stats is None:
@@ -172,7 +174,7 @@ class EngineKeeper:
 
         engine.order(orders, on_returned)
         if death is None:
-            await _within(engine.process.wait(), DRAIN_TIMEOUT)
+            await within(engine.process.wait(), DRAIN_TIMEOUT)
         else:
             await self._wait_for(death, engine, returned)
         killed = engine.signal(signal.SIGKILL)
@@ -196,7 +198,7 @@ class EngineKeeper:
                 await _first(self._world.hub_back.wait(), patience=_HUB_PATIENCE)
             case "stopping":
                 await engine.stopping.wait()
-                await _within(engine.process.wait(), death.after)
+                await within(engine.process.wait(), death.after)
                 return
         if death.after:
             await asyncio.sleep(death.after)
@@ -208,7 +210,7 @@ class EngineKeeper:
         return engine
 
 
-async def _within(waiting: Any, seconds: float) -> bool:
+async def within(waiting: Any, seconds: float) -> bool:
     """Whether it came to pass in time."""
     try:
         await asyncio.wait_for(waiting, seconds)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from chaos.engine import Orders
 
-__all__ = ["Broken", "EngineProcess", "HubProcess"]
+__all__ = ["Broken", "EngineProcess", "HubProcess", "RedisProcess", "free_port"]
 
 HOST = "127.0.0.1"
 BOOT_TIMEOUT = 20.0
@@ -26,6 +27,13 @@ END_TIMEOUT = 20.0
 _POLL = 0.01
 _REPLAY = ("--replay-events", "50000", "--replay-bytes", str(64 << 20))
 """More than a subscriber misses in one absence, and little enough to be read at every start."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 class Broken(Exception):
@@ -41,7 +49,7 @@ class _Process:
     async def _spawn(self, *command: str, stdout: int = subprocess.DEVNULL) -> asyncio.subprocess.Process:
         with self._errors.open("ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, *command,
+                *command,
                 stdin=subprocess.PIPE, stdout=stdout, stderr=errors, start_new_session=True,
             )  # fmt: skip
         return self._process
@@ -89,18 +97,12 @@ class _Process:
         return self._errors.read_text(errors="replace").strip() if self._errors.exists() else ""
 
 
-class HubProcess(_Process):
-    """``safe-broadcaster serve`` on a fixed port; with a log on disk, or in memory only."""
+class _Server(_Process):
+    """Listens on a fixed port."""
 
-    def __init__(self, folder: Path, port: int, *, durable: bool) -> None:
-        super().__init__("hub", folder / "hub.err")
-        self._port = port
-        self._log = ("--log", str(folder / "hub.db")) if durable else ()
-
-    async def start(self) -> None:
-        """Start it; it does not answer yet."""
-        where = ("--host", HOST, "--port", str(self._port), "--stop-on-eof")
-        await self._spawn("-m", "safe_broadcaster", "serve", *where, *self._log, *_REPLAY)
+    def __init__(self, name: str, errors: Path, port: int) -> None:
+        super().__init__(name, errors)
+        self.port = port
 
     async def answers(self) -> None:
         """Wait until its port answers.
@@ -111,21 +113,56 @@ class HubProcess(_Process):
         deadline = asyncio.get_running_loop().time() + BOOT_TIMEOUT
         while asyncio.get_running_loop().time() < deadline:
             if not self.running:
-                raise Broken(f"the hub ended: {self.complaint()}")
+                raise Broken(f"{self.name} ended: {self.complaint()}")
             with suppress(OSError):
-                _, writer = await asyncio.open_connection(HOST, self._port)
+                _, writer = await asyncio.open_connection(HOST, self.port)
                 writer.close()
                 return
             await asyncio.sleep(_POLL)
-        raise Broken(f"the hub does not answer within {BOOT_TIMEOUT:.0f} s")
+        raise Broken(f"{self.name} does not answer within {BOOT_TIMEOUT:.0f} s")
+
+
+class HubProcess(_Server):
+    """``safe-broadcaster serve`` on a fixed port."""
+
+    def __init__(self, name: str, folder: Path, port: int, *options: str) -> None:
+        super().__init__(name, folder / f"{name}.err", port)
+        self._options = options
+
+    async def start(self) -> None:
+        """Start it; it does not answer yet."""
+        where = ("--host", HOST, "--port", str(self.port), "--stop-on-eof")
+        await self._spawn(sys.executable, "-m", "safe_broadcaster", "serve", *where, *self._options, *_REPLAY)
 
     async def stats(self) -> dict[str, Any]:
         """Its numbers."""
-        reader, writer = await asyncio.open_connection(HOST, self._port)
+        reader, writer = await asyncio.open_connection(HOST, self.port)
         writer.write(b"GET /stats HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
         answer = await reader.read()
         writer.close()
         return orjson.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+class RedisProcess(_Server):
+    """``redis-server`` that writes down what it has done before it answers, so that a kill loses nothing."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__("redis", folder / "redis.err", port)
+        self._folder = folder
+
+    async def start(self) -> None:
+        """Start it; it does not answer yet."""
+        where = ("--bind", HOST, "--port", str(self.port), "--dir", str(self._folder))
+        await self._spawn("redis-server", *where, "--appendonly", "yes", "--save", "", "--loglevel", "warning")
+
+    async def say(self, command: str) -> str:
+        """Its answer to a command without an argument that has spaces."""
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        try:
+            writer.write(command.encode() + b"\r\n")
+            return (await asyncio.wait_for(reader.readline(), END_TIMEOUT)).decode().strip()
+        finally:
+            writer.close()
 
 
 class EngineProcess(_Process):
@@ -143,7 +180,7 @@ class EngineProcess(_Process):
 
     async def start(self) -> None:
         """Start it; it waits for orders."""
-        await self._spawn("-m", "chaos.engine", stdout=subprocess.PIPE)
+        await self._spawn(sys.executable, "-m", "chaos.engine", stdout=subprocess.PIPE)
 
     def order(self, orders: Orders, on_returned: Callable[[int], None]) -> None:
         """Let it begin; ``on_returned`` is called with each number that it tells."""

@@ -1,4 +1,4 @@
-"""The network between engines and hub: cuts at any byte, goes silent, crawls. Each connection draws its fate."""
+"""The network between engines and hubs: cuts at any byte, goes silent, crawls. Each connection draws its fate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
     from typing_extensions import Self
 
@@ -23,11 +24,11 @@ _CRAWL = 256
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything to the hub's, until fate strikes."""
+    """Listens on a port of its own and passes each connection to any of the hubs, until fate strikes."""
 
-    def __init__(self, host: str, hub_port: int, rng: random.Random) -> None:
+    def __init__(self, host: str, hub_ports: Sequence[int], rng: random.Random) -> None:
         self._host = host
-        self._hub_port = hub_port
+        self._hub_ports = hub_ports
         self._rng = rng
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,7 +68,7 @@ class Proxy:
         if fate != "clean":
             self.cuts += 1
         try:
-            to_hub = await asyncio.open_connection(self._host, self._hub_port, limit=_CHUNK)
+            to_hub = await asyncio.open_connection(self._host, self._rng.choice(self._hub_ports), limit=_CHUNK)
         except OSError:
             _reset(writer)
             return

@@ -12,11 +12,15 @@ from chaos.engine import Orders
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
     from chaos.engine import Style
     from chaos.levels import Level
 
-__all__ = ["EngineDeath", "HubLife", "draw_death", "draw_hub_life", "draw_orders", "last_orders"]
+__all__ = ["PAUSES", "EngineDeath", "HubLife", "draw_death", "draw_hub_life", "draw_orders", "last_orders"]
+
+PAUSES = (0.0, 0.0, 0.0005, 0.003)
+"""Seconds between two events of a lane: without a pause, and with one."""
 
 _SETTINGS: dict[str, Any] = {
     "backoff_initial": 0.02,
@@ -52,7 +56,9 @@ class HubLife:
     """SIGKILL; else it is asked to stop."""
 
 
-def draw_orders(rng: random.Random, *, url: str, spill_path: str, name: str, level: Level, lane: int) -> Orders:
+def draw_orders(
+    rng: random.Random, *, url: str, spill_path: str, name: str, level: Level, lane: int, pauses: Sequence[float]
+) -> Orders:
     """Orders for a life that will be killed, or that stops in order."""
     style: Style = rng.choices(("one", "tasks", "threads"), (5, 3, 2))[0]
     stops = rng.random() < 0.25
@@ -65,7 +71,7 @@ def draw_orders(rng: random.Random, *, url: str, spill_path: str, name: str, lev
         style=style,
         early=rng.choice((0, 0, 1, 20)),
         limit=int(10 ** rng.uniform(1.5, 3.3)),
-        pause=rng.choice((0.0, 0.0, 0.0005, 0.003)),
+        pause=rng.choice(pauses),
         stop_after=10 ** rng.uniform(-3, -0.2) if stops else None,
         finish=False,
         settings=_SETTINGS

@@ -1,9 +1,10 @@
-"""An independent subscriber: a plain WebSocket client that comes back by its position and keeps all that it got."""
+"""Independent subscribers: plain WebSocket clients that come back by their position and keep all that they got."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
@@ -12,17 +13,32 @@ from websockets.exceptions import InvalidHandshake, InvalidMessage, WebSocketExc
 from chaos.events import number_in
 from chaos.oracle import Entry, Gap, Stranger
 
-__all__ = ["Witness"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Sitting", "Witness"]
 
 _PAUSE = 0.02
 _EXCERPT = 200
 
 
-class Witness:
-    """Follows the hub until it is cancelled."""
+@dataclass
+class Sitting:
+    """One connection of a witness to a hub, in the loop's time."""
 
-    def __init__(self, url: str) -> None:
+    url: str
+    begin: float
+    end: float = float("inf")
+    notices: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
+    """When the hub said how it was, and what."""
+
+
+class Witness:
+    """Follows the stream, at the hub whose URL it is given each time, until it is cancelled."""
+
+    def __init__(self, url: Callable[[], str]) -> None:
         self._url = url
+        self.sittings: list[Sitting] = []
         self.listens = asyncio.Event()
         """Set once it has its first position: from there on it misses nothing."""
         self.entries: list[Entry] = []
@@ -34,22 +50,30 @@ class Witness:
     async def run(self) -> None:
         """Connect, follow, connect again."""
         while True:
+            url = self._url()
             try:
-                async with connect(
-                    self._url, max_size=None, ping_interval=None, open_timeout=2, close_timeout=0.1
-                ) as hub:
-                    await self._follow(hub)
+                async with connect(url, max_size=None, ping_interval=None, open_timeout=2, close_timeout=0.1) as hub:
+                    await self._follow(hub, url)
             except (OSError, asyncio.TimeoutError, EOFError, InvalidHandshake, InvalidMessage, WebSocketException):
                 pass  # it was killed, or is not there yet
             await asyncio.sleep(_PAUSE)
 
-    async def _follow(self, hub: ClientConnection) -> None:
+    async def _follow(self, hub: ClientConnection, url: str) -> None:
         data: dict[str, Any] = {"events": ["*"]}
         if self.epoch is not None:
             data["since"] = {"epoch": self.epoch, "offset": self.offset}
         await hub.send(orjson.dumps({"type": "subscribe", "data": data}).decode())
-        async for message in hub:
-            self.hear(orjson.loads(message))
+        time = asyncio.get_running_loop().time
+        self.sittings.append(sitting := Sitting(url, time()))
+        try:
+            async for message in hub:
+                frame = orjson.loads(message)
+                if frame.get("type") == "service_status":
+                    sitting.notices.append((time(), frame["data"]["status"]))
+                else:
+                    self.hear(frame)
+        finally:
+            sitting.end = time()
 
     def hear(self, frame: dict[str, Any]) -> None:
         """Take one frame of the hub."""

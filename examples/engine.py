@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from safe_broadcaster import SafeBroadcaster
+from safe_broadcaster import Heartbeat, SafeBroadcaster
 
 
 class PrintingBus:
@@ -24,36 +23,21 @@ class PrintingBus:
         print(content["event_type"], content["top_rejects"] or "")
 
 
-async def heartbeat(broadcaster: SafeBroadcaster, every: float) -> None:
-    """Emit a heartbeat, so that the dashboard never looks dead."""
-    while True:
-        await broadcaster.safe_emit(
-            {
-                "type": "graph.delta.heartbeat",
-                "topic": "graph/ada/delta/heartbeat",
-                "content": {"citizen_id": "ada"},
-                "timestamp": datetime.now(timezone.utc).isoformat(),
-            }
-        )
-        await asyncio.sleep(every)
-
-
 async def main(url: str, ticks: int = 5, pause: float = 1.0) -> None:
     """Emit one node for each tick."""
     spill = Path(gettempdir()) / "example_engine.db"
     async with SafeBroadcaster(url, spill_path=spill, health_bus=PrintingBus()) as broadcaster:
         await broadcaster.ready.wait()  # the gate: no tick before the link was live once
-        beating = asyncio.create_task(heartbeat(broadcaster, pause))
-        for tick in range(ticks):
-            await broadcaster.safe_emit(
-                {
-                    "type": "graph.delta.node.upsert",
-                    "topic": "graph/ada/delta/node",
-                    "content": {"citizen_id": "ada", "node_id": f"n{tick}"},
-                }
-            )
-            await asyncio.sleep(pause)
-        beating.cancel()
+        async with Heartbeat(broadcaster, "ada"):  # the dashboard never looks dead
+            for tick in range(ticks):
+                await broadcaster.safe_emit(
+                    {
+                        "type": "graph.delta.node.upsert",
+                        "topic": "graph/ada/delta/node",
+                        "content": {"citizen_id": "ada", "node_id": f"n{tick}"},
+                    }
+                )
+                await asyncio.sleep(pause)
         print(broadcaster.get_stats())
 
 

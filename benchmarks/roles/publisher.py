@@ -1,4 +1,4 @@
-"""Emits at an even rate. `python -m roles.publisher safe_broadcaster|python URL LOOP`.
+"""Emits at an even rate. `python -m roles.publisher safe_broadcaster|python|bare URL LOOP`.
 
 For each line `{"rate":R,"events":N}` on standard input it emits N events, R a second, and answers with one line.
 """
@@ -8,12 +8,20 @@ import json
 import sys
 import time
 
-from kit.clients import Seed
+from kit.clients import Picows, Seed
 from kit.event import pool
 from kit.ours import Ours
 from roles.loops import run
 
-CLIENTS = {"safe_broadcaster": Ours, "python": Seed}
+
+class Bare(Picows):
+    """Wraps the event as a hub would that only passes it on."""
+
+    async def emit(self, event: dict) -> bool:
+        return await super().emit({"type": "event", "data": event})
+
+
+CLIENTS = {"safe_broadcaster": Ours, "python": Seed, "bare": Bare}
 
 
 async def main(name: str, url: str) -> None:

@@ -17,15 +17,31 @@ import contextlib
 import os
 import warnings
 
-from safe_broadcaster import _core
+from safe_broadcaster import _core, sources
+from safe_broadcaster.aggregator import AdaptiveInterval, Aggregator, EmitterQueue, TimeScale
 from safe_broadcaster.auth import Grant, JwtAuth
+from safe_broadcaster.boot import BootProgress, BootReport, BootSequence
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
+from safe_broadcaster.breakers import CircuitBreaker, CircuitBreakers
+from safe_broadcaster.bus import (
+    AlertManager,
+    AlertNotifier,
+    ConnectionManager,
+    ControlLimitsUpdatedEvent,
+    EventBus,
+    SampleProcessedEvent,
+    ViolationAcknowledged,
+    ViolationCreated,
+    WebSocketBroadcaster,
+)
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import FlushResult, SafeBroadcaster
 from safe_broadcaster.exceptions import (
+    BootFailed,
     BroadcasterClosed,
     BroadcastError,
     BusUnavailable,
+    CircuitOpen,
     ConfigError,
     ConnectRefused,
     ConnectTimeout,
@@ -34,10 +50,14 @@ from safe_broadcaster.exceptions import (
     EventRefused,
     EventTooLarge,
     ForkedProcess,
+    HandlerTimeout,
+    QueueFull,
+    SourceNotStarted,
     SpillCorrupt,
     SpillFull,
     SpillLocked,
 )
+from safe_broadcaster.heartbeat import Heartbeat
 from safe_broadcaster.hub import (
     EventBroadcaster,
     EventRegistry,
@@ -53,6 +73,7 @@ from safe_broadcaster.retry import (
     BroadcastRetryMetrics,
     broadcast_with_retry,
 )
+from safe_broadcaster.sources import BackgroundTasks
 
 __version__: str = _core.__version__
 
@@ -60,15 +81,31 @@ __all__ = [
     "DEFAULT_BASE_DELAY",
     "DEFAULT_MAX_DELAY",
     "DEFAULT_MAX_RETRIES",
+    "AdaptiveInterval",
+    "Aggregator",
+    "AlertManager",
+    "AlertNotifier",
+    "BackgroundTasks",
+    "BootFailed",
+    "BootProgress",
+    "BootReport",
+    "BootSequence",
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
     "BusUnavailable",
+    "CircuitBreaker",
+    "CircuitBreakers",
+    "CircuitOpen",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
+    "ConnectionManager",
+    "ControlLimitsUpdatedEvent",
     "EmitterConfig",
+    "EmitterQueue",
     "EventBroadcaster",
+    "EventBus",
     "EventInvalid",
     "EventNotSerializable",
     "EventRefused",
@@ -77,18 +114,28 @@ __all__ = [
     "FlushResult",
     "ForkedProcess",
     "Grant",
+    "HandlerTimeout",
+    "Heartbeat",
     "HubConfig",
     "JwtAuth",
+    "QueueFull",
     "SafeBroadcaster",
+    "SampleProcessedEvent",
+    "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
+    "TimeScale",
+    "ViolationAcknowledged",
+    "ViolationCreated",
     "WebSocketAlertEventType",
+    "WebSocketBroadcaster",
     "WebSocketCircuitBreaker",
     "WebSocketCircuitState",
     "__version__",
     "broadcast_with_retry",
     "get_broadcaster",
+    "sources",
     "stop_broadcaster",
 ]
 

@@ -130,11 +130,28 @@ class WebSocketCircuitBreaker:
                 self._opened_at = self._clock()
                 self._opened += 1
 
+    def release(self) -> None:
+        """Give a permitted call back that told nothing of the service: it was cancelled, or could never succeed."""
+        with self._lock:
+            self._under_way = max(self._under_way - 1, 0)
+
+    def retry_after(self) -> float:
+        """Return the seconds for which nothing is let through; 0 where a call may be asked for."""
+        with self._lock:
+            if self._look() is not WebSocketCircuitState.OPEN:
+                return 0.0
+            return max(self._opened_at + self._recovery_timeout - self._clock(), 0.0)
+
     def reset(self) -> None:
         """Close it and forget all failures."""
         with self._lock:
             self._state = WebSocketCircuitState.CLOSED
             self._failures = 0
+
+    @property
+    def consecutive_failures(self) -> int:
+        """Failures since the last success."""
+        return self._failures
 
     def get_metrics(self) -> dict[str, Any]:
         """Return ``name``, ``state``, ``failure_count`` (in a row), and how often it has ``opened``."""
@@ -143,8 +160,7 @@ class WebSocketCircuitBreaker:
             return {"name": self.name, "state": state, "failure_count": self._failures, "opened": self._opened}
 
     def _look(self) -> WebSocketCircuitState:
-        over = self._clock() - self._opened_at >= self._recovery_timeout
-        if self._state is WebSocketCircuitState.OPEN and over:
+        if self._state is WebSocketCircuitState.OPEN and self._clock() - self._opened_at >= self._recovery_timeout:
             self._state = WebSocketCircuitState.HALF_OPEN
             self._successes = self._under_way = 0
         return self._state

@@ -13,7 +13,12 @@
     ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
     ├── BusUnavailable (ConnectionError)      Redis cannot be reached, or takes no events: restore it, publish again
     ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
+    ├── QueueFull (BufferError)               a queue is at its bound and when_full says so: slow down
+    ├── HandlerTimeout (TimeoutError)         a function of yours did not return in time: see what it waits for
+    ├── CircuitOpen (ConnectionError)         a breaker keeps calls from a service that failed: try again later
     ├── BroadcasterClosed (RuntimeError)      used after stop()
+    ├── BootFailed (RuntimeError)             a step of a boot sequence failed; the steps before it are undone
+    ├── SourceNotStarted (RuntimeError)       an event source was called before it was started: start it first
     ├── ForkedProcess (RuntimeError)          used in a child after fork: make a new one there
     └── ConfigError (ValueError)              a setting has a value that is not allowed
 
@@ -22,10 +27,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
+    "BootFailed",
     "BroadcastError",
     "BroadcasterClosed",
     "BusUnavailable",
+    "CircuitOpen",
     "ConfigError",
     "ConnectRefused",
     "ConnectTimeout",
@@ -34,6 +46,9 @@ __all__ = [
     "EventRefused",
     "EventTooLarge",
     "ForkedProcess",
+    "HandlerTimeout",
+    "QueueFull",
+    "SourceNotStarted",
     "SpillCorrupt",
     "SpillFull",
     "SpillLocked",
@@ -80,12 +95,43 @@ class ConnectRefused(BroadcastError, ConnectionError):
     """The peer cannot be reached, or does not answer as a WebSocket server."""
 
 
+class QueueFull(BroadcastError, BufferError):
+    """A queue in memory is at its bound, and its ``when_full`` says that whoever puts is told."""
+
+
+class HandlerTimeout(BroadcastError, TimeoutError):
+    """A function that the package was given did not return within its time and was cancelled."""
+
+
+class CircuitOpen(BroadcastError, ConnectionError):
+    """A circuit breaker let nothing through: the service failed too often, and is left alone for a while."""
+
+
 class BusUnavailable(BroadcastError, ConnectionError):
     """The Redis between the hubs cannot be reached, or did not take the event in time."""
 
 
 class BroadcasterClosed(BroadcastError, RuntimeError):
     """The broadcaster or hub was stopped."""
+
+
+class BootFailed(BroadcastError, RuntimeError):
+    """A step of a `BootSequence` failed; what had begun is undone. Its cause is what the step raised."""
+
+    def __init__(
+        self, message: str, *, step: str = "", took: Mapping[str, float] | None = None, undone: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        """Name of the step that failed."""
+        self.took: Mapping[str, float] = took or {}
+        """Seconds of each step that has begun."""
+        self.undone = undone
+        """Names of the steps that were undone, in that order."""
+
+
+class SourceNotStarted(BroadcastError, RuntimeError):
+    """An event source was called before the `BackgroundTasks` that it belongs to were started."""
 
 
 class ForkedProcess(BroadcastError, RuntimeError):

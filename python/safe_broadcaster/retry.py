@@ -27,6 +27,7 @@ __all__ = [
     "DEFAULT_MAX_RETRIES",
     "BroadcastRetryMetrics",
     "broadcast_with_retry",
+    "retry_delay",
 ]
 
 T = TypeVar("T")
@@ -98,6 +99,14 @@ class BroadcastRetryMetrics:
         }
 
 
+def retry_delay(
+    retries: int, base_delay: float, max_delay: float, uniform: Callable[[float, float], float] = random.uniform
+) -> float:
+    """Return the seconds before the next try, after so many retries: doubled each time, 10 to 30 % of jitter on top."""
+    delay = min(base_delay * 2.0 ** min(retries, 64), max_delay)
+    return delay + delay * uniform(0.1, 0.3)
+
+
 async def broadcast_with_retry(
     broadcast_func: Callable[[], Awaitable[T]],
     message_type: str,
@@ -145,8 +154,7 @@ async def broadcast_with_retry(
                     "broadcast of %s failed after %d attempts: %s", message_type, attempt + 1, error
                 )
                 raise
-            delay = min(base_delay * 2.0 ** min(attempt, 64), max_delay)
-            delay += delay * uniform(0.1, 0.3)
+            delay = retry_delay(attempt, base_delay, max_delay, uniform)
             attempt += 1
             logger.warning(
                 "broadcast of %s failed, retry %d of %d in %.1f s: %s", message_type, attempt, max_retries, delay, error

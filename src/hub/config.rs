@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use super::auth::{Auth, Checker};
 use super::bridge::BridgeConfig;
+use super::entities::Entities;
+use super::entry::Filter;
 use super::log::LogLimits;
+use super::presence::Patience;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::subscriber::Slow;
+use crate::wire::subscriber::{Slow, Wrapping};
 use crate::wire::topic::Pattern;
 
 const KIB: usize = 1 << 10;
@@ -38,6 +41,9 @@ pub struct HubConfig {
     /// What happens to a session at that bound, unless it chooses for itself. Default [`Slow::Disconnect`]: nothing is
     /// left out, and who wants less must say so.
     pub slow: Slow,
+    /// What brings an event to a subscriber over a WebSocket. Default [`Wrapping::Event`]: without `seq` and `prev` nobody
+    /// can prove that nothing is missing.
+    pub envelope: Wrapping,
     /// From how many bytes on the data of an event is compressed for sessions that ask for it; `None`: never. Default
     /// 1024: below that there is little to gain, and a browser's inflation costs more than the bytes.
     pub compression_threshold: Option<usize>,
@@ -49,7 +55,8 @@ pub struct HubConfig {
     /// address.
     pub max_sessions_per_address: Option<usize>,
     /// Most sessions that begin in a second, and as many at once; more are refused with 503 and come back. Default
-    /// 5000: a fleet of 10 000 that comes back as told is half as fast.
+    /// 5000: a fleet of 10 000 that comes back as told is half as fast. Connections of any kind are accepted at twice that
+    /// pace; more wait in the system's backlog.
     pub connect_rate: f64,
     /// Most frames of a subscriber in a second, and twice as many at once, pings, pongs and fragments included; beyond
     /// that it is closed with 3503. Default 500: acks for busy dashboards, and 0.1 % of a core.
@@ -72,6 +79,17 @@ pub struct HubConfig {
     /// Events that match one of these patterns ask subscribers for an ack. Default none: acks cost a frame each, and
     /// only say how far a client is; nothing is held back for them.
     pub requires_ack: Vec<Pattern>,
+    /// Fields of an event, or of its `data`, that hold ids, and the topics that the ids stand for:
+    /// `("characteristic_ids", "characteristic/{id}")`. An event matches subscriptions to each of them as to its own
+    /// topic. Default none: what is not set costs nothing.
+    pub entity_keys: Vec<(String, String)>,
+    /// Heartbeats of engines: events of emitters that match one of these patterns. Whoever has sent one is watched.
+    /// Default `graph.delta.heartbeat` and `presence.beacon`; none watches nobody.
+    pub presence_events: Vec<Pattern>,
+    /// Silence after which an engine is late. Default 45 s: a heartbeat each 30 s, and half of that for the way.
+    pub presence_late: Duration,
+    /// Silence after which it is dead. Default 60 s: two heartbeats did not come.
+    pub presence_dead: Duration,
     /// How often a session is pinged; one that shows no sign of life until the next is closed. Default 25 s: below
     /// the 30 to 60 s after which proxies drop silent connections.
     pub ping_interval: Duration,
@@ -91,6 +109,7 @@ impl Default for HubConfig {
             bridge: None,
             session_queue_bytes: MIB,
             slow: Slow::Disconnect,
+            envelope: Wrapping::Event,
             compression_threshold: Some(KIB),
             max_message_bytes: 16 * MIB,
             max_sessions: 10_000,
@@ -104,6 +123,13 @@ impl Default for HubConfig {
             tls_cert: None,
             tls_key: None,
             requires_ack: Vec::new(),
+            entity_keys: Vec::new(),
+            presence_events: ["graph.delta.heartbeat", "presence.beacon"]
+                .into_iter()
+                .filter_map(|text| Pattern::parse(text).ok())
+                .collect(),
+            presence_late: Duration::from_secs(45),
+            presence_dead: Duration::from_secs(60),
             ping_interval: Duration::from_secs(25),
             page: "<!doctype html><title>safe-broadcaster</title>The hub is running.".to_owned(),
         }
@@ -135,7 +161,14 @@ impl HubConfig {
         within("max_subscriber_message_bytes", self.max_subscriber_message_bytes, 4 * KIB, 16 * MIB)?;
         within("auth_timeout", self.auth_timeout.as_secs_f64(), 0.1, 3600.0)?;
         Checker::new(&self.auth, self.auth_timeout)?;
+        self.entities()?;
         within("ping_interval", self.ping_interval.as_secs_f64(), 0.1, 3600.0)?;
+        within("presence_late", self.presence_late.as_secs_f64(), 0.1, 1e6)?;
+        within("presence_dead", self.presence_dead.as_secs_f64(), 0.1, 1e6)?;
+        if self.presence_dead <= self.presence_late {
+            let dead = self.presence_dead.as_secs_f64().to_string();
+            return Err(refused("presence_dead", &dead, "more seconds than presence_late"));
+        }
         if self.replay_age.is_some_and(|age| age.is_zero()) {
             return Err(refused("replay_age", "0", "more than 0 seconds, or none"));
         }
@@ -180,6 +213,25 @@ impl HubConfig {
     /// Certificate and key, if the port is to speak TLS.
     pub(super) fn tls_files(&self) -> Option<(&Path, &Path)> {
         self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+
+    /// What `entity_keys` say.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`].
+    pub(super) fn entities(&self) -> Result<Entities> {
+        let keys = self.entity_keys.iter().map(|(name, topic)| (name.as_str(), topic.as_str()));
+        Entities::new(keys).map_err(|(value, allowed)| refused("entity_keys", &value, &allowed))
+    }
+
+    /// What counts as a heartbeat.
+    pub(super) fn heartbeats(&self) -> Filter {
+        Filter::new(self.presence_events.iter().cloned())
+    }
+
+    /// How long a heartbeat may stay away.
+    pub(super) fn patience(&self) -> Patience {
+        Patience { late: self.presence_late, dead: self.presence_dead }
     }
 
     /// The bounds of the log.
@@ -231,6 +283,9 @@ mod tests {
         check(|config| config.replay_age = Some(Duration::ZERO), ["replay_age=0", "more than 0"]);
         check(|config| config.auth_timeout = Duration::ZERO, ["auth_timeout=0", "0.1 to 3600"]);
         check(|config| config.auth = Auth::Tokens(Vec::new()), ["auth=(hidden)", "a token"]);
+        check(|config| config.entity_keys = vec![("a".into(), "b".into())], ["entity_keys={'a': 'b'}", "{id}"]);
+        check(|config| config.presence_late = Duration::ZERO, ["presence_late=0", "0.1 to"]);
+        check(|config| config.presence_dead = config.presence_late, ["presence_dead=45", "presence_late"]);
         check(|config| config.ping_interval = Duration::ZERO, ["ping_interval=0", "0.1 to 3600"]);
         check(|config| config.allowed_origins.push("dash.example".into()), ["'dash.example'", "https://"]);
         check(|config| config.allowed_origins.push("https://a/b".into()), ["'https://a/b'", "without a path"]);

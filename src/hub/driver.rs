@@ -8,6 +8,8 @@
 //! frames and however small the events. So a subscriber whose socket takes what it is given is never closed as slow for
 //! bytes that it had no chance to send.
 
+mod library;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -20,21 +22,20 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, MissedTickBehavior, Sleep};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{Error as WsError, ProtocolError};
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
-use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole, WebSocketConfig};
+use tokio_tungstenite::tungstenite::error::Error as WsError;
+use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole};
 
 use super::auth::{Denied, Grant};
 use super::doors::Wire;
-use super::machine::{Access, Beat, EmitterMachine, Liveness, PublisherMachine, Step, SubscriberMachine};
-use super::meter::Metered;
+use super::machine::{Access, Beat, EmitterMachine, Intake, Liveness, PublisherMachine, Step, SubscriberMachine};
+use super::meter::{Metered, Pace};
 use super::ops::Flow;
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Admission, Seat, Shared};
 use crate::wire::close::CloseCode;
 use crate::wire::subscriber;
+use library::{EMITTER_READ_BUFFER, message, refusal, websocket_config};
 
 /// How much is read from a peer before others have their turn: enough for thousands of small events.
 pub(super) const READ_BATCH: usize = 128 << 10;
@@ -43,10 +44,6 @@ pub(super) const READ_BATCH: usize = 128 << 10;
 const ROUNDS: u8 = 16;
 /// How much is moved from the outbox at once; what was moved is no longer counted in its bound.
 pub(super) const WRITE_BATCH: usize = 64 << 10;
-/// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
-const SUBSCRIBER_READ_BUFFER: usize = 2 << 10;
-/// Buffer of a session that sends blocks; also the most that one system call reads.
-const EMITTER_READ_BUFFER: usize = 64 << 10;
 /// How long a peer may take to read the rest and to answer the close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest that the timer of a session is set for: it looks again, and clocks have ends.
@@ -127,8 +124,7 @@ struct Session<W> {
 /// Runs a session on a stream whose handshake is done; `read_ahead` is what was read of it already.
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin + Send>(seat: Seat, stream: S, read_ahead: Bytes) {
     let config = websocket_config(&seat.shared, seat.role);
-    let frame_rate = (seat.role == Role::Subscriber).then_some(seat.shared.config.frame_rate);
-    let stream = Metered::new(stream, frame_rate);
+    let stream = Metered::new(stream, pace(&seat.shared, seat.role));
     let ws = WebSocketStream::from_partially_read(stream, read_ahead.into(), WsRole::Server, Some(config)).await;
     run_on(seat, ws).await;
 }
@@ -157,29 +153,17 @@ pub(super) async fn run_on<W: Wire>(seat: Seat, wire: W) {
     }
 }
 
+/// How many frames may come, where that is bounded.
+pub(super) fn pace(shared: &Shared, role: Role) -> Option<Pace> {
+    (role == Role::Subscriber).then(|| Pace::new(shared.config.frame_rate))
+}
+
 /// Most bytes of one message that is taken from a peer.
 pub(super) fn largest_message(shared: &Shared, role: Role) -> usize {
     match role {
         Role::Emitter | Role::Publisher => shared.config.max_message_bytes,
         Role::Subscriber => shared.config.max_subscriber_message_bytes,
     }
-}
-
-fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
-    let largest = shared.config.max_message_bytes;
-    let incoming = largest_message(shared, role);
-    let read_buffer = match role {
-        Role::Emitter | Role::Publisher => EMITTER_READ_BUFFER,
-        Role::Subscriber => SUBSCRIBER_READ_BUFFER,
-    };
-    WebSocketConfig::default()
-        .read_buffer_size(read_buffer)
-        .write_buffer_size(WRITE_BATCH)
-        // Frames are fed only while the buffer is below its target, so it holds at most the target, one frame of
-        // the largest event with its envelope, and a pong.
-        .max_write_buffer_size(2 * WRITE_BATCH + largest)
-        .max_message_size(Some(incoming))
-        .max_frame_size(Some(incoming))
 }
 
 impl<W: Wire> Session<W> {
@@ -199,19 +183,12 @@ impl<W: Wire> Session<W> {
             }
         };
         let publish = access.grant().and_then(|grant| grant.publish.clone());
-        let slice = shared.config.session_queue_bytes / 4;
+        let mut intake = Intake::new(shared.config.session_queue_bytes / 4, shared.entities.clone());
+        intake.limit_to(publish);
         let machine = match seat.role {
-            Role::Emitter => {
-                let mut machine = Box::new(EmitterMachine::new(seat.id).slicing(slice));
-                machine.limit_to(publish);
-                Machine::Emitter(machine)
-            }
+            Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id).taking(intake))),
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
-            Role::Publisher => {
-                let mut machine = PublisherMachine::new(seat.id).slicing(slice);
-                machine.limit_to(publish);
-                Machine::Publisher(machine)
-            }
+            Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id).taking(intake)),
         };
         if shared.auth.is_on() && seat.role == Role::Subscriber {
             shared.with(|state, _| access.announce(state));
@@ -497,14 +474,15 @@ impl<W: Wire> Session<W> {
     }
 
     fn beat(&mut self) {
+        if !W::PINGS && !self.with_registry(|registry, id| self.seat.role == Role::Subscriber && !registry.is_raw(id)) {
+            return; // whether it is there is for the server to find out that holds its socket
+        }
         if self.flow.is_shut() || self.checking.is_some() {
             self.liveness.progress(); // a peer that is not read cannot be heard
         }
         let beat = self.liveness.beat();
         self.with_registry(|registry, id| match beat {
-            Beat::Ping if !W::PINGS && self.seat.role == Role::Subscriber => {
-                registry.push(id, subscriber::ping(registry.prev(id)));
-            }
+            Beat::Ping if !W::PINGS => registry.push(id, subscriber::ping(registry.prev(id))),
             Beat::Ping => registry.push_ping(id),
             Beat::Dead => registry.order_close(id, CloseCode::NoPong),
         });
@@ -523,46 +501,6 @@ impl<W> Drop for Session<W> {
                 None => self.seat.shared.with(|state, _| machine.end(state)),
             }
         }
-    }
-}
-
-/// With which code to refuse input that broke the WebSocket protocol; `None` if the connection is simply gone.
-fn refusal(error: &WsError) -> Option<CloseCode> {
-    match error {
-        WsError::Capacity(_) => Some(CloseCode::TooLarge),
-        WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-        WsError::Protocol(_) | WsError::Utf8(_) => Some(CloseCode::BadFrame),
-        _ => None,
-    }
-}
-
-/// An item as the WebSocket library has it.
-pub(super) fn message(item: Item) -> Message {
-    match item {
-        // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
-        Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
-        Item::Binary(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Binary), true)),
-        Item::Ping => Message::Ping(Bytes::new()),
-        Item::Close(code) => Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() })),
-    }
-}
-
-/// The words that go with a close code, for people who read a browser's console.
-fn reason(code: CloseCode) -> &'static str {
-    match code {
-        CloseCode::Normal => "",
-        CloseCode::Shutdown => "the hub stops",
-        CloseCode::Slow => "too slow: come back and recover",
-        CloseCode::NoPong => "no sign of life",
-        CloseCode::Superseded => "a newer connection of this emitter took over",
-        CloseCode::Degraded => "the hub cannot keep events at the moment: come back",
-        CloseCode::Restarted => "the log began anew: come back",
-        CloseCode::BadFrame => "bad frame",
-        CloseCode::Unauthorized => "unauthorized",
-        CloseCode::TooLarge => "message too large",
-        CloseCode::TokenExpired => "the token has expired: come back with a fresh one",
-        CloseCode::AuthUnavailable => "the token could not be checked at the moment: come back",
-        CloseCode::TooMany => "too many frames",
     }
 }
 

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::auth::{Scope, not_granted};
+use super::entities::{Entities, MAX_IDS};
 use super::outbox::Item;
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::event::EventHead;
 use crate::wire::subscriber::{Carried, Envelope};
 use crate::wire::topic::Pattern;
@@ -18,6 +21,8 @@ pub struct Record {
     carried: Carried,
     /// Whether subscribers are asked for an ack; the log's setting decides.
     pub(super) requires_ack: bool,
+    /// Topics beside its own.
+    entities: Option<Arc<[Box<str>]>>,
     json: Bytes,
     kind: Name,
     topic: Name,
@@ -64,7 +69,36 @@ impl Record {
         std::str::from_utf8(&json).map_err(serde::de::Error::custom)?;
         let head = EventHead::parse(&json)?;
         let (kind, topic) = (Name::of(head.kind, &json), Name::of(head.topic, &json));
-        Ok(Self { carried: Carried::Event, requires_ack: false, json, kind, topic })
+        Ok(Self { carried: Carried::Event, requires_ack: false, entities: None, json, kind, topic })
+    }
+
+    /// Takes an event of somebody who may publish this; `None` is everything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::EventNotSerializable`] if it is none, or names more than [`MAX_IDS`] entities,
+    /// [`ErrorKind::NotAllowed`] if it may not be published.
+    pub fn checked(json: Bytes, entities: &Entities, publish: Option<&Scope>) -> Result<Self> {
+        let is_none = |error: serde_json::Error| {
+            let text = "an event is a JSON object with text as its type and topic";
+            Error::new(ErrorKind::EventNotSerializable, text).with_source(error)
+        };
+        let mut record = Self::event(json).map_err(is_none)?;
+        record.find_entities(entities);
+        if record.entities().len() > MAX_IDS {
+            let text = format!("an event names at most {MAX_IDS} entities, not {}", record.entities().len());
+            return Err(Error::new(ErrorKind::EventNotSerializable, text));
+        }
+        if publish.is_some_and(|scope| !scope.allows(&record)) {
+            return Err(Error::new(ErrorKind::NotAllowed, not_granted(&record)));
+        }
+        Ok(record)
+    }
+
+    /// Looks for the entities that it names, unless that was done.
+    pub fn find_entities(&mut self, entities: &Entities) {
+        if self.entities.is_none() && self.carried == Carried::Event && !entities.is_empty() {
+            self.entities = Some(entities.of(&self.json).into());
+        }
     }
 
     /// The news that events of an emitter will never come.
@@ -86,7 +120,8 @@ impl Record {
     #[must_use]
     pub fn stored_gap(json: Bytes) -> Self {
         let nothing = Name::Within { start: 0, end: 0 };
-        Self { carried: Carried::Gap, requires_ack: false, json, kind: nothing.clone(), topic: nothing }
+        let (carried, kind) = (Carried::Gap, nothing.clone());
+        Self { carried, requires_ack: false, entities: None, json, kind, topic: nothing }
     }
 
     /// Event or gap.
@@ -111,6 +146,12 @@ impl Record {
     #[must_use]
     pub fn topic(&self) -> &str {
         self.topic.text(&self.json)
+    }
+
+    /// Topics under which it is found beside its own.
+    #[must_use]
+    pub fn entities(&self) -> &[Box<str>] {
+        self.entities.as_deref().unwrap_or_default()
     }
 }
 
@@ -166,6 +207,12 @@ impl Entry {
         }
     }
 
+    /// The event alone; nothing for a gap, which is none.
+    #[must_use]
+    pub fn bare(&self) -> Option<Item> {
+        (self.record.carried == Carried::Event).then(|| Item::Text(self.record.json.clone()))
+    }
+
     fn envelope(&self, prev: u64, replay: bool) -> Envelope {
         let Record { carried, requires_ack, .. } = self.record;
         Envelope { carried, seq: self.offset, prev, replay, requires_ack }
@@ -211,10 +258,22 @@ impl Filter {
         Self::new(self.patterns.iter().filter(granted).cloned())
     }
 
+    /// What both filters match, as far as one's patterns lie within the other's.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        self.within(other).with(other.within(self).patterns())
+    }
+
     /// The patterns in the order in which they came.
     #[must_use]
     pub fn patterns(&self) -> &[Pattern] {
         &self.patterns
+    }
+
+    /// What it takes of memory, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.patterns.iter().map(|pattern| size_of::<Pattern>() + pattern.as_str().len()).sum()
     }
 
     /// Whether a session with this filter wants the record.
@@ -224,7 +283,8 @@ impl Filter {
             Carried::Gap => !self.patterns.is_empty(),
             Carried::Event => {
                 let (kind, topic) = (record.kind(), record.topic());
-                self.patterns.iter().any(|pattern| pattern.matches(kind, topic))
+                let any = |kind: &str, topic: &str| self.patterns.iter().any(|pattern| pattern.matches(kind, topic));
+                any(kind, topic) || record.entities().iter().any(|topic| any("", topic))
             }
         }
     }
@@ -281,6 +341,9 @@ mod tests {
         let both = filter(&["a"]).with(filter(&["b", "a"]).patterns());
         assert_eq!(both, filter(&["a", "b"]));
         assert_eq!(both.without(filter(&["a"]).patterns()), filter(&["b"]));
+        assert_eq!(filter(&["a.*", "b"]).common(&filter(&["a.x.*", "*"])), filter(&["a.*", "b", "a.x.*"]));
+        assert_eq!(filter(&["*"]).common(&filter(&["a", "b/c"])), filter(&["a", "b/c"]));
+        assert_eq!(filter(&["a.*"]).common(&filter(&["*.b"])), filter(&[]));
         assert!(both.matches(&event(r#"{"type":"b"}"#)) && !both.matches(&event(r#"{"type":"c"}"#)));
     }
 }

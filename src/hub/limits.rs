@@ -1,7 +1,7 @@
 //! How much a client may ask of the hub: frames of a session, and connections. Pure: time is an argument.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 /// So much at once, and so much in a second from then on.
@@ -20,11 +20,22 @@ impl Bucket {
         Self { rate, burst, tokens: burst, at: now }
     }
 
-    /// Takes `n`, if they are there.
-    pub fn take(&mut self, n: usize, now: Duration) -> bool {
+    /// Takes one that may not be there yet; how long it takes until it is.
+    pub fn owe(&mut self, now: Duration) -> Duration {
+        self.refill(now);
+        self.tokens -= 1.0;
+        Duration::from_secs_f64((-self.tokens / self.rate).max(0.0))
+    }
+
+    fn refill(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
         self.tokens = (self.tokens + passed * self.rate).min(self.burst);
+    }
+
+    /// Takes `n`, if they are there.
+    pub fn take(&mut self, n: usize, now: Duration) -> bool {
+        self.refill(now);
         let enough = self.tokens >= n as f64;
         if enough {
             self.tokens -= n as f64;
@@ -98,16 +109,25 @@ pub enum TooMany {
 #[derive(Debug)]
 pub struct Connections {
     rate: Bucket,
+    /// Connections of every kind. Each session has one, and others ask for a page or a number.
+    accepting: Bucket,
     most: Option<usize>,
     /// Sessions of each address; kept only if they are bounded.
     from: HashMap<IpAddr, usize>,
 }
 
 impl Connections {
-    /// At most `rate` sessions begin in a second, as many at once, and `most` are open from one address.
+    /// At most `rate` sessions begin in a second, as many at once, and `most` are open from one address. Connections are
+    /// accepted twice as fast.
     #[must_use]
     pub fn new(rate: f64, most: Option<usize>) -> Self {
-        Self { rate: Bucket::new(rate, rate.max(1.0), Duration::ZERO), most, from: HashMap::new() }
+        let bucket = |rate: f64| Bucket::new(rate, rate.max(1.0), Duration::ZERO);
+        Self { rate: bucket(rate), accepting: bucket(2.0 * rate), most, from: HashMap::new() }
+    }
+
+    /// A connection was accepted; how long the next one is to wait.
+    pub fn accepted(&mut self, now: Duration) -> Duration {
+        self.accepting.owe(now)
     }
 
     /// A session begins.
@@ -115,7 +135,7 @@ impl Connections {
     /// # Errors
     /// [`TooMany`]; then nothing was counted.
     pub fn begin(&mut self, address: IpAddr, now: Duration) -> Result<(), TooMany> {
-        let address = address.to_canonical();
+        let address = client(address);
         if self.most.is_some_and(|most| self.from.get(&address).is_some_and(|open| *open >= most)) {
             return Err(TooMany::FromAddress);
         }
@@ -130,13 +150,21 @@ impl Connections {
 
     /// A session of this address has ended.
     pub fn end(&mut self, address: IpAddr) {
-        let address = address.to_canonical();
+        let address = client(address);
         if let Some(open) = self.from.get_mut(&address) {
             *open -= 1;
             if *open == 0 {
                 self.from.remove(&address);
             }
         }
+    }
+}
+
+/// Whose address it is: with IPv6 whoever has one has the 64 bits of addresses beside it.
+fn client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -199,6 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_paced_and_never_for_longer_than_their_number_takes() {
+        let mut connections = Connections::new(50.0, None);
+        assert!((0..100).all(|_| connections.accepted(SECOND).is_zero()));
+        let mut now = SECOND;
+        for _ in 0..300 {
+            now += connections.accepted(now);
+        }
+        assert!((3.9..4.1).contains(&now.as_secs_f64()), "{now:?}");
+        assert!((0..100).all(|_| connections.accepted(100 * SECOND).is_zero()), "and a pause is forgiven");
+    }
+
+    #[test]
     fn sessions_of_an_address_are_bounded_and_forgotten_when_they_end() {
         let mut connections = Connections::new(5000.0, Some(2));
         let [one, other] = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2])];
@@ -209,6 +249,15 @@ mod tests {
         connections.end(mapped);
         assert!(connections.begin(one, SECOND).is_ok());
         for address in [one, one, other] {
+            connections.end(address);
+        }
+        assert!(connections.from.is_empty());
+        let [mine, too, hers]: [IpAddr; 3] =
+            ["2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"].map(|text| text.parse().expect("valid"));
+        assert!(connections.begin(mine, SECOND).is_ok() && connections.begin(too, SECOND).is_ok());
+        assert_eq!(connections.begin(mine, SECOND), Err(TooMany::FromAddress), "a network is one client");
+        assert!(connections.begin(hers, SECOND).is_ok());
+        for address in [too, mine, hers] {
             connections.end(address);
         }
         assert!(connections.from.is_empty());

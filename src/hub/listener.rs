@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -77,13 +78,34 @@ pub(super) struct Port {
     // Dropped in this order.
     _inherited: Inherited,
     listener: Option<TcpListener>,
+    accepts: Option<Accepts>,
+}
+
+/// Connections are accepted for as long as this is there.
+struct Accepts {
+    shared: Arc<Shared>,
+    _end: Sender<Infallible>,
+}
+
+impl Drop for Accepts {
+    fn drop(&mut self) {
+        self.shared.listening.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Port {
     /// Takes over what [`bind`] gave. On the hub's runtime.
     pub(super) fn new(listener: std::net::TcpListener, inherited: Inherited) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
-        Ok(Self { address, _inherited: inherited, listener: Some(TcpListener::from_std(listener)?) })
+        Ok(Self { address, _inherited: inherited, listener: Some(TcpListener::from_std(listener)?), accepts: None })
+    }
+
+    /// Connections are accepted from now on; the channel ends when the socket is closed.
+    pub(super) fn open(&mut self, shared: &Arc<Shared>) -> Receiver<Infallible> {
+        let (end, ended) = channel();
+        shared.listening.store(true, Ordering::Relaxed);
+        self.accepts = Some(Accepts { shared: shared.clone(), _end: end });
+        ended
     }
 
     pub(super) fn number(&self) -> u16 {
@@ -109,14 +131,20 @@ impl Drop for Port {
 
 /// Accepts until the hub stops, or the task is ended.
 pub(super) async fn accept(shared: Arc<Shared>, port: Arc<Port>) {
-    let listening = Listening::begin(shared.clone());
     let Some(listener) = &port.listener else { return };
     let room = Arc::new(Semaphore::new(shared.config.max_sessions + SPARE_CONNECTIONS));
     let accepting = async {
         loop {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((socket, from)) => drop(shared.spawn(serve(shared.clone(), socket, from.ip(), permit))),
+                Ok((socket, from)) => {
+                    drop(shared.spawn(serve(shared.clone(), socket, from.ip(), permit)));
+                    // The others wait in the backlog: a flood of handshakes or requests is no more than so many.
+                    let pause = shared.connection_accepted();
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
@@ -124,23 +152,6 @@ pub(super) async fn accept(shared: Arc<Shared>, port: Arc<Port>) {
     tokio::select! {
         () = shared.stopping() => {}
         () = accepting => {}
-    }
-    drop(listening);
-}
-
-/// Says that the accept loop runs, for as long as it does.
-struct Listening(Arc<Shared>);
-
-impl Listening {
-    fn begin(shared: Arc<Shared>) -> Self {
-        shared.listening.store(true, Ordering::Relaxed);
-        Self(shared)
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.0.listening.store(false, Ordering::Relaxed);
     }
 }
 

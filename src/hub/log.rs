@@ -4,8 +4,10 @@
 //! (since the hub's start), so that expiry can be tested without waiting.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::entities::Entities;
 use super::entry::{Entry, Filter, Record};
 use crate::wire::position::Position;
 use crate::wire::subscriber::Carried;
@@ -61,14 +63,23 @@ pub struct Log {
     entries: VecDeque<(Duration, Entry)>,
     bytes: usize,
     limits: LogLimits,
-    requires_ack: Filter,
+    noting: Noting,
+}
+
+/// What the log notes of each event.
+#[derive(Clone, Debug, Default)]
+pub struct Noting {
+    /// Those that match ask for an ack.
+    pub requires_ack: Filter,
+    /// Where it names topics beside its own.
+    pub entities: Arc<Entities>,
 }
 
 impl Log {
     /// An empty log. The epoch must be new: offsets start from 1 again.
     #[must_use]
     pub fn new(epoch: String, limits: LogLimits) -> Self {
-        Self { epoch, head: 0, known: 0, entries: VecDeque::new(), bytes: 0, limits, requires_ack: Filter::default() }
+        Self { epoch, head: 0, known: 0, entries: VecDeque::new(), bytes: 0, limits, noting: Noting::default() }
     }
 
     /// A log that goes on after the entry with the offset `head`.
@@ -77,10 +88,16 @@ impl Log {
         Self { head, ..Self::new(epoch, limits) }
     }
 
-    /// The same log, whose events ask for an ack if they match.
+    /// The same log, which notes this of its events.
     #[must_use]
-    pub fn requiring_acks(self, of: Filter) -> Self {
-        Self { requires_ack: of, ..self }
+    pub fn noting(self, noting: Noting) -> Self {
+        Self { noting, ..self }
+    }
+
+    /// Where events name topics beside their own.
+    #[must_use]
+    pub fn entities(&self) -> Arc<Entities> {
+        self.noting.entities.clone()
     }
 
     /// The log begins anew in an epoch, behind the offset `head`: nothing is kept.
@@ -127,7 +144,8 @@ impl Log {
 
     /// Gives the record its place.
     pub fn append(&mut self, mut record: Record, now: Duration) -> Entry {
-        record.requires_ack = record.carried() == Carried::Event && self.requires_ack.matches(&record);
+        record.find_entities(&self.noting.entities);
+        record.requires_ack = record.carried() == Carried::Event && self.noting.requires_ack.matches(&record);
         self.head += 1;
         let entry = Entry { offset: self.head, record };
         self.bytes += cost(&entry.record);

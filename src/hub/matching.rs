@@ -95,7 +95,7 @@ impl Groups {
             Carried::Event => {
                 self.search += 1;
                 self.found.clear();
-                self.index.find(record.kind(), record.topic(), &mut self.found);
+                self.index.find(record, &mut self.found);
                 for id in &self.found {
                     let group = &mut self.slots[*id as usize];
                     if std::mem::replace(&mut group.met, self.search) != self.search {
@@ -103,6 +103,46 @@ impl Groups {
                     }
                 }
             }
+        }
+    }
+}
+
+/// One filter, to be held against many records.
+#[derive(Debug)]
+pub struct Matcher {
+    filter: Arc<Filter>,
+    /// Where the filter has so many patterns that an index is quicker than one after the other.
+    index: Option<(Index, Vec<GroupId>)>,
+}
+
+impl Matcher {
+    /// For this filter.
+    #[must_use]
+    pub fn new(filter: Arc<Filter>) -> Self {
+        const FEW: usize = 8;
+        let index = (filter.patterns().len() > FEW).then(|| {
+            let mut index = Index::default();
+            filter.patterns().iter().for_each(|pattern| index.insert(pattern, 0));
+            (index, Vec::new())
+        });
+        Self { filter, index }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn filter(&self) -> &Arc<Filter> {
+        &self.filter
+    }
+
+    /// Whether the filter matches, see [`Filter::matches`].
+    pub fn matches(&mut self, record: &Record) -> bool {
+        match (&mut self.index, record.carried()) {
+            (Some((index, found)), Carried::Event) => {
+                found.clear();
+                index.find(record, found);
+                !found.is_empty()
+            }
+            _ => self.filter.matches(record),
         }
     }
 }
@@ -134,10 +174,13 @@ impl Index {
     }
 
     /// Adds the groups with a matching pattern to `found`, as often as they have one.
-    fn find(&mut self, kind: &str, topic: &str, found: &mut Vec<GroupId>) {
+    fn find(&mut self, event: &Record, found: &mut Vec<GroupId>) {
         found.extend_from_slice(&self.all);
-        self.kinds.find(kind, '.', found);
-        self.topics.find(topic, '/', found);
+        self.kinds.find(event.kind(), '.', found);
+        self.topics.find(event.topic(), '/', found);
+        for topic in event.entities() {
+            self.topics.find(topic, '/', found);
+        }
     }
 }
 

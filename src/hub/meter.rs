@@ -6,7 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -22,17 +22,31 @@ pub(super) struct Metered<S> {
 
 struct Frames {
     count: FrameCount,
+    pace: Pace,
+}
+
+/// How many frames may come.
+pub(super) struct Pace {
     bucket: Bucket,
     since: Instant,
 }
 
+impl Pace {
+    /// So many in a second, and twice as many at once.
+    pub(super) fn new(rate: f64) -> Self {
+        Self { bucket: Bucket::new(rate, 2.0 * rate, Duration::ZERO), since: Instant::now() }
+    }
+
+    /// Whether `n` more may come now.
+    pub(super) fn allows(&mut self, n: usize) -> bool {
+        self.bucket.take(n, self.since.elapsed())
+    }
+}
+
 impl<S> Metered<S> {
-    /// At most `frame_rate` frames a second, and twice as many at once; without one they are not counted.
-    pub(super) fn new(stream: S, frame_rate: Option<f64>) -> Self {
-        let frames = frame_rate.map(|rate| {
-            let bucket = Bucket::new(rate, 2.0 * rate, std::time::Duration::ZERO);
-            Box::new(Frames { count: FrameCount::default(), bucket, since: Instant::now() })
-        });
+    /// Without a pace frames are not counted.
+    pub(super) fn new(stream: S, pace: Option<Pace>) -> Self {
+        let frames = pace.map(|pace| Box::new(Frames { count: FrameCount::default(), pace }));
         Self { stream, turn: 0, frames, exceeded: false }
     }
 
@@ -67,7 +81,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         self.turn = self.turn.saturating_sub(read.len());
         if let Some(frames) = &mut self.frames {
             let begun = frames.count.count(read);
-            if !frames.bucket.take(begun, frames.since.elapsed()) {
+            if !frames.pace.allows(begun) {
                 self.exceeded = true;
                 into.set_filled(before);
                 return Poll::Pending;

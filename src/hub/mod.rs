@@ -5,9 +5,10 @@
 //!  dialer ─────────────▶ ┘  ◀── acks ──┘
 //! ```
 //!
-//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `state` and `machine` are pure; `driver`, `http` and `listener`
-//! do what they decide. An event is acknowledged after it was appended to the log in memory; before that a keeper
-//! ([`ops`]) has it where there is one: [`history`] with a `log_path`, a [`bridge`] where many hubs share one stream.
+//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `presence`, `state` and `machine` are
+//! pure; `driver`, `http` and `listener` do what they decide. An event is acknowledged after it was appended to the log in
+//! memory; before that a keeper ([`ops`]) has it where there is one: [`history`] with a `log_path`, a [`bridge`] where
+//! many hubs share one stream.
 
 pub mod auth;
 pub mod bridge;
@@ -16,6 +17,7 @@ mod config;
 pub mod doors;
 mod driver;
 pub mod emitters;
+pub mod entities;
 pub mod entry;
 pub mod history;
 mod http;
@@ -27,6 +29,7 @@ pub mod matching;
 mod meter;
 mod ops;
 pub mod outbox;
+pub mod presence;
 pub mod registry;
 pub mod replay;
 pub mod service;
@@ -36,10 +39,12 @@ pub mod state;
 mod stats;
 mod tls;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -56,11 +61,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Dialer;
 use crate::runtime::{self, Room};
 use crate::wire::position::epoch_from;
-use auth::{Grant, not_granted};
+use auth::Grant;
 use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
 use listener::Port;
-use log::Log;
+use log::{Log, Noting};
 use ops::{Keeper, Reply};
 use shared::Shared;
 
@@ -69,12 +74,16 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a task that accepted may take to end.
 const RELISTEN_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How often it is looked whose heartbeats stay away: a first one is told of within two seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// A running hub. Dropping it stops it without waiting.
 pub struct Hub {
     shared: Arc<Shared>,
     number: u16,
-    /// The bound socket, while a task accepts on it, and the means to end that task.
-    accepting: Mutex<(Weak<Port>, AbortHandle)>,
+    accepting: Mutex<Accepting>,
+    /// Held while the port is taken anew, which takes time; `accepting` is not.
+    listening_again: Mutex<()>,
     generation: u64,
 }
 
@@ -94,15 +103,19 @@ impl Hub {
         let inside = handle.enter();
         let port = Port::new(listener, inherited).map_err(unusable)?;
         drop(inside);
-        let (limits, requires_ack) = (config.log_limits(), Filter::new(config.requires_ack.iter().cloned()));
+        let limits = config.log_limits();
+        let noting = Noting {
+            requires_ack: Filter::new(config.requires_ack.iter().cloned()),
+            entities: Arc::new(config.entities()?),
+        };
         let shared = match (&config.log_path, &config.bridge) {
             (None, None) => {
-                let log = Log::new(fresh_epoch()?, limits).requiring_acks(requires_ack);
+                let log = Log::new(fresh_epoch()?, limits).noting(noting);
                 Arc::new(Shared::new(config, guards, (log, Duration::ZERO), None, handle))
             }
             (_, Some(bridge)) => {
                 let bridge = bridge.clone();
-                bridge::start(&bridge, (limits, requires_ack), &handle, |keeper, log| {
+                bridge::start(&bridge, (limits, noting), &handle, |keeper, log| {
                     let (log, handle) = ((log, Duration::ZERO), handle.clone());
                     Arc::new(Shared::new(config, guards, log, Some(keeper), handle))
                 })?
@@ -110,7 +123,7 @@ impl Hub {
             (Some(path), None) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
                 let status = history.status.clone();
-                let log = history::replay(recovered, limits, requires_ack);
+                let log = history::replay(recovered, limits, noting);
                 let keeper = Some(Keeper::Log(history));
                 let shared = Arc::new(Shared::new(config, guards, log, keeper, handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
@@ -118,9 +131,12 @@ impl Hub {
                 shared
             }
         };
+        if shared.with(|state, _| state.presence.is_watching()) {
+            drop(shared.spawn(watch(shared.clone())));
+        }
         let number = port.number();
         let accepting = Mutex::new(accept(&shared, port));
-        Ok(Self { shared, number, accepting, generation: runtime::generation() })
+        Ok(Self { shared, number, accepting, listening_again: Mutex::default(), generation: runtime::generation() })
     }
 
     /// The port it listens on.
@@ -132,7 +148,7 @@ impl Hub {
     /// Whether new connections are accepted: the task lives, and its socket is what it was.
     #[must_use]
     pub fn is_listening(&self) -> bool {
-        let sound = || self.accepting.lock().0.upgrade().is_some_and(|port| port.is_sound());
+        let sound = || self.accepting.lock().port.upgrade().is_some_and(|port| port.is_sound());
         self.shared.listening.load(Ordering::Relaxed) && sound()
     }
 
@@ -145,18 +161,17 @@ impl Hub {
         if self.shared.is_stopping() {
             return Err(stopped());
         }
-        let mut accepting = self.accepting.lock();
-        accepting.1.abort();
-        let ended = Instant::now();
-        while accepting.0.strong_count() > 0 && ended.elapsed() < RELISTEN_DEADLINE {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let one_at_a_time = self.listening_again.lock();
+        let ended = self.accepting.lock().end();
+        // Nothing is ever sent: the channel ends with the port.
+        let _closed_or_late = ended.map(|ended| ended.recv_timeout(RELISTEN_DEADLINE));
         let config = HubConfig { port: self.number, ..self.shared.config.clone() };
         let (inherited, listener) = listener::bind(&config)?;
         let inside = self.shared.handle().enter();
         let port = Port::new(listener, inherited).map_err(unusable)?;
         drop(inside);
-        *accepting = accept(&self.shared, port);
+        *self.accepting.lock() = accept(&self.shared, port);
+        drop(one_at_a_time);
         Ok(())
     }
 
@@ -218,7 +233,7 @@ impl Hub {
         })
     }
 
-    /// Lets a client in that another server has shaken hands with, by its path (`/ws`, `/publish`) and header fields;
+    /// Lets a client in that another server has shaken hands with, by its address (`/ws`, `/publish`) and header fields;
     /// gives its session and the subprotocol to answer with. `bell` is rung when there is something to take, or room
     /// to feed again; it must not wait.
     ///
@@ -226,12 +241,12 @@ impl Hub {
     /// [`ErrorKind::Forked`].
     pub fn admit(
         &self,
-        path: &str,
+        target: &str,
         headers: &HeaderMap,
         bell: impl Fn() + Send + Sync + 'static,
     ) -> Result<Result<(Guest, Option<&'static str>), Refusal>> {
         self.check_process()?;
-        Ok(doors::admit(&self.shared, path, headers, bell))
+        Ok(doors::admit(&self.shared, target, headers, bell))
     }
 
     /// Answers an HTTP request that another server has read; `bell` is rung when there is something to take.
@@ -292,11 +307,45 @@ impl Drop for Hub {
     }
 }
 
-fn accept(shared: &Arc<Shared>, port: Port) -> (Weak<Port>, AbortHandle) {
+/// The bound socket, while a task accepts on it, and the means to end that task.
+struct Accepting {
+    port: Weak<Port>,
+    task: AbortHandle,
+    ended: Option<Receiver<Infallible>>,
+}
+
+impl Accepting {
+    /// Ends it; what is returned ends when the socket is closed.
+    fn end(&mut self) -> Option<Receiver<Infallible>> {
+        self.task.abort();
+        self.ended.take()
+    }
+}
+
+fn accept(shared: &Arc<Shared>, mut port: Port) -> Accepting {
+    let ended = Some(port.open(shared));
     let port = Arc::new(port);
-    let sound = Arc::downgrade(&port);
-    shared.listening.store(true, Ordering::Relaxed);
-    (sound, shared.spawn(listener::accept(shared.clone(), port)))
+    Accepting { port: Arc::downgrade(&port), task: shared.spawn(listener::accept(shared.clone(), port)), ended }
+}
+
+/// Tells subscribers whose heartbeats begin, stay away and come back, until the hub stops.
+async fn watch(shared: Arc<Shared>) {
+    let mut clock = tokio::time::interval(LOOK_EVERY);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            _ = clock.tick() => {}
+            () = shared.stopping() => return,
+        }
+        for heart in shared.with(|state, now| state.presence.look(now)) {
+            let again = shared.clone();
+            publish(&shared, vec![heart.event().into()], None, move |published| {
+                if published.is_err() {
+                    again.with(|state, _| state.presence.untold(heart));
+                }
+            });
+        }
+    }
 }
 
 fn unusable(error: io::Error) -> Error {
@@ -332,14 +381,7 @@ fn record(shared: &Shared, json: Bytes, grant: Option<&Grant>) -> Result<Record>
         let message = format!("the event has {} bytes; max_message_bytes is {limit}", json.len());
         return Err(Error::new(ErrorKind::EventTooLarge, message));
     }
-    let record = Record::event(json).map_err(|error| {
-        Error::new(ErrorKind::EventNotSerializable, "an event is a JSON object with text as its type and topic")
-            .with_source(error)
-    })?;
-    if grant.is_some_and(|grant| !grant.may_publish(&record)) {
-        return Err(Error::new(ErrorKind::NotAllowed, not_granted(&record)));
-    }
-    Ok(record)
+    Record::checked(json, &shared.entities, grant.and_then(|grant| grant.publish.as_ref()))
 }
 
 fn stopped() -> Error {

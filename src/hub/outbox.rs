@@ -71,13 +71,15 @@ pub struct Outbox {
     slow: Slow,
     replays: usize,
     closing: bool,
+    /// Nothing is told of what is left out: its client knows events and nothing else.
+    raw: bool,
 }
 
 impl Outbox {
     /// An empty queue of at most `limit` bytes. A frame that is larger is taken while nothing else waits.
     #[must_use]
     pub fn new(limit: usize, slow: Slow) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, limit, slow, replays: 0, closing: false }
+        Self { queue: VecDeque::new(), bytes: 0, limit, slow, replays: 0, closing: false, raw: false }
     }
 
     /// What happens at the bound.
@@ -89,6 +91,17 @@ impl Outbox {
     /// Chooses what happens at the bound from now on.
     pub fn set_slow(&mut self, slow: Slow) {
         self.slow = slow;
+    }
+
+    /// Whether it brings events alone, see [`Wrapping::Raw`](crate::wire::subscriber::Wrapping::Raw).
+    #[must_use]
+    pub fn is_raw(&self) -> bool {
+        self.raw
+    }
+
+    /// Chooses whether it brings events alone.
+    pub fn set_raw(&mut self, raw: bool) {
+        self.raw = raw;
     }
 
     /// Adds a text frame that is never left out. Ignored after a close.
@@ -144,9 +157,10 @@ impl Outbox {
     }
 
     /// Adds what is to be sent again, behind everything that waits.
-    pub fn push_replay(&mut self, cursor: Cursor) {
+    pub fn push_replay(&mut self, mut cursor: Cursor) {
         if !self.closing && !cursor.is_done() {
             self.replays += 1;
+            cursor.set_raw(self.raw);
             self.queue.push_back(Queued::Replay(Box::new(cursor)));
         }
     }
@@ -234,6 +248,7 @@ impl Outbox {
                     }
                     into.push_back(item);
                 }
+                Some(Queued::Left(_)) if self.raw => {}
                 Some(Queued::Left(left)) => {
                     let item = Item::Text(left.frame());
                     taken += item.cost();

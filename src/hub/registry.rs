@@ -1,7 +1,11 @@
-//! Who is connected and wants what, and the fan-out of an entry to them.
+//! Who is connected and wants what, and the fan-out of an entry to them. What a session chooses and may have is in
+//! [`choices`], and when those who bring events let others go first in [`turns`].
 //!
 //! Sessions with equal filters form a group, found by the index of [`Groups`]; the frame is encoded once for all of a
 //! group that stand at the same `prev`, which after their first event is all of them.
+
+mod choices;
+mod turns;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,8 +24,8 @@ use super::replay::{Cursor, Replays};
 use super::slow::{self, LeftOut};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
-use crate::wire::subscriber::Slow;
-use crate::wire::topic::Pattern;
+use crate::wire::subscriber::{Carried, Slow, Wrapping};
+use turns::Turns;
 
 /// A session; never reused for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,8 +80,9 @@ struct Session {
     /// Takes large events compressed.
     deflates: bool,
     filter: Arc<Filter>,
-    /// The filter was chosen on the subscriber's behalf, and gives way to its own choice.
-    preset: bool,
+    /// What was chosen on the subscriber's behalf. Its filter is as much of that as is granted, and gives way to its own
+    /// choice.
+    preset: Option<Arc<Filter>>,
     /// What it may receive; `None`: everything.
     grant: Option<Arc<Filter>>,
     /// The last seq that was queued for this session, or where its live events begin.
@@ -110,15 +115,11 @@ pub struct Registry {
     compression: Compression,
     queue_bytes: usize,
     slow: Slow,
+    wrapping: Wrapping,
     /// Frames that were put together for live events.
     encoded: u64,
     woken: Vec<Waker>,
-    /// How many sessions were woken and have not taken anything yet.
-    unserved: usize,
-    /// Counts how often all of them had.
-    turn: u64,
-    /// What was fanned out in this turn, in bytes of a session's queue.
-    in_turn: usize,
+    turns: Turns,
     counts: Counts,
 }
 
@@ -162,11 +163,10 @@ impl Registry {
             compression: Compression::new(None),
             queue_bytes,
             slow: Slow::default(),
+            wrapping: Wrapping::default(),
             encoded: 0,
             woken: Vec::new(),
-            unserved: 0,
-            turn: 0,
-            in_turn: 0,
+            turns: Turns::default(),
             counts: Counts::default(),
         }
     }
@@ -179,6 +179,12 @@ impl Registry {
         self.compression = Compression::new(compression_threshold);
         self.replays = Replays::new(compression_threshold.unwrap_or(usize::MAX));
         self
+    }
+
+    /// The same, bringing events to sessions so unless they choose.
+    #[must_use]
+    pub fn wrapping(self, wrapping: Wrapping) -> Self {
+        Self { wrapping, ..self }
     }
 
     /// Frames put together for subscribers so far, and data compressed.
@@ -211,13 +217,15 @@ impl Registry {
             self.slots.push(Slot::default());
             self.slots.len() as u32 - 1
         });
+        let mut outbox = Outbox::new(self.queue_bytes, self.slow);
+        outbox.set_raw(self.wrapping == Wrapping::Raw && role == Role::Subscriber);
         let entry = &mut self.slots[slot as usize];
         entry.session = Some(Session {
             role,
-            outbox: Outbox::new(self.queue_bytes, self.slow),
+            outbox,
             deflates: false,
             filter: Arc::default(),
-            preset: false,
+            preset: None,
             grant: None,
             prev: 0,
             acked: None,
@@ -240,7 +248,7 @@ impl Registry {
             slot.generation = slot.generation.wrapping_add(1);
             self.free.push(id.slot);
             *self.counts.of(session.role) -= 1;
-            self.serve(session.unserved);
+            self.turns.served(session.unserved);
         }
     }
 
@@ -255,107 +263,6 @@ impl Registry {
             let id = SessionId { slot: index as u32, generation: slot.generation };
             slot.session.as_ref().map(|session| (id, session))
         })
-    }
-
-    /// The filter of a session; empty before it subscribes.
-    #[must_use]
-    pub fn filter(&self, id: SessionId) -> Arc<Filter> {
-        self.get(id).map(|session| session.filter.clone()).unwrap_or_default()
-    }
-
-    /// Replaces the filter of a session, whose patterns all lie within its grant. An empty one receives nothing, and so
-    /// does a session that is to end.
-    pub fn set_filter(&mut self, id: SessionId, filter: Filter) {
-        self.leave(id);
-        let filter = Arc::new(filter);
-        let Some(session) = self.get_mut(id).filter(|session| !session.outbox.is_closing()) else { return };
-        session.filter = filter.clone();
-        session.preset = false;
-        if !filter.patterns().is_empty() {
-            self.groups.join(&filter, id);
-        }
-    }
-
-    /// Marks the filter as chosen on the subscriber's behalf.
-    pub fn set_preset(&mut self, id: SessionId) {
-        if let Some(session) = self.get_mut(id) {
-            session.preset = true;
-        }
-    }
-
-    /// What a subscriber has chosen by itself: its filter, unless that was chosen for it.
-    #[must_use]
-    pub fn own_filter(&self, id: SessionId) -> Arc<Filter> {
-        self.get(id).filter(|session| !session.preset).map(|session| session.filter.clone()).unwrap_or_default()
-    }
-
-    /// Those of the patterns that the session's grant allows.
-    #[must_use]
-    pub fn granted(&self, id: SessionId, patterns: Filter) -> Filter {
-        match self.get(id).and_then(|session| session.grant.as_ref()) {
-            Some(grant) => patterns.within(grant),
-            None => patterns,
-        }
-    }
-
-    /// Says what a session may receive from now on; `None`: everything. Patterns that reach beyond it are taken from
-    /// the session and from the replays on their way to it, and returned.
-    pub fn set_grant(&mut self, id: SessionId, grant: Option<Arc<Filter>>) -> Vec<Pattern> {
-        let Self { slots, replays, .. } = self;
-        let slot = slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
-        let Some(session) = slot.and_then(|slot| slot.session.as_mut()) else { return Vec::new() };
-        session.grant.clone_from(&grant);
-        let Some(grant) = grant else { return Vec::new() };
-        session.outbox.narrow(&grant, replays);
-        let before = session.filter.clone();
-        let after = before.within(&grant);
-        let taken = before.without(after.patterns());
-        if !taken.patterns().is_empty() {
-            self.set_filter(id, after);
-        }
-        taken.patterns().to_vec()
-    }
-
-    /// Chooses whether the session takes large events compressed; returns whether it gets them so.
-    pub fn set_deflates(&mut self, id: SessionId, deflates: bool) -> bool {
-        let deflates = deflates && self.compression.is_on();
-        if let Some(session) = self.get_mut(id) {
-            session.deflates = deflates;
-        }
-        deflates
-    }
-
-    /// Chooses what happens if the session reads too slowly.
-    pub fn set_slow(&mut self, id: SessionId, slow: Slow) {
-        if let Some(session) = self.get_mut(id) {
-            session.outbox.set_slow(slow);
-        }
-    }
-
-    /// Where the session's next entry continues.
-    #[must_use]
-    pub fn prev(&self, id: SessionId) -> u64 {
-        self.get(id).map_or(0, |session| session.prev)
-    }
-
-    /// Sets where the session's next entry continues.
-    pub fn set_prev(&mut self, id: SessionId, prev: u64) {
-        if let Some(session) = self.get_mut(id) {
-            session.prev = prev;
-        }
-    }
-
-    /// Notes that a subscriber has processed everything up to `seq`. Acks are cumulative: an older one changes nothing.
-    ///
-    /// # Errors
-    /// The last seq that was queued for it, if `seq` lies beyond.
-    pub fn record_ack(&mut self, id: SessionId, seq: u64) -> Result<(), u64> {
-        let Some(session) = self.get_mut(id) else { return Ok(()) };
-        if seq > session.prev {
-            return Err(session.prev);
-        }
-        session.acked = session.acked.max(Some(seq));
-        Ok(())
     }
 
     /// The subscribers that are furthest behind with their acks, or with reading where they do not acknowledge: at
@@ -442,12 +349,9 @@ impl Registry {
         let mut reached = 0;
         let mut overflown = Vec::new();
         let mut mark = None; // made for the first session that may be left out
-        if self.unserved == 0 {
-            self.in_turn = 0;
-        }
-        self.in_turn += frame_cost(&entry.record);
+        self.turns.bring(frame_cost(&entry.record));
         let mut zlib = None; // made for the first session that takes it
-        let Self { groups, slots, compression, encoded, woken, unserved, counts, .. } = self;
+        let Self { groups, slots, compression, encoded, woken, turns, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
             reached += members.len();
             let mut forms: [Option<(u64, Item)>; 2] = [None, None];
@@ -456,10 +360,14 @@ impl Registry {
                 if session.prev >= entry.offset {
                     continue; // it had this from another hub
                 }
+                if session.outbox.is_raw() && entry.record.carried() == Carried::Gap {
+                    continue;
+                }
                 let zlib =
                     if session.deflates { zlib.get_or_insert_with(|| compression.of(entry)).as_ref() } else { None };
                 let form = &mut forms[usize::from(zlib.is_some())];
                 let item = match form {
+                    _ if session.outbox.is_raw() => Item::Text(entry.record.json().clone()),
                     Some((prev, item)) if *prev == session.prev => item.clone(),
                     _ => {
                         *encoded += 1;
@@ -474,7 +382,7 @@ impl Registry {
                     session.outbox.push_event(item, mark).map(|left| counts.left_out += left)
                 };
                 match pushed {
-                    Ok(()) => *unserved += usize::from(session.wake(woken)),
+                    Ok(()) => turns.woken(session.wake(woken)),
                     Err(_) => overflown.push(*id),
                 }
             }
@@ -494,7 +402,7 @@ impl Registry {
         let compression = session.deflates.then_some(compression);
         let taken = session.outbox.take(budget, into, log, replays, compression);
         let served = std::mem::take(&mut session.unserved);
-        self.serve(served);
+        self.turns.served(served);
         if taken.is_err() {
             self.close_slow(id);
             self.take(id, budget, into, log);
@@ -504,7 +412,7 @@ impl Registry {
     /// Whether sessions were woken and have not had their turn.
     #[must_use]
     pub fn has_unserved(&self) -> bool {
-        self.unserved > 0
+        self.turns.has_unserved()
     }
 
     /// Which turn a session that brings events must let end before it is read: the present one, if it was read in it
@@ -512,22 +420,15 @@ impl Registry {
     #[must_use]
     pub fn must_give_way(&self, id: SessionId) -> Option<u64> {
         let session = self.get(id)?;
-        let others = self.unserved > usize::from(session.unserved);
-        let waits = others && (session.read_in == Some(self.turn) || self.in_turn >= self.queue_bytes / 4);
-        waits.then_some(self.turn)
+        self.turns.must_give_way(session.unserved, session.read_in, self.queue_bytes / 4)
     }
 
     /// Notes that a session is read in this turn.
     pub fn reads(&mut self, id: SessionId) {
-        let turn = self.turn;
+        let turn = self.turns.present();
         if let Some(session) = self.get_mut(id) {
             session.read_in = Some(turn);
         }
-    }
-
-    fn serve(&mut self, one: bool) {
-        self.unserved -= usize::from(one);
-        self.turn += u64::from(one && self.unserved == 0);
     }
 
     /// Registers the task of a session to be woken once.
@@ -571,7 +472,7 @@ impl Registry {
 
     fn wake(&mut self, id: SessionId) {
         if let Some(session) = self.slots.get_mut(id.slot as usize).and_then(|slot| slot.session.as_mut()) {
-            self.unserved += usize::from(session.wake(&mut self.woken));
+            self.turns.woken(session.wake(&mut self.woken));
         }
     }
 

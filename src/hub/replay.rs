@@ -13,6 +13,7 @@ use foldhash::fast::RandomState;
 use super::compression::Compression;
 use super::entry::Filter;
 use super::log::Log;
+use super::matching::Matcher;
 use super::outbox::Item;
 
 /// How many offsets share a chunk: enough that looking it up costs nothing, few enough that one of large events does
@@ -20,7 +21,7 @@ use super::outbox::Item;
 const CHUNK: u64 = 64;
 /// Bound of all chunks: what 10 000 ordinary events need.
 pub const CACHE_BYTES: usize = 8 << 20;
-/// What a chunk costs beside its frames, and a frame beside its bytes.
+/// What a chunk costs beside its frames and its filter, and a frame beside its bytes.
 const CHUNK_BYTES: usize = 192;
 const FRAMED_BYTES: usize = 112;
 /// A larger frame is made for each reader, so that one chunk never exceeds the bound.
@@ -41,6 +42,8 @@ pub struct Cursor {
     prev: u64,
     /// At most so many entries are still to come.
     left: u64,
+    /// Events come alone.
+    raw: bool,
 }
 
 impl Cursor {
@@ -54,6 +57,11 @@ impl Cursor {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.left == 0 || self.next > self.end
+    }
+
+    /// Chooses whether events come alone.
+    pub(super) fn set_raw(&mut self, raw: bool) {
+        self.raw = raw;
     }
 
     /// Goes on with fewer patterns.
@@ -89,18 +97,19 @@ impl Cursor {
                 let compression = compression.as_deref_mut().filter(|_| framed.is_large);
                 let form = &mut framed.forms[usize::from(compression.is_some())];
                 let item = match form {
-                    Some((prev, item)) if *prev == self.prev => item.clone(),
+                    _ if self.raw => log.get(framed.offset).ok_or(Lost)?.bare(),
+                    Some((prev, item)) if *prev == self.prev => Some(item.clone()),
                     _ => {
                         let entry = log.get(framed.offset).ok_or(Lost)?;
                         *encoded += 1;
                         let zlib = compression.and_then(|compression| compression.of(entry));
                         let item = entry.item(self.prev, true, zlib.as_ref());
                         keep(form, self.prev, &item, bytes);
-                        item
+                        Some(item)
                     }
                 };
-                taken += item.cost();
-                into.push_back(item);
+                taken += item.as_ref().map_or(0, Item::cost);
+                into.extend(item);
                 (self.prev, self.next) = (framed.offset, framed.offset + 1);
                 self.left = self.left.saturating_sub(1);
             }
@@ -118,6 +127,8 @@ pub struct Replays {
     /// When to look for filters that nobody reads through any more.
     prune_at: usize,
     chunks: HashMap<Key, Chunk, RandomState>,
+    /// Of the filter that was read through last: one that is new reads all of the log, chunk by chunk.
+    matcher: Matcher,
     /// In the order in which they were made.
     order: VecDeque<Key>,
     bytes: usize,
@@ -136,7 +147,7 @@ fn key(filter: &Arc<Filter>, offset: u64) -> Key {
 
 #[derive(Debug)]
 struct Chunk {
-    #[expect(dead_code, reason = "keeps the address of the key from being used again")]
+    /// Keeps the address of the key from being used again.
     filter: Arc<Filter>,
     /// What of its offsets it covers.
     from: u64,
@@ -155,6 +166,13 @@ struct Framed {
 }
 
 type Form = Option<(u64, Item)>;
+
+impl Chunk {
+    /// The filter counts in each of its chunks: the last of them may be all that keeps it.
+    fn bytes(&self) -> usize {
+        CHUNK_BYTES + self.filter.bytes() + self.frames.iter().map(Framed::bytes).sum::<usize>()
+    }
+}
 
 impl Framed {
     fn bytes(&self) -> usize {
@@ -188,6 +206,7 @@ impl Replays {
             filters: HashSet::new(),
             prune_at: 64,
             chunks: HashMap::default(),
+            matcher: Matcher::new(Arc::default()),
             order: VecDeque::new(),
             bytes: 0,
             encoded: 0,
@@ -200,7 +219,7 @@ impl Replays {
         let filter = self.shared(filter);
         let (next, end) = (since + 1, log.head());
         let left = self.count(&filter, next, end, log);
-        Cursor { filter, next, end, prev: since, left }
+        Cursor { filter, next, end, prev: since, left, raw: false }
     }
 
     /// Frames made so far.
@@ -263,16 +282,19 @@ impl Replays {
             }
             None => {}
         }
+        if !Arc::ptr_eq(self.matcher.filter(), filter) {
+            self.matcher = Matcher::new(filter.clone());
+        }
         let chunk = self.chunks.entry(key).or_insert_with(|| {
             self.order.push_back(key);
-            self.bytes += CHUNK_BYTES;
+            self.bytes += CHUNK_BYTES + filter.bytes();
             let from = log.first().max(key.1 * CHUNK);
             Chunk { filter: filter.clone(), from, to: from, frames: Vec::new() }
         });
         let to = ((key.1 + 1) * CHUNK).min(log.head() + 1);
         let before = chunk.frames.len();
         for entry in log.range(chunk.to, to) {
-            if filter.matches(&entry.record) {
+            if self.matcher.matches(&entry.record) {
                 let is_large = entry.record.json().len() >= self.large;
                 chunk.frames.push(Framed { offset: entry.offset, is_large, forms: [None, None] });
             }
@@ -284,7 +306,7 @@ impl Replays {
 
     fn forget(&mut self, key: Key) {
         if let Some(chunk) = self.chunks.remove(&key) {
-            self.bytes -= CHUNK_BYTES + chunk.frames.iter().map(Framed::bytes).sum::<usize>();
+            self.bytes -= chunk.bytes();
         }
     }
 }

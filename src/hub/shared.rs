@@ -15,11 +15,14 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::auth::{self, Checker, Denied, Grant};
+use super::auth::{self, Checker, Denied, Grant, Scope};
 use super::config::HubConfig;
+use super::entities::Entities;
+use super::entry::Filter;
 use super::limits::{Connections, TooMany};
 use super::log::Log;
 use super::ops::Keeper;
+use super::presence::Presence;
 use super::registry::{Role, SessionId};
 use super::state::State;
 use super::tls::Tls;
@@ -33,6 +36,8 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) struct Shared {
     pub(super) config: HubConfig,
     pub(super) auth: Checker,
+    /// As the log notes them.
+    pub(super) entities: Arc<Entities>,
     state: Mutex<State>,
     connections: Mutex<Connections>,
     /// Who keeps events before anybody hears of them, if somebody does.
@@ -97,11 +102,16 @@ impl Shared {
         handle: Handle,
     ) -> Self {
         let (log, origin) = log;
-        let state = State::resume(log, config.session_queue_bytes).with(config.slow, config.compression_threshold);
+        let entities = log.entities();
+        let state = State::resume(log, config.session_queue_bytes)
+            .with(config.slow, config.compression_threshold)
+            .wrapping(config.envelope)
+            .watching(Presence::new(&config.heartbeats(), config.patience()));
         let connections = Connections::new(config.connect_rate, config.max_sessions_per_address);
         Self {
             config,
             auth,
+            entities,
             state: Mutex::new(state),
             connections: Mutex::new(connections),
             keeper,
@@ -171,9 +181,21 @@ impl Shared {
             if let Some(from) = from {
                 self.connections.lock().begin(from, self.started.elapsed()).map_err(Refused::TooMany)?;
             }
-            Ok(state.registry.open(role))
+            let id = state.registry.open(role);
+            // Nothing, before it is known who it is.
+            let granted = match &admission {
+                Admission::Granted(grant) => grant.subscribe.as_ref().map(Scope::filter),
+                Admission::Token(_) | Admission::Awaited => Some(Filter::default()),
+            };
+            state.grant(id, granted.map(Arc::new));
+            Ok(id)
         })?;
         Ok(Seat { shared: self.clone(), id, role, admission, from })
+    }
+
+    /// A connection was accepted; how long the next one is to wait.
+    pub(super) fn connection_accepted(&self) -> Duration {
+        self.connections.lock().accepted(self.started.elapsed())
     }
 
     /// Starts a task that ends with the hub.

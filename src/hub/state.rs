@@ -2,6 +2,7 @@
 //! whoever drives them holds its lock, and never while waiting for anything.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,11 +11,12 @@ use super::emitters::{Emitters, REMEMBERED};
 use super::entry::{Filter, Record};
 use super::log::{Log, LogLimits, NotRecovered};
 use super::outbox::{Item, MAX_REPLAYS};
+use super::presence::Presence;
 use super::registry::{Registry, Role, SessionId};
 use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
-use crate::wire::subscriber::{self, Carried, DEFLATE, Slow, Subscribe, Subscribed};
+use crate::wire::subscriber::{self, Carried, DEFLATE, Slow, Subscribe, Subscribed, Wrapping};
 use crate::wire::topic::Pattern;
 
 /// Where a published event came to lie, and whom it reached.
@@ -66,6 +68,8 @@ pub struct State {
     pub registry: Registry,
     /// How the hub itself is.
     pub service: Service,
+    /// Whose hearts beat.
+    pub presence: Presence,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -85,6 +89,7 @@ impl State {
             emitters: Emitters::new(REMEMBERED),
             registry: Registry::new(queue_bytes),
             service: Service::default(),
+            presence: Presence::default(),
             counters: Counters::default(),
         }
     }
@@ -93,6 +98,18 @@ impl State {
     #[must_use]
     pub fn with(self, slow: Slow, compression_threshold: Option<usize>) -> Self {
         Self { registry: self.registry.with(slow, compression_threshold), ..self }
+    }
+
+    /// The same state, bringing events to subscribers so.
+    #[must_use]
+    pub fn wrapping(self, wrapping: Wrapping) -> Self {
+        Self { registry: self.registry.wrapping(wrapping), ..self }
+    }
+
+    /// The same state, watching heartbeats.
+    #[must_use]
+    pub fn watching(self, presence: Presence) -> Self {
+        Self { presence, ..self }
     }
 
     /// Appends a record and brings it to the subscribers.
@@ -177,7 +194,7 @@ impl State {
         if let Some(Ok(cursor)) = recovery {
             self.registry.push_replay(id, cursor);
         }
-        if let Some(notice) = self.service.notice() {
+        if let Some(notice) = self.service.notice().filter(|_| !self.registry.is_raw(id)) {
             self.registry.push(id, notice);
         }
         self.registry.set_filter(id, filter);
@@ -189,13 +206,32 @@ impl State {
         self.registry.take(id, budget, into, &self.log);
     }
 
-    /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this.
+    /// Chooses for a session that has chosen nothing yet; its own first `subscribe` replaces this. What it may not have
+    /// is left out, until it may.
     pub fn preset(&mut self, id: SessionId, events: &[Pattern]) {
-        let head = self.log.head();
-        let events = self.registry.granted(id, Filter::new(events.iter().cloned()));
-        self.registry.set_filter(id, events);
-        self.registry.set_prev(id, head);
-        self.registry.set_preset(id);
+        self.choose(id, Arc::new(Filter::new(events.iter().cloned())));
+    }
+
+    fn choose(&mut self, id: SessionId, chosen: Arc<Filter>) {
+        let begins = self.registry.filter(id).patterns().is_empty();
+        self.registry.set_preset(id, chosen);
+        if begins {
+            self.registry.set_prev(id, self.log.head());
+        }
+    }
+
+    /// Says what a session may receive from now on, see [`Registry::set_grant`]; returns the patterns that it chose and
+    /// loses.
+    pub fn grant(&mut self, id: SessionId, grant: Option<Arc<Filter>>) -> Vec<Pattern> {
+        let chosen = self.registry.preset(id);
+        let taken = self.registry.set_grant(id, grant);
+        match chosen {
+            Some(chosen) => {
+                self.choose(id, chosen);
+                Vec::new()
+            }
+            None => taken,
+        }
     }
 
     /// Notes how far a subscriber is; what it cannot have seen is answered as the bad frame that it is.
@@ -216,7 +252,7 @@ impl State {
     pub fn trouble(&mut self, part: Part, trouble: Option<String>) {
         let Some(news) = self.service.set(part, trouble, self.log.head()) else { return };
         for (id, _) in self.registry.sessions() {
-            if !self.registry.filter(id).patterns().is_empty() {
+            if !self.registry.filter(id).patterns().is_empty() && !self.registry.is_raw(id) {
                 self.registry.push(id, news.clone());
             }
         }
@@ -258,7 +294,9 @@ impl State {
                 Role::Subscriber | Role::Publisher => to_subscribers.clone(),
             };
             self.registry.acknowledge(id);
-            self.registry.push(id, bye);
+            if !self.registry.is_raw(id) {
+                self.registry.push(id, bye);
+            }
             self.registry.order_close(id, CloseCode::Shutdown);
         }
     }
@@ -306,6 +344,50 @@ mod tests {
         assert_eq!((emit(&mut state, "b"), emit(&mut state, "c")), (0, 1));
         subscribe(&mut state, id, "b");
         assert_eq!((emit(&mut state, "b"), emit(&mut state, "c"), emit(&mut state, "a")), (1, 1, 0));
+    }
+
+    #[test]
+    fn who_knows_events_alone_is_told_nothing_else_unasked() {
+        let mut state = state().wrapping(Wrapping::Raw);
+        let [id, framed] = [(); 2].map(|()| state.registry.open(Role::Subscriber));
+        state.registry.set_wrapping(framed, Wrapping::Event);
+        for id in [id, framed] {
+            state.preset(id, &[Pattern::parse("*").expect("valid")]);
+        }
+        assert_eq!(emit(&mut state, "a"), 2);
+        state.append(Record::gap("e", "x", 1, 2, "crash"), Duration::ZERO);
+        state.trouble(Part::Log, Some("Disk.".into()));
+        assert_eq!(heard(&mut state, id), [r#"{"type":"a"}"#]);
+        assert_eq!(heard(&mut state, framed).len(), 3);
+        let text = r#"{"type":"subscribe","data":{"events":["*"],"since":{"epoch":"k3f9","offset":0},"compression":"deflate"}}"#;
+        let Ok(SubscriberFrame::Subscribe(wanted)) = SubscriberFrame::decode(text) else { panic!("{text}") };
+        state.subscribe(id, &wanted, Duration::ZERO);
+        let answers = heard(&mut state, id);
+        assert!(answers[0].contains(r#""recovered":true"#) && !answers[0].contains("compression"), "{answers:?}");
+        assert_eq!(answers[1..], [r#"{"type":"a"}"#]);
+        state.shutdown(Reconnect { after: 0.1, jitter: 0.1 });
+        assert_eq!(heard(&mut state, id), ["Close(Shutdown)"]);
+    }
+
+    #[test]
+    fn what_was_chosen_for_a_session_is_given_as_far_as_it_is_granted() {
+        let filter =
+            |texts: &[&str]| Some(Arc::new(Filter::new(texts.iter().map(|text| Pattern::parse(text).expect("valid")))));
+        let mut state = state();
+        let id = state.registry.open(Role::Subscriber);
+        state.grant(id, filter(&[]));
+        state.preset(id, &[Pattern::parse("*").expect("valid")]);
+        assert_eq!(emit(&mut state, "a"), 0, "nothing is known of it yet");
+        assert!(state.grant(id, filter(&["a", "b"])).is_empty());
+        assert_eq!((emit(&mut state, "a"), emit(&mut state, "c")), (1, 0));
+        assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":2,"prev":1,"data":{"type":"a"}}"#]);
+        assert!(state.grant(id, filter(&["b", "c"])).is_empty(), "it never chose what it loses");
+        assert_eq!((emit(&mut state, "a"), emit(&mut state, "c")), (0, 1));
+        assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":5,"prev":2,"data":{"type":"c"}}"#]);
+        assert!(state.grant(id, None).is_empty());
+        assert_eq!(emit(&mut state, "x"), 1);
+        subscribe(&mut state, id, "c");
+        assert_eq!((emit(&mut state, "x"), emit(&mut state, "c")), (0, 1));
     }
 
     #[test]

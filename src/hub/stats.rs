@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::bridge::BridgeStats;
 use super::history::Status;
 use super::ops::Keeper;
+use super::presence::Summary;
 use super::registry::Laggard;
 use super::shared::Shared;
 use super::state::Counters;
@@ -16,6 +17,9 @@ use super::tls::Tls;
 
 /// How many of the subscribers that are furthest behind are named: enough to see who holds a queue.
 const LAGGARDS: usize = 10;
+
+/// How many hearts are named, the longest silent first: those that somebody should look at.
+const HEARTS: usize = 100;
 
 /// A hub's numbers at one moment. Reading them costs a lock and no more.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,6 +70,8 @@ pub struct HubStats {
     pub closes: BTreeMap<u16, u64>,
     /// Bytes that wait for the sockets of all sessions.
     pub queued_bytes: usize,
+    /// Whose hearts beat.
+    pub presence: Summary,
     /// Why the files of the certificate as they are now are not used; an older one is.
     pub tls_error: Option<String>,
     /// What happened so far.
@@ -77,11 +83,12 @@ pub struct HubStats {
 
 impl HubStats {
     pub(super) fn read(shared: &Shared) -> Self {
+        let tls_error = shared.tls.as_ref().and_then(Tls::error); // it may look at the files, so not under the lock
         let keeper = shared.keeper.as_ref();
         let status = keeper.and_then(Keeper::log).map(|history| &*history.status);
         let bridge = keeper.and_then(Keeper::bus).map(|bridge| bridge.status.read());
         let count = |of: fn(&Status) -> u64| status.map_or(0, of);
-        shared.with(|state, _| {
+        shared.with(|state, now| {
             let counts = state.registry.counts();
             Self {
                 epoch: state.log.epoch().to_owned(),
@@ -108,8 +115,9 @@ impl HubStats {
                 compressed: state.registry.work().1,
                 closes: shared.closes.lock().clone(),
                 queued_bytes: state.registry.queued_bytes(),
+                tls_error,
+                presence: state.presence.summary(HEARTS, now),
                 bridge,
-                tls_error: shared.tls.as_ref().and_then(Tls::error),
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
             }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -12,7 +12,7 @@ use tokio_rustls::rustls::{ServerConfig, crypto};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How often the files are looked at, when somebody connects.
+/// How often the files are looked at, when somebody connects or asks for the numbers.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// See the module.
@@ -45,6 +45,15 @@ impl Tls {
 
     /// For a connection that begins now: with new files if there are, unless they cannot be used.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
+        self.look_again().acceptor.clone()
+    }
+
+    /// Why the files as they are now are not used.
+    pub(super) fn error(&self) -> Option<String> {
+        self.look_again().error.clone()
+    }
+
+    fn look_again(&self) -> MutexGuard<'_, Current> {
         let mut current = self.current.lock();
         if current.looked.elapsed() >= LOOK_EVERY {
             current.looked = Instant::now();
@@ -57,12 +66,7 @@ impl Tls {
                 }
             }
         }
-        current.acceptor.clone()
-    }
-
-    /// Why the files as they are now are not used.
-    pub(super) fn error(&self) -> Option<String> {
-        self.current.lock().error.clone()
+        current
     }
 }
 

@@ -15,7 +15,7 @@ use crate::hub::HubConfig;
 use crate::hub::bridge::redis::RedisConfig;
 use crate::hub::bridge::{BridgeConfig, BusConfig, BusDown};
 use crate::secret::Secret;
-use crate::wire::subscriber::Slow;
+use crate::wire::subscriber::{Slow, Wrapping};
 use crate::wire::topic::Pattern;
 
 /// Reads the attributes of the dataclass.
@@ -94,6 +94,16 @@ fn slow(name: &str) -> Result<Slow> {
         .ok_or_else(|| refused("slow", &format!("'{name}'"), "'disconnect', 'conflate' or 'drop_with_gap'"))
 }
 
+fn envelope(name: &str) -> Result<Wrapping> {
+    let known = Wrapping::ALL.into_iter().find(|(known, _)| *known == name);
+    known.map(|(_, wrapping)| wrapping).ok_or_else(|| refused("envelope", &format!("'{name}'"), "'event' or 'raw'"))
+}
+
+fn entity_keys(settings: &Settings<'_, '_>) -> Result<Vec<(String, String)>> {
+    let keys: HashMap<String, String> = settings.get("entity_keys", "a mapping of texts")?;
+    Ok(keys.into_iter().collect())
+}
+
 /// Reads the attributes of the dataclass.
 pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> Result<HubConfig> {
     let settings = Settings(source);
@@ -108,6 +118,7 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         bridge: bridge(&settings)?,
         session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
         slow: slow(&settings.get::<String>("slow", "a text")?)?,
+        envelope: envelope(&settings.get::<String>("envelope", "a text")?)?,
         compression_threshold: settings.get("compression_threshold", "a whole number of bytes, or None")?,
         max_message_bytes: settings.get("max_message_bytes", bytes)?,
         max_sessions: settings.get("max_sessions", "a whole number of sessions")?,
@@ -121,6 +132,13 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         auth_timeout: settings.seconds("auth_timeout")?,
         allowed_origins: settings.get("allowed_origins", "a sequence of texts")?,
         requires_ack: patterns("requires_ack", &settings.get::<Vec<String>>("requires_ack", "a sequence of texts")?)?,
+        entity_keys: entity_keys(&settings)?,
+        presence_events: patterns(
+            "presence_events",
+            &settings.get::<Vec<String>>("presence_events", "a sequence of texts")?,
+        )?,
+        presence_late: settings.seconds("presence_late")?,
+        presence_dead: settings.seconds("presence_dead")?,
         ping_interval: settings.seconds("ping_interval")?,
         page: settings.get("page", "a text")?,
     })

@@ -81,6 +81,21 @@ impl Slow {
         [("disconnect", Self::Disconnect), ("conflate", Self::Conflate), ("drop_with_gap", Self::DropWithGap)];
 }
 
+/// What brings an event to a subscriber.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wrapping {
+    /// A frame with its `seq` and `prev`, by which the client proves that it has everything.
+    #[default]
+    Event,
+    /// The event alone, for clients that know nothing else.
+    Raw,
+}
+
+impl Wrapping {
+    /// All, by name.
+    pub const ALL: [(&'static str, Self); 2] = [("event", Self::Event), ("raw", Self::Raw)];
+}
+
 /// Why a session does not get an event that its patterns match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

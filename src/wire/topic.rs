@@ -16,6 +16,8 @@ pub enum PatternError {
     Empty,
     /// Longer than [`Pattern::MAX_BYTES`].
     TooLong,
+    /// More segments than [`Pattern::MAX_SEGMENTS`].
+    TooDeep,
     /// Holds a control character.
     Control,
 }
@@ -25,6 +27,7 @@ impl std::fmt::Display for PatternError {
         match self {
             Self::Empty => f.write_str("pattern is empty"),
             Self::TooLong => write!(f, "pattern is longer than {} bytes", Pattern::MAX_BYTES),
+            Self::TooDeep => write!(f, "pattern has more than {} segments", Pattern::MAX_SEGMENTS),
             Self::Control => f.write_str("pattern holds a control character"),
         }
     }
@@ -35,11 +38,13 @@ impl std::error::Error for PatternError {}
 impl Pattern {
     /// Longest pattern taken, in bytes: far beyond real topics, small enough to be harmless.
     pub const MAX_BYTES: usize = 1024;
+    /// Most segments of a pattern; each may cost a node of the index. Names may have more: a last `*` matches the rest.
+    pub const MAX_SEGMENTS: usize = 32;
 
     /// Reads a pattern.
     ///
     /// # Errors
-    /// [`PatternError`] for an empty, overlong or unprintable one.
+    /// [`PatternError`] for an empty, overlong, too deep or unprintable one.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         if text.is_empty() {
             return Err(PatternError::Empty);
@@ -50,7 +55,11 @@ impl Pattern {
         if text.chars().any(char::is_control) {
             return Err(PatternError::Control);
         }
-        Ok(Self { text: text.to_owned() })
+        let pattern = Self { text: text.to_owned() };
+        if pattern.segments().nth(Self::MAX_SEGMENTS).is_some() {
+            return Err(PatternError::TooDeep);
+        }
+        Ok(pattern)
     }
 
     /// The pattern as it was written.
@@ -222,5 +231,8 @@ mod tests {
         assert_eq!(Pattern::parse(""), Err(PatternError::Empty));
         assert_eq!(Pattern::parse(&"a".repeat(2000)), Err(PatternError::TooLong));
         assert_eq!(Pattern::parse("a\nb"), Err(PatternError::Control));
+        let deep = |segments: usize| vec!["a"; segments].join(".");
+        assert_eq!(Pattern::parse(&deep(33)), Err(PatternError::TooDeep));
+        assert!(matches(&deep(32), &deep(32), "") && matches("a.*", &deep(100), ""));
     }
 }

@@ -32,6 +32,11 @@ async def test_the_page_counts_shows_offline_and_recovers(tmp_path) -> None:
         await hub.broadcast_event(heartbeat(0))
         await page.shows("#nodes", lambda text: text == "7")
         await page.shows("#engines", lambda text: "ada" in text)
+        silent = {"emitter": "e", "topic": "graph/ada/delta/heartbeat", "state": "dead", "silent": 61.0, "alert": True}
+        await hub.broadcast("presence.dead", silent)
+        await page.shows("#notices", lambda text: "ada is dead: no heartbeat for 61 s" in text)
+        await hub.broadcast_event({"type": "presence.gone", "content": {"citizen_id": "ada"}})
+        await page.shows("#engines", lambda text: "ended" in text)
         port = hub.port
         await hub.stop()
         await page.shows("#state", lambda text: text != "live")

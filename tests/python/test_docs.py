@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import re
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import safe_broadcaster
 from safe_broadcaster import EventBroadcaster
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,42 @@ async def test_the_engine_example_emits(hub, tmp_path, monkeypatch, capsys) -> N
 async def test_the_plain_server_example_receives_each_event_once(capsys) -> None:
     await load(ROOT / "examples/plain_server.py").main()
     assert capsys.readouterr().out.strip() == str(list(range(10)))
+
+
+async def nothing() -> None:
+    pass
+
+
+async def state() -> list[int]:
+    return [1]
+
+
+PAGES = [(page, number) for page in ("docs/boot.md", "docs/sources.md") for number in range(len(snippets(page)))]
+
+
+@pytest.mark.parametrize(("page", "number"), PAGES)
+async def test_every_snippet_about_the_systems_around_runs(page, number, make, capsys) -> None:
+    """Each in a program that has what its names stand for, and with no task left in the end."""
+    before = asyncio.all_tasks()
+    hub = EventBroadcaster(port=0)
+    scope = {
+        **{name: getattr(safe_broadcaster, name) for name in safe_broadcaster.__all__},
+        "hub": hub,
+        "broadcaster": make(hub.client),
+        "asyncio": asyncio,
+        **dict.fromkeys(["ingest_schemas", "start_engines", "stop_engines"], nothing),
+        **dict.fromkeys(["read_status", "read_queue"], state),
+    }
+    code = snippets(page)[number]
+    exec("async def main():\n" + textwrap.indent(code, "    "), scope)
+    async with contextlib.AsyncExitStack() as stack:
+        if "BootSequence" not in code:
+            await stack.enter_async_context(hub)
+            await stack.enter_async_context(scope["broadcaster"])
+        await asyncio.wait_for(scope["main"](), 20)
+    assert asyncio.all_tasks() == before
+    if "BootSequence" in code:
+        assert "[4/4] engines: undone" in capsys.readouterr().out
 
 
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

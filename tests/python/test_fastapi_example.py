@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from websockets.asyncio.client import connect
 
 import safe_broadcaster
@@ -109,8 +111,15 @@ def compiled(code: str):
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 async def test_every_snippet_of_the_document_runs(number) -> None:
     names = {name: getattr(safe_broadcaster, name) for name in safe_broadcaster.__all__}
+    names |= {"Starlette": Starlette, "Mount": Mount, "get_asgi_application": FastAPI}  # Django's, in a test without it
     names |= {"FastAPI": FastAPI, "WebSocket": WebSocket, "WebSocketDisconnect": WebSocketDisconnect}
-    scope = {**names, "app": FastAPI(), "hub": EventBroadcaster(port=0), "__name__": "snippet"}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        async with scope["hub"]:
+            yield
+
+    scope = {**names, "lifespan": lifespan, "app": FastAPI(), "hub": EventBroadcaster(port=0), "__name__": "snippet"}
     code = SNIPPETS[number].replace("port=8000", "port=0")
     if re.search(r"^(await|async with) ", code, re.MULTILINE):
         exec(compiled("async def main():\n" + textwrap.indent(code, "    ")), scope)
@@ -119,7 +128,7 @@ async def test_every_snippet_of_the_document_runs(number) -> None:
             await scope["main"]()
         return
     exec(compiled(code), scope)
-    with Server(scope["app"], lifespan="on") as server:
+    with Server(scope.get("application", scope["app"]), lifespan="on") as server:
         hub = scope["hub"]
         if not hub.get_stats()["running"]:
             await hub.start()

@@ -234,6 +234,10 @@ async def test_threads_may_publish_while_the_loop_does(hub):
         ({"allowed_origins": "https://one.example"}, ["allowed_origins='https://one.example'", "sequence"]),
         ({"allowed_origins": ["one.example"]}, ["'one.example'", "https://host"]),
         ({"requires_ack": ["alert.*", ""]}, ["requires_ack=''", "empty"]),
+        ({"requires_ack": [".".join("a" * 33)]}, ["requires_ack='a.a", "32 segments"]),
+        ({"envelope": "none"}, ["envelope='none'", "'event' or 'raw'"]),
+        ({"entity_keys": {"ids": "id"}}, ["entity_keys={'ids': 'id'}", "{id}"]),
+        ({"entity_keys": ["ids"]}, ["entity_keys=['ids']", "a mapping"]),
     ],
 )
 async def test_a_wrong_setting_is_named_with_what_is_allowed(settings, words):

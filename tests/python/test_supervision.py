@@ -86,7 +86,7 @@ async def test_a_port_that_cannot_be_had_degrades_the_hub_and_everyone_is_told_u
                 assert hub.is_listener_healthy()
 
 
-async def test_a_disk_that_refuses_is_told_on_the_wire_and_so_is_its_recovery(tmp_path) -> None:
+async def test_a_disk_that_refuses_is_told_on_the_wire_and_so_is_its_recovery(tmp_path, caplog) -> None:
     """The directory is made to look full by a limit of this process on the size of files."""
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
@@ -94,7 +94,7 @@ async def test_a_disk_that_refuses_is_told_on_the_wire_and_so_is_its_recovery(tm
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         async with (
-            EventBroadcaster(port=0, log_path=tmp_path / "log.db") as hub,
+            EventBroadcaster(port=0, log_path=tmp_path / "log.db", supervision_interval=0.02) as hub,
             subscriber(hub.url, "a") as (ws, _),
         ):
             await hub.broadcast("a", 1)
@@ -103,6 +103,7 @@ async def test_a_disk_that_refuses_is_told_on_the_wire_and_so_is_its_recovery(tm
             with pytest.raises(OSError):
                 await hub.broadcast("a", "x" * 1_000_000)
             assert hub.is_degraded()
+            await eventually(lambda: "the hub's log fails" in caplog.text)
             notice = (await frame(ws))["data"]
             assert (notice["status"], notice["since"]) == ("degraded", 1)
             assert "stored" in notice["message"]
@@ -115,6 +116,8 @@ async def test_a_disk_that_refuses_is_told_on_the_wire_and_so_is_its_recovery(tm
             assert sorted(each["type"] for each in frames) == ["event", "service_status"]
             assert json.dumps(frames).count('"healthy"') == 1
             assert not hub.is_degraded()
+            await eventually(lambda: "the hub's log works again" in caplog.text)
+            assert caplog.text.count("the hub's log fails") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)

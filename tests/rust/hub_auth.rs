@@ -17,6 +17,8 @@ use safe_broadcaster::wire::frame::HubFrame;
 use safe_broadcaster::wire::topic::Pattern;
 use serde_json::{Value, json};
 use support::{Client, PATIENCE, ask, ask_with, hub};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const PROTOCOL: &str = "Sec-WebSocket-Protocol";
@@ -280,6 +282,88 @@ async fn a_callback_decides_and_its_failure_refuses() {
     assert_eq!(client.json().await["action"], "subscribed");
 }
 
+#[tokio::test]
+async fn a_stream_of_events_ends_with_its_token_though_nobody_reads_it() {
+    let hub = jwt_hub(|config| config.session_queue_bytes = 64 << 20);
+    let mut socket = TcpStream::connect(("127.0.0.1", hub.port())).await.expect("connects");
+    let token = jwt(&["*"], &[], from_now(1.5));
+    let head = format!("GET /events?match=* HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n", bearer(&token));
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    until("it is there", || hub.stats().subscribers == 1).await;
+    let large = json!({"type": "x", "pad": "x".repeat(1 << 20)}).to_string();
+    for _ in 0..40 {
+        hub.publish(large.clone().into()).expect("published");
+    }
+    until("its token is over", || hub.stats().subscribers == 0).await;
+    assert_eq!(hub.stats().slow, 0);
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Lets a client in that another server has shaken hands with, by its address and header fields.
+fn admit(hub: &Hub, target: &str, headers: &[(&str, &str)]) -> Result<Guest, u16> {
+    let named = headers.iter().map(|(name, value)| {
+        (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
+    });
+    let admitted = hub.admit(target, &named.collect::<HeaderMap>(), || {}).expect("this process");
+    admitted.map(|(guest, _)| guest).map_err(|refusal| refusal.status)
+}
+
+/// Waits for what the hub says to a client behind another server.
+async fn said(guest: &Guest) -> Vec<Value> {
+    let mut said = Vec::new();
+    until("something is said", || {
+        said = guest.take().expect("open");
+        !said.is_empty()
+    })
+    .await;
+    let json = |said| match said {
+        Outgoing::Text(text) => serde_json::from_slice(&text).expect("json"),
+        other => json!(format!("{other:?}")),
+    };
+    said.into_iter().map(json).collect()
+}
+
+#[tokio::test]
+async fn what_is_chosen_for_a_client_waits_for_its_token_and_stays_within_its_grant() {
+    let hub = jwt_hub(|_| {});
+    let event = |kind: &str| drop(hub.publish(json!({"type": kind}).to_string().into()).expect("published"));
+    let guest = admit(&hub, "/ws", &[]).expect("may show it later");
+    guest.preset(&[Pattern::parse("*").expect("valid")]);
+    event("a.x");
+    assert!(guest.feed_text(&auth(&jwt(&["a.*"], &[], from_now(60.0)))));
+    assert_eq!(said(&guest).await[0]["action"], "authenticated");
+    event("b");
+    event("a.y");
+    assert_eq!(said(&guest).await, [json!({"type":"event","seq":3,"prev":1,"data":{"type":"a.y"}})]);
+    assert!(guest.feed_text(&auth(&jwt(&["b"], &[], from_now(60.0)))));
+    assert_eq!(said(&guest).await.len(), 1, "it is not told of patterns that it never chose");
+    event("a.z");
+    event("b");
+    assert_eq!(said(&guest).await, [json!({"type":"event","seq":5,"prev":3,"data":{"type":"b"}})]);
+}
+
+#[tokio::test]
+async fn a_flood_of_frames_is_ended_behind_another_server_too() {
+    let hub = hub(|config| config.frame_rate = 10.0);
+    let guest = admit(&hub, "/ws", &[]).expect("let in");
+    for _ in 0..100 {
+        drop(guest.feed_text(r#"{"type":"ping"}"#));
+    }
+    assert_eq!(closed(&guest).await, 3503);
+    let publisher = admit(&hub, "/publish", &[]).expect("let in");
+    for _ in 0..100 {
+        drop(publisher.feed_text("{}"));
+    }
+    until("all are published", || hub.stats().counters.events == 100).await;
+}
+
 /// Reads what the hub says to a client behind another server, up to its close.
 async fn closed(guest: &Guest) -> u16 {
     let deadline = Instant::now() + PATIENCE;
@@ -297,13 +381,8 @@ async fn closed(guest: &Guest) -> u16 {
 #[tokio::test]
 async fn who_comes_through_another_server_needs_a_token_too() {
     let hub = token_hub();
-    let admit = |path, headers: &[(&'static str, &str)]| {
-        let named = headers.iter().map(|(name, value)| {
-            (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
-        });
-        let admitted = hub.admit(path, &named.collect::<HeaderMap>(), || {}).expect("this process");
-        admitted.map(|(guest, _)| guest).map_err(|refusal| refusal.status)
-    };
+    let admit = |target, headers: &[_]| admit(&hub, target, headers);
+    assert_eq!(admit("/ws?token=s3cret-new", &[]).err(), Some(400));
     assert_eq!(admit("/publish", &[]).err(), Some(401));
     assert_eq!(admit("/ws", &[(PROTOCOL, "sb.emit.v1")]).err(), Some(401));
     for (path, protocol) in [("/publish", "x"), ("/ws", "sb.emit.v1"), ("/ws", "sb.v1.json")] {
@@ -319,10 +398,5 @@ async fn who_comes_through_another_server_needs_a_token_too() {
     assert_eq!(closed(&stranger).await, 3500);
     let publisher = admit("/publish", &[("authorization", "Bearer s3cret-new")]).expect("let in");
     assert!(publisher.feed_text(r#"{"type":"x"}"#));
-    let deadline = Instant::now() + PATIENCE;
-    while hub.stats().counters.events < 2 {
-        assert!(Instant::now() < deadline, "not published");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(hub.stats().counters.events, 2);
+    until("it is published", || hub.stats().counters.events == 2).await;
 }

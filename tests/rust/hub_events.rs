@@ -105,13 +105,18 @@ async fn who_comes_back_with_its_last_id_gets_what_it_missed_or_is_told() {
         (format!("/events?match=*&since={epoch}:3"), format!("Last-Event-ID: {epoch}:1\r\n")),
     ] {
         let mut events = Events::open(&hub, &path, &headers).await;
-        let (_, subscribed) = events.expect("subscribed").await;
+        let (id, subscribed) = events.expect("subscribed").await;
         assert_eq!((&subscribed["recovered"], &subscribed["replayed"]), (&json!(true), &json!(2)), "{path}");
+        // Whoever is cut off here has none of it.
+        assert_eq!(id, format!("{epoch}:1"));
         for seq in [2, 3] {
-            let (_, event) = events.expect("event").await;
+            let (id, event) = events.expect("event").await;
             assert_eq!((&event["seq"], &event["replay"]), (&json!(seq), &json!(true)));
+            assert_eq!(id, format!("{epoch}:{seq}"));
         }
     }
+    let mut events = Events::open(&hub, "/events?match=none", &format!("Last-Event-ID: {epoch}:1\r\n")).await;
+    assert_eq!(events.expect("subscribed").await.0, format!("{epoch}:3"), "there is nothing between");
     let mut events = Events::open(&hub, "/events?match=*", "Last-Event-ID: other:1\r\n").await;
     let (_, subscribed) = events.expect("subscribed").await;
     assert_eq!((&subscribed["recovered"], &subscribed["reason"]), (&json!(false), &json!("epoch")));

@@ -49,7 +49,7 @@ class HubApp:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         try:
-            session = Session(self._core, _path(scope), scope)
+            session = Session(self._core, _target(scope), scope)
         except Refused as refused:
             return await _deny(scope, send, refused.status, str(refused))
         except BroadcasterClosed as closed:
@@ -66,14 +66,12 @@ class HubApp:
         body = await _body(receive, self._hub.config.max_message_bytes)
         if body is None:
             return
-        query = scope.get("query_string", b"").decode("latin-1")
-        target = quote(_path(scope)) + (f"?{query}" if query else "")
         headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         mailbox, bell = Mailbox.current(), asyncio.Event()
         token = mailbox.subscribe(lambda _: bell.set())
         watcher: asyncio.Task[None] | None = None
         try:
-            exchange = self._core.answer(mailbox.core, token, scope["method"], target, headers, body)
+            exchange = self._core.answer(mailbox.core, token, scope["method"], _target(scope), headers, body)
             while (parts := exchange.take()) is not None:
                 for part in parts:
                     if isinstance(part, bytes):
@@ -116,6 +114,11 @@ def _path(scope: Scope) -> str:
     root: str = scope.get("root_path", "")
     rest = path.removeprefix(root)
     return rest if rest.startswith("/") or not root else (path if rest else "/")
+
+
+def _target(scope: Scope) -> str:
+    query = scope.get("query_string", b"").decode("latin-1")
+    return quote(_path(scope)) + (f"?{query}" if query else "")
 
 
 async def _body(receive: Receive, limit: int) -> bytes | None:

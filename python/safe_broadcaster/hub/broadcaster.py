@@ -34,6 +34,7 @@ __all__ = ["EventBroadcaster"]
 
 T = TypeVar("T")
 
+_MISSING: Any = object()
 _SEVERITY = [WebSocketCircuitState.CLOSED, WebSocketCircuitState.HALF_OPEN, WebSocketCircuitState.OPEN]
 
 _CLIENTS = 1000
@@ -167,8 +168,24 @@ class EventBroadcaster(TypedBroadcasts):
         _, sessions = await reply.wait()
         return sessions
 
-    async def broadcast(self, type: str, data: Any, topic: str | None = None) -> int:  # noqa: A002 - the wire's name
-        """Publish ``{"type": type, "data": data}``, with a topic if one is given; as `broadcast_event`."""
+    async def broadcast(
+        self,
+        type: str | Mapping[str, Any],  # noqa: A002 - the wire's name
+        data: Any = _MISSING,
+        topic: str | None = None,
+    ) -> int:
+        """Publish ``{"type": type, "data": data}``, with a topic if one is given; as `broadcast_event`.
+
+        A whole event alone is published as it is, so that the hub fits where a WebSocket manager is expected.
+        """
+        if not isinstance(type, str):
+            if data is not _MISSING or topic is not None:
+                raise ConfigError("data= or topic= is not allowed beside a whole event: put them into it")
+            return await self.broadcast_event(type)
+        if data is _MISSING:
+            raise ConfigError(
+                f"data= is missing for an event of type {type!r}: give it, None if there is nothing to say"
+            )
         event = {"type": type, "data": data}
         if topic is not None:
             event["topic"] = topic
@@ -179,6 +196,12 @@ class EventBroadcaster(TypedBroadcasts):
         return await self.broadcast(
             "bus.ready", {"service": "event_broadcaster", "timestamp": datetime.now(timezone.utc).isoformat()}
         )
+
+    @property
+    def active_connections(self) -> int:
+        """How many subscribers are connected; 0 before the first start."""
+        numbers = self._core.stats()
+        return 0 if numbers is None else int(orjson.loads(numbers)["subscribers"])
 
     def get_stats(self) -> dict[str, Any]:
         """Read the hub's numbers: ``running``, ``port``, and after the first start all that ``/stats`` tells.
@@ -260,7 +283,7 @@ class EventBroadcaster(TypedBroadcasts):
         Args:
             websocket: A ``WebSocket`` of Starlette or FastAPI.
             events: Patterns of what it gets until it subscribes by itself (which takes `handle_message`). All by
-                default; empty for nothing.
+                default; empty for nothing. Where clients show tokens, what of that its token grants, once it has.
 
         Raises:
             ConnectRefused: The client is not let in (origin, ``max_sessions``), and was told so.

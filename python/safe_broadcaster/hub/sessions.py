@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from safe_broadcaster import _core
 
-__all__ = ["Refused", "Session", "Sessions", "WebSocket"]
+__all__ = ["Refused", "Session", "Sessions", "WebSocket", "is_connecting"]
 
 logger = logging.getLogger("safe_broadcaster")
 
@@ -180,7 +180,7 @@ class Sessions:
             patterns = list(events)
             if patterns:
                 session.core.preset(patterns)
-            if _is_connecting(websocket):
+            if is_connecting(websocket):
                 await websocket.accept(subprotocol=session.core.subprotocol)
         except BaseException:
             await session.end()
@@ -210,7 +210,7 @@ async def listen(session: Session, receive: Callable[[], Awaitable[MutableMappin
             await session.feed(message["bytes"] if text is None else text)
 
 
-def _is_connecting(websocket: WebSocket) -> bool:
+def is_connecting(websocket: object) -> bool:
     """Whether the handshake is still to be answered; an endpoint may have done that itself."""
     state = getattr(websocket, "application_state", None)
     return getattr(state, "name", "CONNECTING") == "CONNECTING"

@@ -3,6 +3,8 @@
 Every ``supervision_interval`` it asks whether connections are still accepted. If not, the port is taken anew, through a
 circuit breaker. After ``max_recovery_attempts`` in vain the hub is degraded: whoever is connected stays, is told on the
 wire, and goes on receiving what the program itself broadcasts. It goes on trying at the breaker's pace.
+
+It also logs when the certificate or the log on disk fails, and when that is over.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING
+
+import orjson
 
 from safe_broadcaster.breaker import WebSocketCircuitBreaker
 from safe_broadcaster.exceptions import BroadcasterClosed, BroadcastError, ConfigError
@@ -23,6 +27,11 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger("safe_broadcaster")
 
+_FILES = {
+    "tls_error": ("the hub's certificate cannot be used and an older one is: %s", "the hub uses its certificate again"),
+    "log_error": ("the hub's log fails, its events stay with their emitters: %s", "the hub's log works again"),
+}
+"""What the numbers tell of the hub's files, and the words for people who read logs."""
 _TROUBLE = "New connections cannot be accepted at the moment; those that exist go on."
 
 
@@ -45,6 +54,7 @@ class Supervisor:
         )
         self.attempts = 0
         self.degraded = False
+        self._told: dict[str, str | None] = dict.fromkeys(_FILES)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -65,6 +75,7 @@ class Supervisor:
 
     async def check(self) -> None:
         """Look once."""
+        self._look_at_files()
         if self._core.is_listening():
             if self.attempts:
                 self._recovered()
@@ -84,6 +95,18 @@ class Supervisor:
                 return
         if self.attempts >= self._most:
             self._degrade()
+
+    def _look_at_files(self) -> None:
+        numbers = orjson.loads(self._core.stats() or b"{}")
+        for name, (broken, mended) in _FILES.items():
+            error: str | None = numbers.get(name)
+            if error == self._told[name]:
+                continue
+            self._told[name] = error
+            if error is None:
+                logger.warning(mended)
+            else:
+                logger.error(broken, error)
 
     async def _run(self) -> None:
         while True:

@@ -30,12 +30,15 @@ impl Scope {
     }
 
     /// Whether an event may be published: every address under which subscribers could find it must be allowed, its
-    /// type and its topic. One alone would let a stranger in through the other.
+    /// type, its topic and those of the entities that it names. One alone would let a stranger in through the other.
     #[must_use]
     pub fn allows(&self, event: &Record) -> bool {
         let (kind, topic) = (event.kind(), event.topic());
         let any = |kind: &str, topic: &str| self.0.iter().any(|allowed| allowed.matches(kind, topic));
-        any(kind, topic) && (kind.is_empty() || any(kind, "")) && (topic.is_empty() || any("", topic))
+        any(kind, topic)
+            && (kind.is_empty() || any(kind, ""))
+            && (topic.is_empty() || any("", topic))
+            && event.entities().iter().all(|topic| any("", topic))
     }
 }
 
@@ -71,12 +74,6 @@ impl Grant {
     #[must_use]
     pub fn may_subscribe(&self, pattern: &Pattern) -> bool {
         self.subscribe.as_ref().is_none_or(|scope| scope.contains(pattern))
-    }
-
-    /// Whether an event may be published.
-    #[must_use]
-    pub fn may_publish(&self, event: &Record) -> bool {
-        self.publish.as_ref().is_none_or(|scope| scope.allows(event))
     }
 }
 

@@ -302,8 +302,8 @@ pub(super) struct Bridge {
 }
 
 impl Bridge {
-    /// False if the bridge is closed.
-    pub(super) fn send(&self, op: Op) -> bool {
-        self.ops.send(op).is_ok()
+    /// Gives the op back if the bridge is closed.
+    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Op> {
+        self.ops.send(op).map_err(|closed| closed.0)
     }
 }

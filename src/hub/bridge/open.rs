@@ -12,9 +12,8 @@ use super::machine::{Action, Machine, Settings};
 use super::redis::RedisBus;
 use super::{Bridge, BridgeConfig, Bus, BusConfig, Link};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::entry::Filter;
 use crate::hub::fresh_epoch;
-use crate::hub::log::{Log, LogLimits};
+use crate::hub::log::{Log, LogLimits, Noting};
 use crate::hub::ops::Keeper;
 use crate::hub::shared::Shared;
 
@@ -24,7 +23,7 @@ use crate::hub::shared::Shared;
 /// [`ErrorKind::Config`], or [`ErrorKind::BusDown`] if the bus cannot be reached in time.
 pub(in crate::hub) fn start(
     config: &BridgeConfig,
-    log: (LogLimits, Filter),
+    log: (LogLimits, Noting),
     handle: &Handle,
     make: impl FnOnce(Keeper, Log) -> Arc<Shared>,
 ) -> Result<Arc<Shared>> {
@@ -37,7 +36,7 @@ pub(in crate::hub) fn start(
 fn launch<B: Bus>(
     bus: B,
     config: &BridgeConfig,
-    (limits, requires_ack): (LogLimits, Filter),
+    (limits, noting): (LogLimits, Noting),
     handle: &Handle,
     make: impl FnOnce(Keeper, Log) -> Arc<Shared>,
 ) -> Result<Arc<Shared>> {
@@ -49,7 +48,7 @@ fn launch<B: Bus>(
         cooldown: config.breaker_cooldown,
         keep: limits.events as u64,
     };
-    let log = Log::new(String::new(), limits).requiring_acks(requires_ack);
+    let log = Log::new(String::new(), limits).noting(noting);
     let opening = open(bus, config.clone(), hub, Machine::new(settings, fastrand::u64(..)), log);
     let (opened, waiting) = blocking::sync_channel(1);
     // The receiver waits: sending cannot fail.

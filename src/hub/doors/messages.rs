@@ -24,8 +24,10 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::Wire;
+use crate::hub::auth::credential_in_query;
 use crate::hub::driver::{self, READ_BATCH, WRITE_BATCH};
 use crate::hub::http;
+use crate::hub::meter::Pace;
 use crate::hub::registry::{Role, SessionId};
 use crate::hub::shared::{Admission, Refused, Shared};
 
@@ -116,15 +118,22 @@ impl Line {
     }
 }
 
-/// Lets a client in by what its handshake said, at a path of our own port; also says which subprotocol was chosen.
+/// Lets a client in by what its handshake said, at an address of our own port; also says which subprotocol was chosen.
 pub(in crate::hub) fn admit(
     shared: &Arc<Shared>,
-    path: &str,
+    target: &str,
     headers: &HeaderMap,
     bell: impl Fn() + Send + Sync + 'static,
 ) -> Result<(Guest, Option<&'static str>), Refusal> {
     if !http::origin_is_allowed(headers, &shared.config.allowed_origins) {
         return Err(Refusal { status: 403, reason: "this origin is not among allowed_origins" });
+    }
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    if credential_in_query(query).is_some() {
+        return Err(Refusal {
+            status: 400,
+            reason: "a token does not belong in an address, which is logged everywhere",
+        });
     }
     let unspoken =
         Refusal { status: 400, reason: "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are" };
@@ -157,7 +166,8 @@ fn open(
         id: seat.id,
         largest: driver::largest_message(shared, role),
     };
-    shared.spawn(driver::run_on(seat, Messages { line }));
+    let pace = driver::pace(shared, role);
+    shared.spawn(driver::run_on(seat, Messages::new(line, pace)));
     Ok(guest)
 }
 
@@ -252,11 +262,8 @@ impl Guest {
     }
 
     /// Chooses events on the client's behalf, without a word to it, until it chooses by itself. Where clients show
-    /// tokens nothing is chosen for them: what they may see is not known yet.
+    /// tokens it gets what of them its token grants, once it has shown it.
     pub fn preset(&self, patterns: &[crate::wire::topic::Pattern]) {
-        if self.shared.auth.is_on() {
-            return;
-        }
         self.shared.with(|state, _| state.preset(self.id, patterns));
     }
 }
@@ -270,6 +277,15 @@ impl Drop for Guest {
 /// The session's end.
 struct Messages {
     line: Arc<Line>,
+    /// How many messages a second may come.
+    pace: Option<Pace>,
+    exceeded: bool,
+}
+
+impl Messages {
+    fn new(line: Arc<Line>, pace: Option<Pace>) -> Self {
+        Self { line, pace, exceeded: false }
+    }
 }
 
 impl Drop for Messages {
@@ -286,6 +302,10 @@ impl Drop for Messages {
 impl Wire for Messages {
     const PINGS: bool = false;
 
+    fn exceeded(&self) -> bool {
+        self.exceeded
+    }
+
     /// The server behind this door reads what its client still sends.
     async fn linger(&mut self) {}
 }
@@ -293,8 +313,11 @@ impl Wire for Messages {
 impl Stream for Messages {
     type Item = Result<Message, WsError>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.line.with(|queues| {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.exceeded {
+            return Poll::Pending; // the session ends: nobody waits for this
+        }
+        let polled = self.line.with(|queues| {
             let polled = match queues.incoming.pop_front() {
                 Some(message) => {
                     queues.incoming_bytes -= FRAME_BYTES + message.as_ref().map_or(0, Message::len);
@@ -307,7 +330,12 @@ impl Stream for Messages {
                 }
             };
             (polled, None)
-        })
+        });
+        if polled.is_ready() && self.pace.as_mut().is_some_and(|pace| !pace.allows(1)) {
+            self.exceeded = true;
+            return Poll::Pending;
+        }
+        polled
     }
 }
 
@@ -406,7 +434,7 @@ mod tests {
     #[test]
     fn what_is_taken_counts_as_sent_with_the_next_taking_and_the_bell_rings_for_those_who_found_nothing() {
         let (line, rung) = line();
-        let (guest, mut session) = (guest(&line), Messages { line });
+        let (guest, mut session) = (guest(&line), Messages::new(line, None));
         let mut cx = Context::from_waker(Waker::noop());
         let text = |text: &'static str| Message::Text(Utf8Bytes::from_static(text));
         Pin::new(&mut session).start_send(text("a")).expect("open");
@@ -426,7 +454,7 @@ mod tests {
     #[test]
     fn both_queues_are_bounded_and_hold_up_their_own_side() {
         let (line, rung) = line();
-        let (guest, mut session) = (guest(&line), Messages { line });
+        let (guest, mut session) = (guest(&line), Messages::new(line, None));
         let mut cx = Context::from_waker(Waker::noop());
         while Pin::new(&mut session).poll_ready(&mut cx).is_ready() {
             Pin::new(&mut session).start_send(Message::Binary(Bytes::from_static(&[0; 1000]))).expect("open");
@@ -449,7 +477,7 @@ mod tests {
     #[test]
     fn what_came_before_the_end_is_read_and_what_is_too_large_is_told() {
         let (line, _) = line();
-        let (guest, mut session) = (guest(&line), Messages { line });
+        let (guest, mut session) = (guest(&line), Messages::new(line, None));
         let mut cx = Context::from_waker(Waker::noop());
         let mut next = || Pin::new(&mut session).poll_next(&mut cx);
         assert!(guest.feed_text("a") && guest.feed_binary(&[0; 11]));

@@ -25,17 +25,21 @@ use ledger::Ledger;
 use sqlite::{LogStore, Recovered};
 
 use super::emitters::{Emitters, REMEMBERED};
-use super::entry::Filter;
-use super::log::{Log, LogLimits, cost};
+use super::log::{Log, LogLimits, Noting, cost};
 use super::ops::{self, Op, Outcome};
+use super::registry::Role;
 use super::service::Part;
 use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::close::CloseCode;
 
 /// A group is stored at this size even if more waits: a transaction of some milliseconds.
 const GROUP_BYTES: usize = 4 << 20;
 /// What subscribers are told of a disk that refuses events.
 const REFUSED: &str = "Events cannot be stored at the moment; their emitters keep them.";
+/// What is told of a thread that has panicked. It is not started again: a panic is a fault of this program, and what it
+/// left of its books cannot be trusted with offsets that must never repeat. A new process reads them from the file.
+const DEAD: &str = "the thread of the hub's log has died; start the hub again, and report this";
 
 /// Outcomes in the order in which they are to be settled.
 pub(super) type Outcomes = mpsc::UnboundedReceiver<Vec<Outcome>>;
@@ -61,6 +65,24 @@ pub(super) struct Status {
     pub(super) error: Mutex<Option<String>>,
     /// Where a damaged file was moved to.
     pub(super) set_aside: Mutex<Option<PathBuf>>,
+    /// The thread has panicked.
+    dead: AtomicBool,
+    /// It is to panic at its next op.
+    #[cfg(test)]
+    panics: AtomicBool,
+}
+
+/// Tells of the end of the log's thread, if it was none that anybody wanted.
+struct Witness(Arc<Status>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.dead.store(true, Ordering::Relaxed);
+            self.0.degraded.store(true, Ordering::Relaxed);
+            *self.0.error.lock() = Some(DEAD.to_owned());
+        }
+    }
 }
 
 /// Opens the log and starts its thread. `fresh` is the epoch of a log that begins.
@@ -85,7 +107,9 @@ pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Histo
             emitters.recall(&mark.name, mark.epoch, mark.have);
         }
         *worker_status.set_aside.lock() = recovered.set_aside.take();
-        let worker = Worker { store, ledger: Ledger::new(emitters), outcomes, status: worker_status };
+        let witness = Witness(worker_status.clone());
+        let worker =
+            Worker { _witness: witness, store, ledger: Ledger::new(emitters), outcomes, status: worker_status };
         worker.tell();
         if opened.send(Ok(recovered)).is_ok() {
             worker.run(&ops);
@@ -100,12 +124,12 @@ pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(Histo
 
 /// The log in memory as an earlier life of the hub left it, and the age of its oldest entry: the present on the log's
 /// scale of time.
-pub(super) fn replay(recovered: Recovered, limits: LogLimits, requires_ack: Filter) -> (Log, Duration) {
+pub(super) fn replay(recovered: Recovered, limits: LogLimits, noting: Noting) -> (Log, Duration) {
     let Recovered { epoch, head, entries, now, .. } = recovered;
     let oldest = entries.first().map_or(0, |(at, _)| *at);
     let since = |at: i64| Duration::from_millis(at.saturating_sub(oldest).max(0) as u64);
     let now = if entries.is_empty() { Duration::ZERO } else { since(now) };
-    let mut log = Log::resume(epoch, head - entries.len() as u64, limits).requiring_acks(requires_ack);
+    let mut log = Log::resume(epoch, head - entries.len() as u64, limits).noting(noting);
     for (at, record) in entries {
         log.append(record, since(at).min(now));
     }
@@ -113,13 +137,20 @@ pub(super) fn replay(recovered: Recovered, limits: LogLimits, requires_ack: Filt
 }
 
 impl History {
-    /// False if the log is closed.
-    pub(super) fn send(&self, op: Op) -> bool {
-        self.ops.send(op).is_ok()
+    /// Gives the op back if the log is closed.
+    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Op> {
+        self.ops.send(op).map_err(|closed| closed.0)
+    }
+
+    /// What is to be said of the thread, if it has died.
+    pub(super) fn death(&self) -> Option<Error> {
+        self.status.dead.load(Ordering::Relaxed).then(|| Error::new(ErrorKind::LogIo, DEAD))
     }
 }
 
 struct Worker {
+    // Dropped first: who notices the end of the outcomes finds the reason.
+    _witness: Witness,
     store: LogStore,
     ledger: Ledger,
     outcomes: mpsc::UnboundedSender<Vec<Outcome>>,
@@ -156,6 +187,8 @@ impl Worker {
     }
 
     fn judge(&mut self, op: Op, group: &mut Vec<Outcome>, bytes: &mut usize) {
+        #[cfg(test)]
+        assert!(!self.status.panics.load(Ordering::Relaxed), "as the test wants it");
         match op {
             Op::Turn { turn, flow, bytes: waiting } => {
                 let verdict = self.ledger.judge(&turn);
@@ -221,10 +254,65 @@ pub(super) async fn settle(shared: Arc<Shared>, status: Arc<Status>, mut outcome
     let mut told = false;
     while let Some(group) = outcomes.recv().await {
         ops::settle(&shared, group).await;
-        let degraded = status.degraded.load(Ordering::Relaxed);
-        if std::mem::replace(&mut told, degraded) != degraded {
-            let trouble = degraded.then(|| REFUSED.to_owned());
-            shared.with(|state, _| state.trouble(Part::Log, trouble));
+        tell_subscribers(&shared, &status, &mut told);
+    }
+    tell_subscribers(&shared, &status, &mut told);
+    // For a hub that stops that is said already; else what they have sent is not stored and never will be.
+    shared.with(|state, _| {
+        for (id, role) in state.registry.sessions() {
+            if role != Role::Subscriber {
+                state.registry.order_close(id, CloseCode::Degraded);
+            }
         }
+    });
+}
+
+/// Says that events cannot be stored, or that they can be again, where that is news.
+fn tell_subscribers(shared: &Shared, status: &Status, told: &mut bool) {
+    let degraded = status.degraded.load(Ordering::Relaxed);
+    if std::mem::replace(told, degraded) != degraded {
+        let trouble = degraded.then(|| REFUSED.to_owned());
+        shared.with(|state, _| state.trouble(Part::Log, trouble));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::ops::Keeper;
+    use crate::hub::{Hub, HubConfig};
+    use crate::wire::topic::Pattern;
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_told_to_all_and_everything_else_goes_on() {
+        let home = tempfile::tempdir().expect("writable");
+        let config = HubConfig { port: 0, log_path: Some(home.path().join("log.db")), ..HubConfig::default() };
+        let hub = Hub::start(config.clone()).expect("starts");
+        let publish = || hub.publish(br#"{"type":"a"}"#[..].into());
+        let before = publish().expect("stored");
+        let id = hub.shared.with(|state, _| {
+            let id = state.registry.open(Role::Subscriber);
+            state.preset(id, &[Pattern::parse("*").expect("valid")]);
+            id
+        });
+        let log = hub.shared.keeper.as_ref().and_then(Keeper::log).expect("durable");
+        log.status.panics.store(true, Ordering::Relaxed);
+        // One that was on its way may hear that the hub was stopped, every later one hears why.
+        while publish().expect_err("dead").kind() != ErrorKind::LogIo {}
+        let stats = hub.stats();
+        assert_eq!((stats.degraded, stats.log_error.as_deref()), (true, Some(DEAD)));
+        let told = || {
+            let mut items = std::collections::VecDeque::new();
+            hub.shared.with(|state, _| state.take(id, usize::MAX, &mut items));
+            format!("{items:?}").contains("degraded")
+        };
+        while !told() {
+            tokio::task::yield_now().await;
+        }
+        hub.stop().await;
+        // The file was given up in order, and another life goes on with it.
+        let again = Hub::start(config).expect("starts again");
+        let offset = again.publish(br#"{"type":"b"}"#[..].into()).expect("stored").offset;
+        assert_eq!(offset, before.offset + 1);
     }
 }

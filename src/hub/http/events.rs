@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Either;
@@ -31,7 +32,7 @@ use crate::hub::registry::{Interest, Role};
 use crate::hub::shared::{Admission, Seat, Shared};
 use crate::wire::frame::Reconnect;
 use crate::wire::position::Position;
-use crate::wire::subscriber::{self, MAX_PATTERNS, Subscribe};
+use crate::wire::subscriber::{self, MAX_PATTERNS, Subscribe, Wrapping};
 use crate::wire::topic::Pattern;
 
 /// How much is moved from the outbox at once.
@@ -63,14 +64,17 @@ pub(super) async fn open(
         return Err(text(StatusCode::FORBIDDEN, why));
     }
     let until = shared.until(&grant);
-    let seat = shared.open(Role::Subscriber, Admission::Awaited, from).map_err(full)?;
+    let seat = shared.open(Role::Subscriber, Admission::Granted(grant.clone()), from).map_err(full)?;
     let access = Access::granted(seat.id, Grant { subscribe: None, publish: None, ..grant }, until);
     let epoch = shared.with(|state, now| {
+        // Here the event stands in a field of its own, and the others are what a browser recovers by.
+        state.registry.set_wrapping(seat.id, Wrapping::Event);
         state.subscribe(seat.id, &asked, now);
         state.log.epoch().to_owned()
     });
     let (chunks, stream) = mpsc::channel(1);
-    shared.spawn(pump(Pump { seat, access, epoch, said_bye: false }, chunks, doomed));
+    let pump = Pump { seat, access, epoch, since: asked.since, said_bye: false };
+    shared.spawn(pump.run(chunks, doomed));
     let mut answer = Response::new(Either::Right(Stream(stream)));
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -113,44 +117,66 @@ struct Pump {
     seat: Seat,
     access: Access,
     epoch: String,
+    /// Where the client said that it stands.
+    since: Option<Position>,
     said_bye: bool,
 }
 
-/// Moves the session's frames into the body, until either side ends.
-async fn pump(mut pump: Pump, chunks: mpsc::Sender<Bytes>, doomed: Arc<Notify>) {
-    let shared = pump.seat.shared.clone();
-    let every = shared.config.ping_interval;
-    let mut beat = tokio::time::interval_at(Instant::now() + every, every);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut items = VecDeque::new();
-    loop {
-        let expires = pump.access.deadline().map(|at| at.saturating_sub(shared.now()));
-        let chunk = tokio::select! {
-            biased;
-            () = chunks.closed() => return,
-            () = poll_fn(|cx| pump.fetch(cx, &mut items)) => pump.chunk(&items),
-            () = tokio::time::sleep(expires.unwrap_or(every).min(every)), if expires.is_some() => {
-                shared.with(|state, now| pump.access.on_time(now, Role::Subscriber, state));
-                continue;
+impl Pump {
+    /// Moves the session's frames into the body, until either side ends.
+    async fn run(mut self, chunks: mpsc::Sender<Bytes>, doomed: Arc<Notify>) {
+        let every = self.seat.shared.config.ping_interval;
+        let mut beat = tokio::time::interval_at(Instant::now() + every, every);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut items = VecDeque::new();
+        loop {
+            // Each time, because there is always something to send on a busy feed.
+            self.expire();
+            let expires = self.expires();
+            let chunk = tokio::select! {
+                biased;
+                () = chunks.closed() => return,
+                () = poll_fn(|cx| self.fetch(cx, &mut items)) => self.chunk(&items),
+                () = tokio::time::sleep(expires.unwrap_or(every)), if expires.is_some() => continue,
+                _ = beat.tick() => Bytes::from_static(b": still here\n\n"),
+            };
+            let last = items.drain(..).any(|item| matches!(item, Item::Close(_)));
+            let mut sending = pin!(chunks.send(chunk));
+            let sent = tokio::select! {
+                sent = &mut sending => sent,
+                () = self.ends() => {
+                    doomed.notify_one();
+                    sending.await
+                }
+            };
+            if last || sent.is_err() {
+                return doomed.notify_one();
             }
-            _ = beat.tick() => Bytes::from_static(b": still here\n\n"),
-        };
-        let last = items.drain(..).any(|item| matches!(item, Item::Close(_)));
-        let mut sending = pin!(chunks.send(chunk));
-        let sent = tokio::select! {
-            sent = &mut sending => sent,
-            () = pump.ordered_to_close() => {
-                doomed.notify_one();
-                sending.await
-            }
-        };
-        if last || sent.is_err() {
-            return doomed.notify_one();
         }
     }
-}
 
-impl Pump {
+    /// How long the token is still good, as far as a timer should look ahead.
+    fn expires(&self) -> Option<Duration> {
+        let shared = &self.seat.shared;
+        let left = self.access.deadline()?.saturating_sub(shared.now());
+        Some(left.min(shared.config.ping_interval))
+    }
+
+    fn expire(&mut self) {
+        self.seat.shared.with(|state, now| self.access.on_time(now, Role::Subscriber, state));
+    }
+
+    /// Ends when the session is to end, though the client does not read.
+    async fn ends(&mut self) {
+        while let Some(expires) = self.expires() {
+            tokio::select! {
+                () = self.ordered_to_close() => return,
+                () = tokio::time::sleep(expires) => self.expire(),
+            }
+        }
+        self.ordered_to_close().await;
+    }
+
     fn fetch(&self, cx: &mut Context<'_>, items: &mut VecDeque<Item>) -> Poll<()> {
         self.seat.shared.with(|state, _| {
             state.take(self.seat.id, BATCH, items);
@@ -162,7 +188,6 @@ impl Pump {
         })
     }
 
-    /// Ends when the session is to end, though the client does not read.
     async fn ordered_to_close(&self) {
         poll_fn(|cx| {
             self.seat.shared.with(|state, _| {
@@ -205,10 +230,16 @@ impl Pump {
             action: Option<Cow<'a, str>>,
             seq: Option<u64>,
             offset: Option<u64>,
+            replayed: Option<u64>,
         }
         let Ok(head) = serde_json::from_slice::<Head<'_>>(frame) else { return };
         let name = head.kind.or(head.action).unwrap_or_default();
-        if let Some(offset) = head.seq.or(head.offset) {
+        let place = match (&self.since, head.replayed) {
+            // Whoever is cut off before the replay is still where it was.
+            (Some(since), Some(1..)) => Some(since.offset),
+            _ => head.seq.or(head.offset),
+        };
+        if let Some(offset) = place {
             write(out, format_args!("id: {}:{offset}\n", self.epoch));
         }
         if name == "bye" {

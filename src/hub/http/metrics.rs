@@ -60,6 +60,11 @@ pub(super) fn page(shared: &Shared) -> String {
     {
         page.line("sessions", &format!("{{role=\"{role}\"}}"), open);
     }
+    page.head("gauge", "presence", "Engines whose heartbeats are watched.");
+    let presence = &stats.presence;
+    for (state, count) in [("active", presence.active), ("late", presence.late), ("dead", presence.dead)] {
+        page.line("presence", &format!("{{state=\"{state}\"}}"), count);
+    }
     page.head("counter", "closes_total", "Sessions closed by the hub, by close code.");
     for (code, count) in &stats.closes {
         page.line("closes_total", &format!("{{code=\"{code}\"}}"), count);

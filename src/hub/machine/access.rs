@@ -55,7 +55,7 @@ impl Access {
             Ok((grant, until)) => {
                 // Replays on their way are bound by it too.
                 let filter = grant.subscribe.as_ref().map(|scope| Arc::new(scope.filter()));
-                let lost = state.registry.set_grant(self.id, filter);
+                let lost = state.grant(self.id, filter);
                 (self.grant, self.until) = (Some(grant), until);
                 if role == Role::Subscriber {
                     self.announce(state);

@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::hub::auth::{Scope, not_granted};
+use super::Intake;
+use crate::hub::auth::Scope;
 use crate::hub::entry::Record;
 use crate::hub::log::cost;
-use crate::hub::registry::{SessionId, frame_cost};
+use crate::hub::registry::SessionId;
 use crate::hub::state::State;
 use crate::wire::block::{Block, EVENT_OVERHEAD, HEADER_BYTES};
 use crate::wire::close::CloseCode;
@@ -151,6 +152,7 @@ impl Turn {
             state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
         }
         for record in self.records.drain(..) {
+            state.presence.hear(&self.name, &record, now);
             state.append(record, now);
         }
         state.counters.duplicates += self.duplicates;
@@ -202,9 +204,7 @@ pub struct EmitterMachine {
     /// Where the next turn begins.
     from: u64,
     batch: Vec<Record>,
-    /// What the batch takes of a subscriber's queue, and how much of that one turn may.
-    cost: usize,
-    slice: usize,
+    intake: Intake,
     /// What did not fit into the turn.
     rest: Option<Rest>,
     duplicates: u64,
@@ -220,8 +220,6 @@ pub struct EmitterMachine {
     /// An event was refused, and the emitter has not gone back to it yet: what it had sent behind it still comes.
     rewinding: bool,
     violation: Option<String>,
-    /// What it may publish; `None` is everything.
-    publish: Option<Scope>,
 }
 
 impl EmitterMachine {
@@ -235,8 +233,7 @@ impl EmitterMachine {
             epoch: String::new(),
             from: 0,
             batch: Vec::new(),
-            cost: 0,
-            slice: usize::MAX,
+            intake: Intake::default(),
             rest: None,
             duplicates: 0,
             came: None,
@@ -246,25 +243,24 @@ impl EmitterMachine {
             refusal: None,
             rewinding: false,
             violation: None,
-            publish: None,
         }
+    }
+
+    /// The same, taking events so.
+    #[must_use]
+    pub fn taking(self, intake: Intake) -> Self {
+        Self { intake, ..self }
     }
 
     /// It may publish only this from now on; `None` is everything.
     pub fn limit_to(&mut self, publish: Option<Scope>) {
-        self.publish = publish;
-    }
-
-    /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
-    #[must_use]
-    pub fn slicing(self, bytes: usize) -> Self {
-        Self { slice: bytes, ..self }
+        self.intake.limit_to(publish);
     }
 
     /// Whether this turn has enough: commit before the next frame.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.cost >= self.slice
+        self.intake.is_full()
     }
 
     /// Whether there is more of the last frame: call [`EmitterMachine::resume`] before the next one.
@@ -320,6 +316,7 @@ impl EmitterMachine {
             self.phase = Phase::Over;
             self.batch = Vec::new();
             self.rest = None;
+            self.intake.turn();
             (self.came, self.withheld, self.refusal, self.violation) = (None, None, None, None);
             return;
         }
@@ -364,7 +361,7 @@ impl EmitterMachine {
             greeting,
             marks: (std::mem::replace(&mut self.from, upto), upto),
             records: {
-                self.cost = 0;
+                self.intake.turn();
                 std::mem::take(&mut self.batch)
             },
             duplicates: std::mem::take(&mut self.duplicates),
@@ -470,7 +467,7 @@ impl EmitterMachine {
 
     /// Takes more of the last frame, as much as the turn may have.
     pub fn resume(&mut self) -> Step {
-        while !self.is_full()
+        while !self.intake.is_full()
             && let Some(rest) = &mut self.rest
         {
             let Some((json, next)) = rest.block.event_at(rest.at) else {
@@ -483,13 +480,10 @@ impl EmitterMachine {
                 self.rest = None;
             }
             self.note(1, EVENT_OVERHEAD + json.len());
-            match self.check(json) {
-                Ok(record) => {
-                    self.cost += frame_cost(&record);
-                    self.batch.push(record);
-                }
-                Err(reason) => {
-                    self.refusal = Some(Refusal { seq, reason });
+            match self.intake.take(json) {
+                Ok(record) => self.batch.push(record),
+                Err(error) => {
+                    self.refusal = Some(Refusal { seq, reason: error.report() });
                     self.rewinding = true;
                     self.rest = None;
                     return Step::Commit;
@@ -498,14 +492,6 @@ impl EmitterMachine {
             self.phase = Phase::Live { mark: seq };
         }
         Step::More
-    }
-
-    fn check(&self, json: Bytes) -> Result<Record, String> {
-        let record = Record::event(json).map_err(|error| error.to_string())?;
-        if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
-            return Err(not_granted(&record));
-        }
-        Ok(record)
     }
 
     fn note(&mut self, events: u64, bytes: usize) {

@@ -3,12 +3,14 @@
 
 mod access;
 mod emitter;
+mod intake;
 mod liveness;
 mod publisher;
 mod subscriber;
 
 pub use access::Access;
 pub use emitter::{CREDIT, EmitterMachine, Greeting, Step, Turn};
+pub use intake::Intake;
 pub use liveness::{Beat, Liveness};
 pub use publisher::PublisherMachine;
 pub use subscriber::SubscriberMachine;

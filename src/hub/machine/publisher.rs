@@ -4,10 +4,12 @@
 
 use bytes::Bytes;
 
+use super::Intake;
 use super::emitter::Turn;
-use crate::hub::auth::{Scope, not_granted};
+use crate::error::{Error, ErrorKind};
+use crate::hub::auth::Scope;
 use crate::hub::entry::Record;
-use crate::hub::registry::{SessionId, frame_cost};
+use crate::hub::registry::SessionId;
 use crate::wire::subscriber;
 
 /// See the module.
@@ -15,35 +17,31 @@ use crate::wire::subscriber;
 pub struct PublisherMachine {
     id: SessionId,
     batch: Vec<Record>,
-    /// What it may publish; `None` is everything.
-    publish: Option<Scope>,
-    /// What the batch takes of a subscriber's queue, and how much of that one turn may.
-    cost: usize,
-    slice: usize,
+    intake: Intake,
 }
 
 impl PublisherMachine {
     /// The machine of a session that was just opened.
     #[must_use]
     pub fn new(id: SessionId) -> Self {
-        Self { id, batch: Vec::new(), publish: None, cost: 0, slice: usize::MAX }
+        Self { id, batch: Vec::new(), intake: Intake::default() }
+    }
+
+    /// The same, taking events so.
+    #[must_use]
+    pub fn taking(self, intake: Intake) -> Self {
+        Self { intake, ..self }
     }
 
     /// It may publish only this from now on; `None` is everything.
     pub fn limit_to(&mut self, publish: Option<Scope>) {
-        self.publish = publish;
-    }
-
-    /// The same, taking events that need so many bytes of a subscriber's queue in one turn, and one more.
-    #[must_use]
-    pub fn slicing(self, bytes: usize) -> Self {
-        Self { slice: bytes, ..self }
+        self.intake.limit_to(publish);
     }
 
     /// Whether this turn has enough.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.cost >= self.slice
+        self.intake.is_full()
     }
 
     /// A frame came, text or binary: an event. What is none is answered and forgotten, and the rest goes on: without
@@ -52,16 +50,11 @@ impl PublisherMachine {
     /// # Errors
     /// The frame that says so to the client.
     pub fn on_event(&mut self, json: Bytes) -> Result<(), Bytes> {
-        let refused = |error| {
-            let message = format!("an event is a JSON object with text as its type and topic: {error}");
-            subscriber::error("bad_event", &message)
+        let refused = |error: Error| {
+            let code = if error.kind() == ErrorKind::NotAllowed { "not_allowed" } else { "bad_event" };
+            subscriber::error(code, &error.report())
         };
-        let record = Record::event(json).map_err(refused)?;
-        if self.publish.as_ref().is_some_and(|scope| !scope.allows(&record)) {
-            return Err(subscriber::error("not_allowed", &not_granted(&record)));
-        }
-        self.cost += frame_cost(&record);
-        self.batch.push(record);
+        self.batch.push(self.intake.take(json).map_err(refused)?);
         Ok(())
     }
 
@@ -73,7 +66,7 @@ impl PublisherMachine {
 
     /// Takes what came since the last turn.
     pub fn turn(&mut self) -> Turn {
-        self.cost = 0;
+        self.intake.turn();
         Turn::plain(self.id, std::mem::take(&mut self.batch))
     }
 }

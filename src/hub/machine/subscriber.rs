@@ -323,7 +323,8 @@ mod tests {
         let mut session = Session::new(100);
         let limits = LogLimits { events: 9, bytes: 1 << 20, age: None };
         let wanted = crate::hub::entry::Filter::new([crate::wire::topic::Pattern::parse("alert.*").expect("valid")]);
-        session.state.log = crate::hub::log::Log::new("k3f9".into(), limits).requiring_acks(wanted);
+        let noting = crate::hub::log::Noting { requires_ack: wanted, ..Default::default() };
+        session.state.log = crate::hub::log::Log::new("k3f9".into(), limits).noting(noting);
         session.say(r#"{"type":"subscribe","data":{"events":["*"]}}"#);
         session.emit("alert.disk");
         session.emit("other");

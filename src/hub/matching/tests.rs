@@ -34,6 +34,18 @@ fn a_group_whose_several_patterns_match_is_met_once() {
 }
 
 #[test]
+fn a_filter_is_matched_the_same_with_an_index_and_without() {
+    let few = filter(&["a.*", "x/y"]);
+    let many = filter(&["a.*", "x/y", "1", "2", "3", "4", "5", "6", "7", "8", "a.b"]);
+    for filter in [few, many, filter(&[""; 0])] {
+        let mut matcher = Matcher::new(filter.clone());
+        for record in [event("a.b", ""), event("a", "x/y"), event("a", "x"), Record::gap("e", "1", 1, 2, "crash")] {
+            assert_eq!(matcher.matches(&record), filter.matches(&record), "{filter:?} {record:?}");
+        }
+    }
+}
+
+#[test]
 fn a_gap_reaches_every_group() {
     let mut groups = Groups::default();
     groups.join(&filter(&["a", "b.*"]), member(1));
@@ -142,11 +154,11 @@ fn the_worst_patterns_cost_no_more_than_their_number() {
 
     // The longest pattern of stars, events of thousands of segments.
     let mut groups = Groups::default();
-    groups.join(&filter(&[["*"; 512].join(".")]), member(0));
-    groups.join(&filter(&[["a"; 512].join(".")]), member(1));
+    groups.join(&filter(&[["*"; Pattern::MAX_SEGMENTS].join(".")]), member(0));
+    groups.join(&filter(&[["a"; Pattern::MAX_SEGMENTS].join(".")]), member(1));
     let kind = vec!["a"; 100_000].join(".");
     assert_eq!(reached(&mut groups, &event(&kind, "")), [member(0)]);
-    assert!(steps(&mut groups, &kind) <= 2 * 512);
+    assert!(steps(&mut groups, &kind) <= 2 * Pattern::MAX_SEGMENTS);
     let dots = ".".repeat(100_000);
     assert_eq!(reached(&mut groups, &event(&dots, "")), [member(0)]);
 }

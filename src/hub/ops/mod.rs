@@ -48,29 +48,33 @@ impl Keeper {
     pub(super) fn submit(&self, turn: Turn, flow: &Arc<Flow>) -> bool {
         let bytes = turn.bytes();
         flow.begin(bytes, turn.greeting.is_some());
-        self.send(Op::Turn { turn, flow: flow.clone(), bytes })
+        self.send(Op::Turn { turn, flow: flow.clone(), bytes }).is_ok()
     }
 
     /// Publishes events; `reply` is called in the hub's thread when all of them are kept and on their way to the
     /// subscribers.
     pub(super) fn publish(&self, records: Vec<Record>, reply: Reply) {
-        self.send(Op::Publish { records, reply }); // a closed keeper drops the reply, which tells it
+        if let Err(Op::Publish { reply, .. }) = self.send(Op::Publish { records, reply })
+            && let Some(error) = self.log().and_then(History::death)
+        {
+            reply.give(Err(error));
+        } // the reply of a keeper that was closed is dropped, which tells it
     }
 
     /// A session is gone.
     pub(super) fn release(&self, id: SessionId, name: &Arc<str>) {
-        self.send(Op::Release { id, name: name.clone() }); // a closed keeper has nothing to release
+        drop(self.send(Op::Release { id, name: name.clone() })); // a closed keeper has nothing to release
     }
 
     /// Keeps what waits, and ends.
     pub(super) async fn close(&self) {
         let (done, closed) = oneshot::channel();
-        if self.send(Op::Close { done }) {
+        if self.send(Op::Close { done }).is_ok() {
             drop(closed.await); // an error means that it ended in another way
         }
     }
 
-    fn send(&self, op: Op) -> bool {
+    fn send(&self, op: Op) -> std::result::Result<(), Op> {
         match self {
             Self::Log(history) => history.send(op),
             Self::Bus(bridge) => bridge.send(op),

@@ -135,9 +135,39 @@ fn the_shared_frames_stay_within_their_bound() {
             }
         }
     }
-    let kept: usize = replays.chunks.values().flat_map(|chunk| &chunk.frames).map(Framed::bytes).sum();
-    assert_eq!(replays.bytes(), kept + CHUNK_BYTES * replays.chunks.len(), "the count is right");
+    let kept: usize = replays.chunks.values().map(Chunk::bytes).sum();
+    assert_eq!(replays.bytes(), kept, "the count is right");
     assert_eq!(replays.order.len(), replays.chunks.len());
+}
+
+#[test]
+fn filters_count_for_the_bound_too() {
+    let log = log(ALL, 1);
+    let mut replays = Replays::default();
+    for n in 0..1000 {
+        let patterns: Vec<_> = (0..64).map(|m| format!("{n}.{m}.{}", "x".repeat(1000))).collect();
+        let filter = filter(&patterns.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(replays.cursor(filter, 0, &log).left(), 0);
+    }
+    let held: usize = replays.filters.iter().map(|filter| filter.bytes()).sum();
+    assert!(held <= 2 * CACHE_BYTES, "{held}");
+}
+
+#[test]
+fn a_replay_through_many_patterns_costs_little_more_than_through_one() {
+    let log = log(ALL, 20_000);
+    let time = |patterns: u32| {
+        let once = |round: u32| {
+            let names: Vec<_> = (0..patterns).map(|n| format!("other.{n}.{round}")).collect();
+            let filter = filter(&names.iter().map(String::as_str).collect::<Vec<_>>());
+            let begin = Instant::now();
+            assert_eq!(Replays::default().cursor(filter, 0, &log).left(), 0);
+            begin.elapsed()
+        };
+        (0..5).map(once).min().expect("five of them")
+    };
+    let (one, many) = (time(1), time(256));
+    assert!(many < 20 * one, "one {one:?}, 256 {many:?}");
 }
 
 /// `cargo test --release --no-default-features --lib replay -- --ignored --nocapture`

@@ -58,6 +58,13 @@ pub(crate) struct Session {
     /// More should have waited than may: it is to be closed, and nothing more comes.
     pub(crate) overflowed: bool,
     epoch: String,
+    /// Events may be left out, or have been: then what waits is less than is expected, and only the hub knows when it is
+    /// too much.
+    lossy: bool,
+    /// More was to wait than may, since all was read last.
+    squeezed: bool,
+    /// The events that came while it listened: seq, and whose newest state it is.
+    came: Vec<(u64, Option<String>)>,
 }
 
 impl Shadow {
@@ -119,7 +126,52 @@ impl Shadow {
 impl Session {
     pub(crate) fn new(limit: usize) -> Self {
         let (patterns, expected) = (vec![], VecDeque::new());
-        Self { patterns, prev: 0, expected, queued: 0, limit, overflowed: false, epoch: String::new() }
+        Self {
+            patterns,
+            prev: 0,
+            expected,
+            queued: 0,
+            limit,
+            overflowed: false,
+            epoch: String::new(),
+            lossy: false,
+            squeezed: false,
+            came: vec![],
+        }
+    }
+
+    pub(crate) fn set_slow(&mut self, slow: &str) {
+        self.lossy |= slow != "disconnect";
+    }
+
+    /// Sees whether the hub ends a session of which that cannot be foreseen.
+    pub(crate) fn look(&mut self, is_closing: bool) {
+        if self.lossy && is_closing {
+            assert!(self.squeezed, "closed with {} of {} bytes", self.queued, self.limit);
+            self.overflowed = true;
+        }
+    }
+
+    /// A stretch of live events is left out, in its place. Returns where the client stands then.
+    pub(crate) fn leave_out(&mut self, stretch: &Value, conflated: bool) -> (String, u64) {
+        assert!(self.lossy && self.squeezed, "everything fits: {stretch}");
+        let (from, to) = (&stretch["from"], stretch["to"].as_u64().expect("an offset"));
+        let mut begins = true;
+        loop {
+            let left = self.expected.pop_front().expect("nothing more was to come");
+            let Expected::Entry { position, replay: false, .. } = &left else { panic!("{left:?} is left out") };
+            assert!(!begins || *from == position.1, "{stretch} begins with {left:?}");
+            begins = false;
+            let (_, key) = self.came.iter().find(|(seq, _)| *seq == position.1).expect("it came");
+            let newer = self.came.iter().any(|(seq, other)| *seq > position.1 && other == key);
+            assert!(!conflated || key.is_some() && newer, "{left:?} has no newer one");
+            let position = position.clone();
+            self.queued -= left.cost(left.len());
+            if position.1 >= to {
+                assert_eq!(position.1, to, "{stretch} ends where nothing is");
+                return position;
+            }
+        }
     }
 
     pub(crate) fn subscribe(
@@ -191,6 +243,7 @@ impl Session {
         }
         let frame = self.entry(entry, self.prev, false);
         self.prev = entry.offset;
+        self.came.push((entry.offset, key(&entry.record)));
         self.expect(frame);
         true
     }
@@ -216,10 +269,16 @@ impl Session {
         if self.overflowed {
             return;
         }
+        if self.expected.is_empty() {
+            self.squeezed = false;
+        }
         let cost = frame.cost(frame.len());
         if cost > 0 && self.queued > 0 && self.queued + cost > self.limit {
-            self.overflowed = true;
-            return;
+            self.squeezed = true;
+            self.overflowed = !self.lossy;
+            if self.overflowed {
+                return;
+            }
         }
         self.queued += cost;
         self.expected.push_back(frame);
@@ -277,6 +336,16 @@ impl Expected {
         }
         frame.into()
     }
+}
+
+/// Whose newest state an event is.
+fn key(record: &Record) -> Option<String> {
+    if record.carried() == Carried::Gap {
+        return None;
+    }
+    let event: Value = serde_json::from_slice(record.json()).expect("JSON");
+    let own = ["key", "topic", "type"].into_iter().find_map(|field| Some((field, event.get(field)?.as_str()?)));
+    own.map(|(field, text)| format!("{field} {text}"))
 }
 
 fn matches(patterns: &[&str], entry: &Kept) -> bool {

@@ -1,5 +1,5 @@
 //! The least that fans out with tokio-tungstenite: what comes on `/publish` goes to everyone else as it is. No patterns,
-//! no numbers, no bounds. It is the mark of what the library allows, with one thread and small read buffers.
+//! no numbers, no bounds; whatever else says in text is answered as a subscription. It is the mark of what the library allows, with one thread and small read buffers.
 //!
 //! `bare_hub` prints `{"port":P}` and serves until its standard input closes.
 
@@ -29,20 +29,24 @@ async fn subscriber(mut ws: WebSocketStream<TcpStream>, mut queue: UnboundedRece
     let mut batch = Vec::new();
     loop {
         tokio::select! {
-            read = ws.next() => if !matches!(read, Some(Ok(_))) { return },
+            read = ws.next() => match read {
+                Some(Ok(message)) if message.is_text() => batch.push(Message::text(r#"{"action":"subscribed"}"#)),
+                Some(Ok(_)) => {}
+                _ => return,
+            },
             taken = queue.recv_many(&mut batch, 256) => {
                 if taken == 0 {
                     return;
                 }
-                for message in batch.drain(..) {
-                    if ws.feed(message).await.is_err() {
-                        return;
-                    }
-                }
-                if ws.flush().await.is_err() {
-                    return;
-                }
             }
+        }
+        for message in batch.drain(..) {
+            if ws.feed(message).await.is_err() {
+                return;
+            }
+        }
+        if ws.flush().await.is_err() {
+            return;
         }
     }
 }

@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::hub::log::LogLimits;
 use crate::hub::outbox::Item;
-use crate::hub::registry::Role;
+use crate::hub::registry::{Role, frame_cost};
 use crate::wire::block::BlockBuilder;
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -107,11 +107,24 @@ fn many_blocks_are_acknowledged_once() {
 }
 
 #[test]
+fn a_session_that_is_to_end_is_read_to_its_end() {
+    let mut hub = Hub::new();
+    let mut link = hub.greet("1", 1);
+    link.machine.intake = Intake::new(1, Arc::default());
+    hub.0.registry.order_close(link.id, CloseCode::Superseded);
+    link.events(1..=7);
+    assert!(link.machine.is_full());
+    hub.commit_at(&mut link, Duration::ZERO);
+    // Else its task would wake itself again and again and never see the peer's close.
+    assert!(!link.machine.is_full() && !link.machine.has_rest() && hub.log().is_empty());
+}
+
+#[test]
 fn a_large_frame_is_taken_in_slices_each_with_its_own_ack() {
     let mut hub = Hub::new();
     let mut link = hub.greet("1", 1);
     let one = frame_cost(&Record::event(Bytes::from_static(br#"{"n":1}"#)).expect("valid"));
-    link.machine.slice = 3 * one;
+    link.machine.intake = Intake::new(3 * one, Arc::default());
     link.events(1..=7);
     for (upto, rest) in [(3, true), (6, true), (7, false)] {
         assert_eq!((link.machine.has_rest(), link.machine.is_full()), (rest, rest));
@@ -208,7 +221,7 @@ fn an_event_that_is_none_is_refused_and_what_came_before_it_counts() {
     let mut link = hub.greet("1", 1);
     assert_eq!(link.machine.on_block(poisoned(1, 3, 4)), Step::Commit);
     let heard = hub.commit(&mut link);
-    let nack = HubFrame::Nack { seq: 3, reason: "an event is a JSON object".into() };
+    let nack = HubFrame::Nack { seq: 3, reason: "an event is a JSON object with text as its type and topic".into() };
     assert_eq!(heard, [ack(2), nack.encode()]);
     assert_eq!(hub.log(), numbers(1..=2));
     assert_eq!((hub.0.counters.refused, hub.0.counters.bad_frames), (1, 0));

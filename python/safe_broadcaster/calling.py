@@ -1,0 +1,189 @@
+"""Calls functions that users have given, thousands a second: async ones on the loop, plain ones in a thread.
+
+What takes too long is cancelled, and what holds up the loop is named in the log. Unlike `safe_broadcaster.deadlines`
+this costs no task for each call, and waits for the end of what it has cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+from safe_broadcaster import _core
+from safe_broadcaster.deadlines import Aside
+from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+__all__ = ["Handler", "call", "check_callable", "check_timeout", "is_async", "name_of"]
+
+logger = logging.getLogger(__name__)
+
+BLOCKED = 0.25
+"""Seconds in one step of a coroutine from which on it has held up the loop: people notice, and sockets pile up."""
+
+
+def name_of(function: object) -> str:
+    """Return how a function is called in logs."""
+    if isinstance(function, functools.partial):
+        return name_of(cast("functools.partial[Any]", function).func)
+    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return name.rpartition("<locals>.")[2]
+
+
+def is_async(function: object) -> bool:
+    """Whether it is to be called on the event loop."""
+    of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
+    return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
+
+
+def check_callable(setting: str, function: object) -> None:
+    """Raise `ConfigError` for what cannot be called."""
+    if not callable(function):
+        raise ConfigError(f"{setting}={function!r} is not allowed: give a function, async or not")
+
+
+def check_timeout(setting: str, seconds: float | None) -> None:
+    """Raise `ConfigError` for what is no time."""
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{setting}={seconds!r} is not allowed: give seconds above 0, or None for no limit")
+
+
+async def call(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
+    """Call a function once; see `Handler`."""
+    return await Handler(function, timeout)(*arguments)
+
+
+class Handler:
+    """A function that is called again and again.
+
+    Args:
+        function: Async, or plain: that runs in a thread of its own.
+        timeout: Seconds that a call may take. None: any.
+
+    """
+
+    __slots__ = ("_is_async", "function", "timeout")
+
+    def __init__(self, function: Callable[..., Any], timeout: float | None = None) -> None:
+        self.function = function
+        self.timeout = timeout
+        self._is_async = is_async(function)
+
+    async def __call__(self, *arguments: object) -> Any:
+        """Call it and wait for its result.
+
+        Raises:
+            HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs
+                is logged, and its end is waited for, so that at most one thread hangs for each caller.
+            RuntimeError: It was cancelled from within, which must not look as if the caller were.
+            Exception: What the function raises.
+
+        """
+        if self._is_async:
+            return await _Watched(self.function, self.function(*arguments), self.timeout)
+        result = await _in_thread(self.function, arguments, self.timeout)
+        if inspect.isawaitable(result):  # a plain function that makes a coroutine
+            return await _Watched(self.function, result, self.timeout)
+        return result
+
+
+async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...], timeout: float | None) -> Any:
+    made: list[object] = []  # what it returns is looked at by whoever waits for it here
+
+    def plain() -> None:
+        made.append(function(*arguments))
+
+    running = asyncio.ensure_future(Aside(plain, f"safe_broadcaster {name_of(function)}")())
+    done, _ = await asyncio.wait({running}, timeout=timeout)
+    if not done:
+        logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
+    await running
+    return made[0]
+
+
+class _Watched:
+    """Awaits something step by step: a step that blocks the loop is told, and a timer cancels what hangs.
+
+    A timer is armed only for what suspends. So a handler that never does costs no more than a few calls.
+    """
+
+    __slots__ = ("_awaitable", "_cancelled", "_expired", "_function", "_timeout")
+
+    def __init__(self, function: object, awaitable: Awaitable[Any], timeout: float | None) -> None:
+        self._function = function
+        self._awaitable = awaitable
+        self._timeout = timeout
+        self._expired = self._cancelled = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = _as_coroutine(self._awaitable).__await__()
+        value: Any = None
+        error: BaseException | None = None
+        timer: asyncio.TimerHandle | None = None
+        try:
+            while True:
+                began = perf_counter()
+                try:
+                    waits_for = steps.send(value) if error is None else steps.throw(error)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    self._tell_if_blocked(perf_counter() - began)
+                if timer is None and self._timeout is not None:
+                    timer = self._arm(self._timeout)
+                value = error = None
+                try:
+                    value = yield waits_for
+                except GeneratorExit:
+                    steps.close()
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - it belongs to the awaited one
+                    error = thrown
+                    self._cancelled = isinstance(thrown, asyncio.CancelledError)
+        except asyncio.CancelledError as error:
+            if not self._cancelled:
+                raise RuntimeError(f"{name_of(self._function)} was cancelled from within") from error
+            if not self._expired:
+                raise
+            raise HandlerTimeout(
+                f"{name_of(self._function)} did not return within {self._timeout} s and was cancelled"
+            ) from None
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _arm(self, timeout: float) -> asyncio.TimerHandle:
+        task = asyncio.current_task()
+        assert task is not None, "only tasks run handlers"
+
+        def expire() -> None:
+            self._expired = True
+            task.cancel()
+
+        return asyncio.get_running_loop().call_later(timeout, expire)
+
+    def _tell_if_blocked(self, seconds: float) -> None:
+        if seconds > BLOCKED:
+            logger.warning(
+                "%s held up the event loop for %.2f s: await what blocks, or make it a plain function, which runs in a "
+                "thread",
+                name_of(self._function),
+                seconds,
+            )
+
+
+def _as_coroutine(awaitable: Awaitable[Any]) -> Awaitable[Any]:
+    """Return something whose steps can be taken one by one."""
+    if inspect.iscoroutine(awaitable) or isinstance(awaitable, asyncio.Future):
+        return awaitable
+
+    async def wait() -> Any:
+        return await awaitable
+
+    return wait()

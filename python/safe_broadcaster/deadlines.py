@@ -1,0 +1,130 @@
+"""Waiting for users' functions no longer than they may take, whatever they do.
+
+Where `calling.call` waits for the end of what it has cancelled, this does not: a step that starts a service, or a
+fetch, may heed no cancellation, cancel itself, or hang in its thread for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safe_broadcaster.exceptions import HandlerTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["Aside", "TimedOut", "call_here", "within"]
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_GRACE = 1.0
+"""Seconds that cancelled work may take to clean up before it is left to itself."""
+
+_abandoned: set[asyncio.Future[Any]] = set()
+"""Work that does not heed its cancellation; held, because a task that nobody holds may vanish."""
+
+
+class TimedOut(HandlerTimeout):
+    """Work was not done in the time that it was given; other than a timeout of the work's own."""
+
+
+async def call_here(function: Callable[..., Any], *args: object) -> Any:
+    """Call it in the event loop, plain or not, and await what it returns if that can be awaited."""
+    result = function(*args)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
+    """Await work for at most so many seconds; it gets a second to heed its cancellation, and is then left to itself.
+
+    Unlike `asyncio.wait_for` this always ends in time, and raises `RuntimeError` where the work cancelled itself.
+
+    Raises:
+        TimedOut: It took longer.
+
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        await _cancel(task)
+        raise
+    if not done:
+        await _cancel(task)
+        raise TimedOut(f"not done within {seconds:g} s")
+    if task.cancelled():
+        raise RuntimeError("it was cancelled from within")
+    return task.result()
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=_GRACE)
+    if done:
+        _tell(task)
+    else:
+        logger.error("%r does not heed its cancellation and is left to itself", task)
+        _abandoned.add(task)
+        task.add_done_callback(_abandoned.discard)
+        task.add_done_callback(_tell)
+
+
+def _tell(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("work that was cancelled raised %r", error, exc_info=error)
+
+
+class Aside:
+    """Calls a plain function in a thread of its own, so that it may block; never twice at once.
+
+    The thread is a daemon: one that hangs for ever does not keep the program from ending, as the threads of an
+    executor would.
+    """
+
+    def __init__(self, function: Callable[[], Any], name: str) -> None:
+        self._function = function
+        self._name = name
+        self._thread: threading.Thread | None = None
+
+    async def __call__(self) -> Any:
+        """Call it, and await what it returns if that can be awaited."""
+        if self._thread is not None and self._thread.is_alive():
+            raise TimedOut("the call before has not ended yet")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def run() -> None:
+            result: object = None
+            error: Exception | None = None
+            try:
+                result = context.run(self._function)
+            except BaseException as raised:  # noqa: BLE001 - it is handed on
+                error = raised if isinstance(raised, Exception) else None
+                if error is None or isinstance(raised, StopIteration):  # would end the loop, or fit no future
+                    error = RuntimeError(f"it raised {raised!r}")
+                    error.__cause__ = raised
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_settle, future, result, error)
+
+        self._thread = threading.Thread(target=run, name=self._name, daemon=True)
+        self._thread.start()
+        result = await future
+        return await result if inspect.isawaitable(result) else result
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if future.done():  # given up meanwhile
+        if error is not None:
+            logger.warning("a call that was given up raised %r", error, exc_info=error)
+    elif error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
