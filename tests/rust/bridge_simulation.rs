@@ -265,18 +265,19 @@ impl World {
                 return;
             }
         }
-        panic!("a hub never got everything");
+        let of = |hub: &Hub| (hub.name.clone(), hub.epoch.clone(), hub.next, hub.told, format!("{:?}", hub.machine));
+        panic!("a hub never got everything: {:?} {:#?}", self.sequencer.place(), self.hubs.iter().map(of).collect::<Vec<_>>());
     }
 }
 
-fn run(seed: u64) {
+fn run(seed: u64) -> u64 {
     let mut world = World::new(seed);
     let steps = world.rng.usize(100..1500);
     for _ in 0..steps {
         world.step();
     }
     world.settle();
-    assert!(world.records > 0);
+    world.records
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -286,12 +287,15 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn every_hub_has_what_the_sequencer_numbered_once_and_in_order() {
     if let Some(seed) = number("SIM_SEED") {
-        return run(seed);
+        println!("{} records", run(seed));
+        return;
     }
+    let mut records = 0;
     for seed in 0..number("SIM_SCHEDULES").unwrap_or(300) {
         let caught = std::panic::catch_unwind(|| run(seed));
-        assert!(caught.is_ok(), "SIM_SEED={seed} fails");
+        records += caught.unwrap_or_else(|_| panic!("SIM_SEED={seed} fails"));
     }
+    assert!(records > 1000, "the schedules are too quiet: {records} records");
 }
 
 #[test]
