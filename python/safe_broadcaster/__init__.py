@@ -66,6 +66,7 @@ from safe_broadcaster.hub import (
     get_broadcaster,
     stop_broadcaster,
 )
+from safe_broadcaster.logs import SafeBroadcasterHandler
 from safe_broadcaster.retry import (
     DEFAULT_BASE_DELAY,
     DEFAULT_MAX_DELAY,
@@ -120,6 +121,7 @@ __all__ = [
     "JwtAuth",
     "QueueFull",
     "SafeBroadcaster",
+    "SafeBroadcasterHandler",
     "SampleProcessedEvent",
     "SourceNotStarted",
     "SpillCorrupt",

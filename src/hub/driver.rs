@@ -468,6 +468,10 @@ impl<W: Wire> Session<W> {
             (Machine::Emitter(machine), Some(_)) => machine.turn(shared.now()),
             (Machine::Publisher(machine), Some(_)) => machine.turn(),
         };
+        if !turn.records.is_empty() {
+            // Here, because some keepers bring the records to the log by another way.
+            shared.with(|state, now| state.presence.hear(&turn.name, &turn.records, now));
+        }
         if shared.keeper.as_ref().is_some_and(|keeper| !keeper.submit(turn, &self.flow)) {
             self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
         }

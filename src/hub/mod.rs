@@ -341,7 +341,7 @@ async fn watch(shared: Arc<Shared>) {
             let again = shared.clone();
             publish(&shared, vec![heart.event().into()], None, move |published| {
                 if published.is_err() {
-                    again.with(|state, _| state.presence.untold(heart));
+                    again.with(|state, now| state.presence.untold(heart, now));
                 }
             });
         }

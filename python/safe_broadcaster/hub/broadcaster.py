@@ -119,6 +119,8 @@ class EventBroadcaster(TypedBroadcasts):
         reply = mailbox.reply()
         self._core.stop(mailbox.core, reply.token)
         await reply.wait()
+        if self._auth_desk is not None:
+            self._auth_desk.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -198,11 +200,15 @@ class EventBroadcaster(TypedBroadcasts):
             "bus.ready", {"service": "event_broadcaster", "timestamp": datetime.now(timezone.utc).isoformat()}
         )
 
-    @property
-    def active_connections(self) -> int:
-        """How many subscribers are connected; 0 before the first start."""
+    def get_connection_count(self) -> int:
+        """Return how many subscribers are connected; 0 before the first start."""
         numbers = self._core.stats()
         return 0 if numbers is None else int(orjson.loads(numbers)["subscribers"])
+
+    @property
+    def active_connections(self) -> list[int]:
+        """The subscribers that are connected, by the numbers of their sessions."""
+        return [client["session"] for client in orjson.loads(self._core.clients(self.config.max_sessions))]
 
     def get_stats(self) -> dict[str, Any]:
         """Read the hub's numbers: ``running``, ``port``, and after the first start all that ``/stats`` tells.
