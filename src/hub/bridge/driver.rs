@@ -225,7 +225,7 @@ impl<B: Bus> Driver<B> {
             while let Some(action) = self.machine.next_action() {
                 match action {
                     Action::Append { count, skip, body } => {
-                        heard(shared, body.into_records(count, skip), &mut outcomes)
+                        heard(shared, body.into_records(count, skip), &mut outcomes);
                     }
                     Action::Begin { epoch, head } => {
                         ops::settle(shared, std::mem::take(&mut outcomes)).await;
