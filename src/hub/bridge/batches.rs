@@ -106,7 +106,7 @@ impl Batches {
     }
 
     /// The batch that is to be sent now, if one is.
-    pub(super) fn to_send(&mut self, known: Known) -> Option<Arc<Batch>> {
+    pub(super) fn next_to_send(&mut self, known: Known) -> Option<Arc<Batch>> {
         if self.flight.is_none() && !self.queue.is_empty() {
             self.flight = self.next(known);
         }

@@ -225,7 +225,7 @@ impl<B: Bus> Driver<B> {
             while let Some(action) = self.machine.next_action() {
                 match action {
                     Action::Append { count, skip, body } => {
-                        heard(shared, body.into_records(count, skip), &mut outcomes)
+                        heard(shared, body.into_records(count, skip), &mut outcomes);
                     }
                     Action::Begin { epoch, head } => {
                         ops::settle(shared, std::mem::take(&mut outcomes)).await;
@@ -233,7 +233,7 @@ impl<B: Bus> Driver<B> {
                         shared.with(|state, _| state.restart(epoch, head));
                     }
                     Action::Tell(trouble) => self.tell(shared, trouble.as_deref()),
-                    action => self.ask(action),
+                    action => self.ask(&action),
                 }
             }
             while let Some(next) = self.answered.front()
@@ -255,9 +255,9 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    fn ask(&mut self, action: Action) {
+    fn ask(&mut self, action: &Action) {
         let within = self.config.bus_timeout;
-        match action {
+        match *action {
             Action::Connect => {
                 let (bus, hub, known) = (self.bus.clone(), self.hub.clone(), self.machine.known());
                 self.asked.spawn(async move {
@@ -281,7 +281,7 @@ impl<B: Bus> Driver<B> {
                     Event::Joined(async { link.join(&known, &fresh_epoch()?).await }.await)
                 });
             }
-            Action::Probe(number) => self.over_link(|link| async move { Event::Probed(link.probe(number).await) }),
+            Action::Probe(number) => self.over_link(move |link| async move { Event::Probed(link.probe(number).await) }),
             Action::Fill { from, most } => {
                 self.over_link(move |link| async move { Event::Filled(link.fill(from, most).await) });
             }
@@ -332,7 +332,7 @@ impl<B: Bus> Driver<B> {
             return;
         }
         let known = self.machine.known();
-        if let Some(batch) = self.batches.to_send(known) {
+        if let Some(batch) = self.batches.next_to_send(known) {
             self.over_link(|link| async move { Event::Appended(link.append(&batch).await) });
         }
     }

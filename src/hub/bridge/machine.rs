@@ -120,6 +120,7 @@ enum Phase {
 
 /// See the module.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and any may meet any other")]
 pub struct Machine {
     settings: Settings,
     rng: Rng,

@@ -303,7 +303,7 @@ pub(super) struct Bridge {
 
 impl Bridge {
     /// Gives the op back if the bridge is closed.
-    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Op> {
-        self.ops.send(op).map_err(|closed| closed.0)
+    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Box<Op>> {
+        self.ops.send(op).map_err(|closed| Box::new(closed.0))
     }
 }

@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 /// The numbers of a bridge.
+#[expect(clippy::struct_excessive_bools, reason = "they are told one by one")]
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct BridgeStats {
     /// Name of this hub on the bus; another one after each start.
