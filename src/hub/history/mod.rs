@@ -397,45 +397,6 @@ fn tell_subscribers(shared: &Shared, told: &mut bool) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::hub::{Hub, HubConfig};
-    use crate::wire::topic::Pattern;
-
-    #[tokio::test]
-    async fn a_thread_that_dies_is_told_to_all_and_everything_else_goes_on() {
-        let home = tempfile::tempdir().expect("writable");
-        let config = HubConfig { port: 0, log_path: Some(home.path().join("log.db")), ..HubConfig::default() };
-        let hub = Hub::start(config.clone()).expect("starts");
-        let publish = || hub.publish(br#"{"type":"a"}"#[..].into());
-        let before = publish().expect("stored");
-        let id = hub.shared.with(|state, _| {
-            let id = state.registry.open(Role::Subscriber);
-            state.preset(id, &[Pattern::parse("*").expect("valid")]);
-            id
-        });
-        hub.shared.history.as_ref().expect("durable").ops.send(Op::Panic).expect("alive");
-        // One that was on its way may hear that the hub was stopped, every later one hears why.
-        while publish().expect_err("dead").kind() != ErrorKind::LogIo {}
-        let stats = hub.stats();
-        assert_eq!((stats.degraded, stats.log_error.as_deref()), (true, Some(DEAD)));
-        let told = || {
-            let mut items = std::collections::VecDeque::new();
-            hub.shared.with(|state, _| state.take(id, usize::MAX, &mut items));
-            format!("{items:?}").contains("degraded")
-        };
-        while !told() {
-            tokio::task::yield_now().await;
-        }
-        hub.stop().await;
-        // The file was given up in order, and another life goes on with it.
-        let again = Hub::start(config).expect("starts again");
-        let offset = again.publish(br#"{"type":"b"}"#[..].into()).expect("stored").offset;
-        assert_eq!(offset, before.offset + 1);
-    }
-}
-
 /// What is said once the state is no longer locked: it wakes others, or is their code.
 enum Tell {
     Flow { flow: Arc<Flow>, bytes: usize, greeted: Option<flow::Greeted> },
@@ -482,5 +443,44 @@ impl Outcome {
                 Tell::Publisher { reply, published }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Hub, HubConfig};
+    use crate::wire::topic::Pattern;
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_told_to_all_and_everything_else_goes_on() {
+        let home = tempfile::tempdir().expect("writable");
+        let config = HubConfig { port: 0, log_path: Some(home.path().join("log.db")), ..HubConfig::default() };
+        let hub = Hub::start(config.clone()).expect("starts");
+        let publish = || hub.publish(br#"{"type":"a"}"#[..].into());
+        let before = publish().expect("stored");
+        let id = hub.shared.with(|state, _| {
+            let id = state.registry.open(Role::Subscriber);
+            state.preset(id, &[Pattern::parse("*").expect("valid")]);
+            id
+        });
+        hub.shared.history.as_ref().expect("durable").ops.send(Op::Panic).expect("alive");
+        // One that was on its way may hear that the hub was stopped, every later one hears why.
+        while publish().expect_err("dead").kind() != ErrorKind::LogIo {}
+        let stats = hub.stats();
+        assert_eq!((stats.degraded, stats.log_error.as_deref()), (true, Some(DEAD)));
+        let told = || {
+            let mut items = std::collections::VecDeque::new();
+            hub.shared.with(|state, _| state.take(id, usize::MAX, &mut items));
+            format!("{items:?}").contains("degraded")
+        };
+        while !told() {
+            tokio::task::yield_now().await;
+        }
+        hub.stop().await;
+        // The file was given up in order, and another life goes on with it.
+        let again = Hub::start(config).expect("starts again");
+        let offset = again.publish(br#"{"type":"b"}"#[..].into()).expect("stored").offset;
+        assert_eq!(offset, before.offset + 1);
     }
 }
