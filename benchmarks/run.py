@@ -39,6 +39,7 @@ PLAN = [
     ("restart", "asyncio", "free"),
     ("fanout", "asyncio", "split"),
     ("storm", "asyncio", "split"),
+    ("aggregate", "asyncio", "free"),
 ]
 PACKAGES = (
     "safe-broadcaster",

@@ -119,7 +119,9 @@ async def main(seconds: float = 1.0, port: int = 0, broken: str = "") -> int:
         await asyncio.sleep(seconds)
         await boot.stop()
         emitted = sum(engine.ticks for engine in engines)
-        print(f"{emitted} nodes, the hub has {hub.get_stats()['events']} events; reports: {', '.join(health.reports)}")
+        events = [message["data"] for message in hub.get_messages_since(0)]
+        nodes = sum(event["type"] == "graph.delta.node.upsert" for event in events)
+        print(f"{emitted} nodes emitted, {nodes} in the hub's log; reports: {', '.join(health.reports)}")
         return emitted
 
 

@@ -31,6 +31,8 @@ pub enum ErrorKind {
     LogCorrupt,
     /// The disk refused the log: the event was not published, and can be tried again. See the source.
     LogIo,
+    /// The bus between the hubs cannot be reached, or does not take events. Restore it, and publish again.
+    BusDown,
     /// No link within the time allowed; attempts go on in the background.
     ConnectTimeout,
     /// The peer could not be reached, or answered something that is not our protocol.
@@ -88,6 +90,7 @@ impl Error {
                 | ErrorKind::SpillFull
                 | ErrorKind::SpillIo
                 | ErrorKind::LogIo
+                | ErrorKind::BusDown
         )
     }
 

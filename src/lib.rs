@@ -7,6 +7,8 @@
 #[cfg(test)]
 extern crate self as safe_broadcaster;
 
+pub mod backoff;
+pub mod breaker;
 mod clock;
 pub mod emitter;
 pub mod error;

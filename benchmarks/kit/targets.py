@@ -65,5 +65,14 @@ TARGETS = {
     "replay_rate": Target("frames per second of a replay to 100 sessions at once, to live ones", "≥", 1.0, "times"),
     "storm": Target("10 000 sessions that lost their hub, until all are back and have recovered", "≤", 10.0, "s"),
     "stalled": Target("99th percentile for 1000 that read beside one that does not, to without it", "≤", 1.2, "times"),
+    "aggregate_cpu": Target(
+        "CPU with intervals that follow activity and a queue before the emitter, to fixed ones without",
+        "≤",
+        0.62,
+        "times",
+    ),
+    "aggregate_memory": Target("memory of the same", "≤", 1.015, "times"),
+    "aggregate_latency": Target("event to its emitter, 99th percentile, in the same", "≤", 10.0, "ms"),
+    "aggregate_recovery": Target("emitter that was down, until it has had what waited, cooldown 2 s", "≤", 2.5, "s"),
     "session_memory": Target("resident memory of a session that waits", "≤", 8.0, "KiB"),
 }

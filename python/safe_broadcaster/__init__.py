@@ -40,6 +40,7 @@ from safe_broadcaster.exceptions import (
     BootFailed,
     BroadcasterClosed,
     BroadcastError,
+    BusUnavailable,
     CircuitOpen,
     ConfigError,
     ConnectRefused,
@@ -65,6 +66,7 @@ from safe_broadcaster.hub import (
     get_broadcaster,
     stop_broadcaster,
 )
+from safe_broadcaster.logs import SafeBroadcasterHandler
 from safe_broadcaster.retry import (
     DEFAULT_BASE_DELAY,
     DEFAULT_MAX_DELAY,
@@ -92,6 +94,7 @@ __all__ = [
     "BroadcastError",
     "BroadcastRetryMetrics",
     "BroadcasterClosed",
+    "BusUnavailable",
     "CircuitBreaker",
     "CircuitBreakers",
     "CircuitOpen",
@@ -118,6 +121,7 @@ __all__ = [
     "JwtAuth",
     "QueueFull",
     "SafeBroadcaster",
+    "SafeBroadcasterHandler",
     "SampleProcessedEvent",
     "SourceNotStarted",
     "SpillCorrupt",

@@ -160,8 +160,7 @@ class WebSocketCircuitBreaker:
             return {"name": self.name, "state": state, "failure_count": self._failures, "opened": self._opened}
 
     def _look(self) -> WebSocketCircuitState:
-        over = self._clock() - self._opened_at >= self._recovery_timeout
-        if self._state is WebSocketCircuitState.OPEN and over:
+        if self._state is WebSocketCircuitState.OPEN and self._clock() - self._opened_at >= self._recovery_timeout:
             self._state = WebSocketCircuitState.HALF_OPEN
             self._successes = self._under_way = 0
         return self._state

@@ -1,7 +1,7 @@
-"""Calls functions that users have given: plain or async, quick or hanging, well-behaved or not.
+"""Calls functions that users have given, thousands a second: async ones on the loop, plain ones in a thread.
 
-An ``async def`` runs on the event loop. A plain function runs in a thread, where it may block without harm. What takes
-too long is cancelled, and what holds up the loop is named in the log.
+What takes too long is cancelled, and what holds up the loop is named in the log. Unlike `safe_broadcaster.deadlines`
+this costs no task for each call, and waits for the end of what it has cancelled.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster import _core
+from safe_broadcaster.deadlines import Aside
 from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["call", "check_callable", "check_timeout", "is_async", "name_of"]
+__all__ = ["Handler", "call", "check_callable", "check_timeout", "is_async", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,14 @@ def name_of(function: object) -> str:
     """Return how a function is called in logs."""
     if isinstance(function, functools.partial):
         return name_of(cast("functools.partial[Any]", function).func)
-    return getattr(function, "__qualname__", None) or type(function).__qualname__
+    name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return name.rpartition("<locals>.")[2]
+
+
+def is_async(function: object) -> bool:
+    """Whether it is to be called on the event loop."""
+    of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
+    return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
 
 
 def check_callable(setting: str, function: object) -> None:
@@ -47,39 +55,59 @@ def check_timeout(setting: str, seconds: float | None) -> None:
 
 
 async def call(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
-    """Call a function and wait for its result.
+    """Call a function once; see `Handler`."""
+    return await Handler(function, timeout)(*arguments)
+
+
+class Handler:
+    """A function that is called again and again.
 
     Args:
-        function: Plain (runs in a thread of the default executor) or async.
-        arguments: What it is given.
-        timeout: Seconds it may take. None: any.
-
-    Raises:
-        HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs is
-            logged, and its end is waited for, so that at most one thread hangs for each caller.
-        Exception: What the function raises.
+        function: Async, or plain: that runs in a thread of its own.
+        timeout: Seconds that a call may take. None: any.
 
     """
-    if is_async(function):
-        return await _Watched(function, function(*arguments), timeout)
-    result = await _in_thread(function, arguments, timeout)
-    if inspect.isawaitable(result):  # a plain function that makes a coroutine
-        return await _Watched(function, result, timeout)
-    return result
 
+    __slots__ = ("_is_async", "function", "timeout")
 
-def is_async(function: object) -> bool:
-    """Whether it is to be called on the event loop."""
-    of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
-    return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
+    def __init__(self, function: Callable[..., Any], timeout: float | None = None) -> None:
+        self.function = function
+        self.timeout = timeout
+        self._is_async = is_async(function)
+
+    async def __call__(self, *arguments: object) -> Any:
+        """Call it and wait for its result.
+
+        Raises:
+            HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs
+                is logged, and its end is waited for, so that at most one thread hangs for each caller.
+            RuntimeError: It was cancelled from within, which must not look as if the caller were.
+            Exception: What the function raises.
+
+        """
+        if self._is_async:
+            return await _Watched(self.function, self.function(*arguments), self.timeout)
+        result = await _in_thread(self.function, arguments, self.timeout)
+        if inspect.isawaitable(result):  # a plain function that makes a coroutine
+            return await _Watched(self.function, result, self.timeout)
+        return result
 
 
 async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...], timeout: float | None) -> Any:
-    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
-    done, _ = await asyncio.wait({running}, timeout=timeout)
-    if not done:
-        logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
-    return await running
+    made: list[object] = []  # what it returns is looked at by whoever waits for it here
+
+    def plain() -> None:
+        made.append(function(*arguments))
+
+    running = asyncio.ensure_future(Aside(plain, f"safe_broadcaster {name_of(function)}")())
+    try:
+        done, _ = await asyncio.wait({running}, timeout=timeout)
+        if not done:
+            logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
+        await running
+    finally:
+        running.cancel()  # whoever is cancelled waits no more; the thread cannot be stopped
+    return made[0]
 
 
 class _Watched:
@@ -101,6 +129,7 @@ class _Watched:
         value: Any = None
         error: BaseException | None = None
         timer: asyncio.TimerHandle | None = None
+        before = _cancellations()
         try:
             while True:
                 began = perf_counter()
@@ -120,15 +149,29 @@ class _Watched:
                     raise
                 except BaseException as thrown:  # noqa: BLE001 - it belongs to the awaited one
                     error = thrown
-        except asyncio.CancelledError:
-            if not self._expired:
+        except asyncio.CancelledError as cancelled:
+            reason = self._reason(before)
+            if reason is None:
                 raise
-            raise HandlerTimeout(
-                f"{name_of(self._function)} did not return within {self._timeout} s and was cancelled"
-            ) from None
+            raise reason from cancelled
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _reason(self, before: int | None) -> Exception | None:
+        """Return what a cancellation means to the caller: None if it is the caller that is cancelled."""
+        if self._expired:
+            _uncancel()
+        now = _cancellations()
+        if now is not None and before is not None and now > before:
+            return None
+        if self._expired:
+            return HandlerTimeout(
+                f"{name_of(self._function)} did not return within {self._timeout} s and was cancelled"
+            )
+        if now is None:  # before Python 3.11 nobody can tell
+            return None
+        return RuntimeError(f"{name_of(self._function)} was cancelled from within")
 
     def _arm(self, timeout: float) -> asyncio.TimerHandle:
         task = asyncio.current_task()
@@ -148,6 +191,19 @@ class _Watched:
                 name_of(self._function),
                 seconds,
             )
+
+
+def _cancellations() -> int | None:
+    """Return how often the running task was cancelled by others and not taken back; None where Python does not tell."""
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)  # new in Python 3.11
+    return None if cancelling is None else cancelling()
+
+
+def _uncancel() -> None:
+    """Take the timer's cancellation back, which a TaskGroup of the next handler would take for one of its own."""
+    uncancel = getattr(asyncio.current_task(), "uncancel", None)
+    if uncancel is not None:
+        uncancel()
 
 
 def _as_coroutine(awaitable: Awaitable[Any]) -> Awaitable[Any]:

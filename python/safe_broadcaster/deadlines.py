@@ -106,11 +106,11 @@ class Aside:
             error: Exception | None = None
             try:
                 result = context.run(self._function)
-            except (KeyboardInterrupt, SystemExit, StopIteration) as odd:  # would end the loop, or fit no future
-                error = RuntimeError(f"it raised {odd!r}")
-                error.__cause__ = odd
-            except Exception as raised:  # noqa: BLE001 - it is handed on
-                error = raised
+            except BaseException as raised:  # noqa: BLE001 - it is handed on
+                error = raised if isinstance(raised, Exception) else None
+                if error is None or isinstance(raised, StopIteration):  # would end the loop, or fit no future
+                    error = RuntimeError(f"it raised {raised!r}")
+                    error.__cause__ = raised
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(_settle, future, result, error)
 

@@ -11,6 +11,7 @@
     ├── SpillLocked (RuntimeError)            another owner has the spill, or the hub's log: one path for each
     ├── SpillCorrupt (OSError)                the file at spill_path or log_path is none of ours, or the disk refuses
     ├── ConnectTimeout (TimeoutError)         no link in time; attempts go on in the background
+    ├── BusUnavailable (ConnectionError)      Redis cannot be reached, or takes no events: restore it, publish again
     ├── ConnectRefused (ConnectionError)      nobody answers there, or not in our language
     ├── QueueFull (BufferError)               a queue is at its bound and when_full says so: slow down
     ├── HandlerTimeout (TimeoutError)         a function of yours did not return in time: see what it waits for
@@ -35,6 +36,7 @@ __all__ = [
     "BootFailed",
     "BroadcastError",
     "BroadcasterClosed",
+    "BusUnavailable",
     "CircuitOpen",
     "ConfigError",
     "ConnectRefused",
@@ -103,6 +105,10 @@ class HandlerTimeout(BroadcastError, TimeoutError):
 
 class CircuitOpen(BroadcastError, ConnectionError):
     """A circuit breaker let nothing through: the service failed too often, and is left alone for a while."""
+
+
+class BusUnavailable(BroadcastError, ConnectionError):
+    """The Redis between the hubs cannot be reached, or did not take the event in time."""
 
 
 class BroadcasterClosed(BroadcastError, RuntimeError):

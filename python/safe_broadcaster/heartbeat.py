@@ -58,7 +58,8 @@ class Heartbeat:
 
     The event is ``{"type": "graph.delta.heartbeat", "topic": "graph/<citizen_id>/delta/heartbeat", "content":
     {"citizen_id": …, …snapshot}, "timestamp": …}``. While the link is down, beats are spilled like all events. `stop`
-    says goodbye with ``presence.gone`` on the same topic, so that nobody takes an end that was meant for a death.
+    says goodbye with ``graph.delta.heartbeat.gone`` on the same topic, so that nobody takes an end that was meant for a
+    death.
 
     Args:
         broadcaster: Whatever has ``safe_emit(event)``; a `SafeBroadcaster`.
@@ -111,7 +112,7 @@ class Heartbeat:
             task.cancel()
             await asyncio.wait({task})
         with contextlib.suppress(BroadcasterClosed, ForkedProcess):  # then there is nobody to say it to
-            await self._emit("presence.gone", {}, _GOODBYE_TIMEOUT)
+            await self._emit("graph.delta.heartbeat.gone", {}, _GOODBYE_TIMEOUT)
 
     def is_beating(self) -> bool:
         """Whether it beats."""

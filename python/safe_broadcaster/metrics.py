@@ -25,7 +25,7 @@ class Metric(NamedTuple):
 
 
 class MetricSource(Protocol):
-    """Whatever has numbers: `EventBus`, `ConnectionManager`, `EmitterQueue`, `Aggregator`."""
+    """Whatever has numbers: `EventBus`, `ConnectionManager`, `EmitterQueue`, `Aggregator`, `BackgroundTasks`."""
 
     def metrics(self) -> Iterable[Metric]:
         """Give the numbers as they are now; called by each scrape, on any thread."""

@@ -1,8 +1,6 @@
 //! The sending half: events go into the [outbox], the [machine] decides what becomes of them, the [driver] does it over
 //! the [link], and what cannot go out waits in the [spill].
 
-pub mod backoff;
-pub mod breaker;
 pub mod config;
 mod driver;
 pub mod item;

@@ -60,6 +60,13 @@ impl Compression {
         self.runs
     }
 
+    /// Forgets the forms: the log has other entries at these offsets now.
+    pub fn clear(&mut self) {
+        self.kept.clear();
+        self.order.clear();
+        self.bytes = 0;
+    }
+
     /// Whether an entry's data is large enough to be compressed.
     #[must_use]
     pub fn is_worth(&self, entry: &Entry) -> bool {

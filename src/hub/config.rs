@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::auth::{Auth, Checker};
+use super::bridge::BridgeConfig;
 use super::entities::Entities;
 use super::entry::Filter;
 use super::log::LogLimits;
@@ -33,6 +34,8 @@ pub struct HubConfig {
     /// File of the durable log. With it, events that were acknowledged, offsets and the marks of emitters outlive the
     /// hub, even a `kill -9`; a loss of power ends the epoch. Default none: the log lives in memory.
     pub log_path: Option<PathBuf>,
+    /// The bus over which several hubs share one stream of events. Default none: this hub is alone.
+    pub bridge: Option<BridgeConfig>,
     /// Most bytes that may wait for one session; what happens to one that lets more wait says `slow`. Default 1 MiB: seconds of a busy dashboard, and 10 000 stuck ones stay below 10 GiB.
     pub session_queue_bytes: usize,
     /// What happens to a session at that bound, unless it chooses for itself. Default [`Slow::Disconnect`]: nothing is
@@ -103,6 +106,7 @@ impl Default for HubConfig {
             replay_bytes: 16 * MIB,
             replay_age: None,
             log_path: None,
+            bridge: None,
             session_queue_bytes: MIB,
             slow: Slow::Disconnect,
             envelope: Wrapping::Event,
@@ -177,6 +181,9 @@ impl HubConfig {
             // A row of SQLite ends at 1 GB.
             within("max_message_bytes", self.max_message_bytes, KIB, GIB / 2)?;
         }
+        if let Some(bridge) = &self.bridge {
+            self.validate_bridge(bridge)?;
+        }
         for origin in &self.allowed_origins {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             if origin != "*" && host.is_none_or(|host| host.is_empty() || host.contains('/')) {
@@ -188,6 +195,19 @@ impl HubConfig {
             }
         }
         Ok(())
+    }
+
+    fn validate_bridge(&self, bridge: &BridgeConfig) -> Result<()> {
+        if let Some(path) = &self.log_path {
+            let message = "none beside redis_client, because the stream in Redis is the log: leave one of the two out";
+            return Err(refused("log_path", &path.display().to_string(), message));
+        }
+        // An argument of a script ends at 512 MB.
+        within("max_message_bytes", self.max_message_bytes, KIB, 256 * MIB)?;
+        within("bus_timeout", bridge.bus_timeout.as_secs_f64(), 0.1, 3600.0)?;
+        within("probe_interval", bridge.probe_interval.as_secs_f64(), 0.05, 3600.0)?;
+        within("max_recovery_attempts", bridge.max_recovery_attempts, 1, 1_000_000)?;
+        within("breaker_cooldown", bridge.breaker_cooldown.as_secs_f64(), 0.0, 3600.0)
     }
 
     /// Certificate and key, if the port is to speak TLS.

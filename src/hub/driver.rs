@@ -27,9 +27,9 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole};
 
 use super::auth::{Denied, Grant};
 use super::doors::Wire;
-use super::history::Flow;
 use super::machine::{Access, Beat, EmitterMachine, Intake, Liveness, PublisherMachine, Step, SubscriberMachine};
 use super::meter::{Metered, Pace};
+use super::ops::Flow;
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Admission, Seat, Shared};
@@ -103,7 +103,7 @@ struct Session<W> {
     wire: W,
     machine: Machine,
     seat: Seat,
-    /// What of this session is on its way to a durable log.
+    /// What of this session is on its way to a keeper.
     flow: Arc<Flow>,
     /// Wakes the task for an ack that waits or a token that expires, and for when. Made for the first one and set
     /// anew for each.
@@ -375,7 +375,7 @@ impl<W: Wire> Session<W> {
                     self.liveness.progress();
                     self.on_message(message);
                     if self.flow.is_shut() || self.checking.is_some() {
-                        // Not read on before the disk has caught up, or the token is checked: the next poll asks to
+                        // Not read on before the keeper has caught up, or the token is checked: the next poll asks to
                         // be woken then.
                         cx.waker().wake_by_ref();
                         break false;
@@ -395,7 +395,7 @@ impl<W: Wire> Session<W> {
         if ended { Poll::Ready(Event::Ended) } else { Poll::Pending }
     }
 
-    /// Ready when nothing on its way to a durable log forbids reading.
+    /// Ready when nothing on its way to a keeper forbids reading.
     fn poll_flow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(greeted) = std::task::ready!(self.flow.poll_open(cx)) {
             if let Machine::Emitter(machine) = &mut self.machine {
@@ -457,7 +457,7 @@ impl<W: Wire> Session<W> {
 
     fn commit(&mut self) {
         let shared = &self.seat.shared;
-        let turn = match (&mut self.machine, &shared.history) {
+        let turn = match (&mut self.machine, &shared.keeper) {
             (Machine::Emitter(machine), _) if !machine.wants_commit(shared.now()) => return,
             (Machine::Publisher(machine), _) if !machine.wants_commit() => return,
             (Machine::Subscriber(_), _) => return,
@@ -468,7 +468,11 @@ impl<W: Wire> Session<W> {
             (Machine::Emitter(machine), Some(_)) => machine.turn(shared.now()),
             (Machine::Publisher(machine), Some(_)) => machine.turn(),
         };
-        if shared.history.as_ref().is_some_and(|history| !history.submit(turn, &self.flow)) {
+        if !turn.records.is_empty() {
+            // Here, because some keepers bring the records to the log by another way.
+            shared.with(|state, now| state.presence.hear(&turn.name, &turn.records, now));
+        }
+        if shared.keeper.as_ref().is_some_and(|keeper| !keeper.submit(turn, &self.flow)) {
             self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
         }
     }
@@ -496,8 +500,8 @@ impl<W: Wire> Session<W> {
 impl<W> Drop for Session<W> {
     fn drop(&mut self) {
         if let Machine::Emitter(machine) = &mut self.machine {
-            match &self.seat.shared.history {
-                Some(history) => history.release(self.seat.id, machine.name()),
+            match &self.seat.shared.keeper {
+                Some(keeper) => keeper.release(self.seat.id, machine.name()),
                 None => self.seat.shared.with(|state, _| machine.end(state)),
             }
         }

@@ -5,11 +5,13 @@
 //!  dialer ─────────────▶ ┘  ◀── acks ──┘
 //! ```
 //!
-//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `presence`, `state` and `machine` are pure; `driver`, `http` and `listener`
-//! do what they decide. An event is acknowledged after it was appended to the log in memory; with a `log_path`,
-//! [`history`] stores it before.
+//! `entry`, `log`, `emitters`, `matching`, `outbox`, `slow`, `replay`, `registry`, `presence`, `state` and `machine` are
+//! pure; `driver`, `http` and `listener` do what they decide. An event is acknowledged after it was appended to the log in
+//! memory; before that a keeper ([`ops`]) has it where there is one: [`history`] with a `log_path`, a [`bridge`] where
+//! many hubs share one stream.
 
 pub mod auth;
+pub mod bridge;
 pub mod compression;
 mod config;
 pub mod doors;
@@ -25,6 +27,7 @@ pub mod log;
 pub mod machine;
 pub mod matching;
 mod meter;
+mod ops;
 pub mod outbox;
 pub mod presence;
 pub mod registry;
@@ -61,9 +64,9 @@ use crate::wire::position::epoch_from;
 use auth::Grant;
 use doors::{Exchange, Guest, Refusal};
 use entry::{Filter, Record};
-use history::Reply;
 use listener::Port;
 use log::{Log, Noting};
+use ops::{Keeper, Reply};
 use shared::Shared;
 
 /// How long sessions may take to hear the goodbye before the hub closes them.
@@ -105,17 +108,26 @@ impl Hub {
             requires_ack: Filter::new(config.requires_ack.iter().cloned()),
             entities: Arc::new(config.entities()?),
         };
-        let shared = match &config.log_path {
-            None => {
+        let shared = match (&config.log_path, &config.bridge) {
+            (None, None) => {
                 let log = Log::new(fresh_epoch()?, limits).noting(noting);
                 Arc::new(Shared::new(config, guards, (log, Duration::ZERO), None, handle))
             }
-            Some(path) => {
+            (_, Some(bridge)) => {
+                let bridge = bridge.clone();
+                bridge::start(&bridge, (limits, noting), &handle, |keeper, log| {
+                    let (log, handle) = ((log, Duration::ZERO), handle.clone());
+                    Arc::new(Shared::new(config, guards, log, Some(keeper), handle))
+                })?
+            }
+            (Some(path), None) => {
                 let (history, outcomes, recovered) = history::open(path, limits, &fresh_epoch()?)?;
+                let status = history.status.clone();
                 let log = history::replay(recovered, limits, noting);
-                let shared = Arc::new(Shared::new(config, guards, log, Some(history), handle.clone()));
+                let keeper = Some(Keeper::Log(history));
+                let shared = Arc::new(Shared::new(config, guards, log, keeper, handle.clone()));
                 // Not among the hub's tasks: it ends after them, with the log.
-                drop(handle.spawn(history::settle(shared.clone(), outcomes)));
+                drop(handle.spawn(history::settle(shared.clone(), status, outcomes)));
                 shared
             }
         };
@@ -166,7 +178,7 @@ impl Hub {
     /// Tells subscribers what a supervisor has found, or with `None` that it is over, and the state of its breaker.
     pub fn tell(&self, trouble: Option<String>, circuit: &str) {
         self.shared.with(|state, _| {
-            state.service.set_circuit(circuit);
+            state.service.set_circuit(service::Part::Supervised, circuit);
             state.trouble(service::Part::Supervised, trouble);
         });
     }
@@ -185,13 +197,14 @@ impl Hub {
     }
 
     /// Appends an event and brings it to the subscribers. From any thread but the hub's own (where
-    /// [`Hub::publish_then`] calls its closure); never waits for the network. With a `log_path` it waits until the
-    /// event is stored.
+    /// [`Hub::publish_then`] calls its closure); with a `log_path` it waits until the event is stored, with a
+    /// bridge until the bus has it; otherwise it never waits.
     ///
     /// # Errors
     /// [`ErrorKind::EventNotSerializable`] if it is no JSON object, [`ErrorKind::EventTooLarge`] above
     /// `max_message_bytes`, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`] in a forked child,
-    /// [`ErrorKind::LogIo`] if the disk refuses it: then it is not published.
+    /// [`ErrorKind::LogIo`] if the disk refuses it: then it is not published. [`ErrorKind::BusDown`] if the bus does not
+    /// take it in time.
     pub fn publish(&self, json: Bytes) -> Result<Published> {
         let (reply, published) = std::sync::mpsc::sync_channel(1);
         // The receiver waits: sending cannot fail.
@@ -328,7 +341,7 @@ async fn watch(shared: Arc<Shared>) {
             let again = shared.clone();
             publish(&shared, vec![heart.event().into()], None, move |published| {
                 if published.is_err() {
-                    again.with(|state, _| state.presence.untold(heart));
+                    again.with(|state, now| state.presence.untold(heart, now));
                 }
             });
         }
@@ -352,9 +365,9 @@ fn publish(
         Ok(records) => records,
         Err(error) => return reply(Err(error)),
     };
-    match &shared.history {
+    match &shared.keeper {
         Some(_) if shared.is_stopping() => reply(Err(stopped())),
-        Some(history) => history.publish(records, Reply::new(reply)),
+        Some(keeper) => keeper.publish(records, Reply::new(reply)),
         None => reply(shared.with(|state, now| {
             // With the lock held: whoever was told goodbye misses nothing.
             if shared.is_stopping() { Err(stopped()) } else { state.append_all(records, now).ok_or_else(stopped) }

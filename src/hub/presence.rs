@@ -6,6 +6,7 @@
 //! so what is watched is an emitter's heartbeat on a topic.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,11 @@ use serde::{Serialize, Serializer};
 
 use super::entry::{Filter, Record};
 use crate::wire::subscriber::Carried;
+use crate::wire::topic::Pattern;
 
-/// The type with which an engine takes its leave: it is not dead, it has ended.
-pub const GONE: &str = "presence.gone";
+/// Ends the type of the event with which an engine takes its leave: that of its heartbeats and this. It is not dead, it
+/// has ended. In the family of the heartbeats, so that whoever may send those may say goodbye.
+const GONE: &str = ".gone";
 
 /// Most hearts watched: far more than people look at, and a bound for emitters that make topics up.
 const MOST: usize = 10_000;
@@ -25,7 +28,7 @@ const MAX_TOPIC: usize = 256;
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// How fresh a heartbeat is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Freshness {
     /// It came in time.
@@ -34,6 +37,8 @@ pub enum Freshness {
     Late,
     /// None came for longer than `presence_dead`: somebody should look.
     Dead,
+    /// It took its leave, and is not watched any more.
+    Gone,
 }
 
 impl Freshness {
@@ -42,6 +47,7 @@ impl Freshness {
             Self::Active => "presence.active",
             Self::Late => "presence.late",
             Self::Dead => "presence.dead",
+            Self::Gone => "presence.gone",
         }
     }
 }
@@ -87,15 +93,30 @@ pub struct Summary {
 
 #[derive(Debug)]
 struct Beat {
+    /// When it came.
     last: Duration,
-    state: Freshness,
+    /// It was the last one, on purpose.
+    gone: bool,
+    /// What was told of it last.
+    told: Option<Freshness>,
+}
+
+impl Beat {
+    fn state(&self, patience: Patience, now: Duration) -> Freshness {
+        match now.saturating_sub(self.last) {
+            _ if self.gone => Freshness::Gone,
+            silence if silence > patience.dead => Freshness::Dead,
+            silence if silence > patience.late => Freshness::Late,
+            _ => Freshness::Active,
+        }
+    }
 }
 
 /// What is a heartbeat. Every event of an emitter is held against it, so plain types are told from patterns.
 #[derive(Debug)]
 struct Heartbeats {
     kinds: Vec<String>,
-    patterns: Filter,
+    patterns: Vec<Pattern>,
 }
 
 impl Heartbeats {
@@ -103,12 +124,12 @@ impl Heartbeats {
         let (kinds, patterns): (Vec<_>, Vec<_>) =
             of.patterns().iter().cloned().partition(|pattern| !pattern.as_str().contains(['*', '/']));
         let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
-        Self { kinds, patterns: Filter::new(patterns) }
+        Self { kinds, patterns }
     }
 
     fn matches(&self, kind: &str, record: &Record) -> bool {
         self.kinds.iter().any(|known| known == kind)
-            || (!self.patterns.patterns().is_empty() && self.patterns.matches(record))
+            || self.patterns.iter().any(|pattern| pattern.matches(kind, record.topic()))
     }
 }
 
@@ -117,7 +138,6 @@ impl Heartbeats {
 pub struct Presence {
     watched: Option<(Heartbeats, Patience)>,
     hearts: HashMap<(Arc<str>, Arc<str>), Beat>,
-    news: Vec<Heart>,
     unwatched: u64,
 }
 
@@ -135,66 +155,61 @@ impl Presence {
         self.watched.is_some()
     }
 
-    /// An emitter has brought an event.
-    pub fn hear(&mut self, emitter: &Arc<str>, record: &Record, now: Duration) {
+    /// An emitter has brought events.
+    pub fn hear(&mut self, emitter: &Arc<str>, records: &[Record], now: Duration) {
         let Some((heartbeats, _)) = &self.watched else { return };
-        if emitter.is_empty() || record.carried() != Carried::Event {
+        if emitter.is_empty() {
             return;
         }
-        let kind = record.kind();
-        let gone = kind == GONE;
-        if !gone && !heartbeats.matches(kind, record) {
-            return;
-        }
-        if record.topic().len() > MAX_TOPIC {
-            self.unwatched += 1;
-            return;
-        }
-        let key = (emitter.clone(), Arc::from(record.topic()));
-        if gone {
-            self.hearts.remove(&key);
-        } else if let Some(beat) = self.hearts.get_mut(&key) {
-            beat.last = now;
-            if beat.state != Freshness::Active {
-                beat.state = Freshness::Active;
-                self.news.push(heart(&key, beat, now));
+        for record in records.iter().filter(|record| record.carried() == Carried::Event) {
+            let kind = record.kind();
+            let gone = kind.strip_suffix(GONE).is_some_and(|of| heartbeats.matches(of, record));
+            if !gone && !heartbeats.matches(kind, record) {
+                continue;
             }
-        } else if self.hearts.len() < MOST {
-            let beat = Beat { last: now, state: Freshness::Active };
-            self.news.push(heart(&key, &beat, now));
-            self.hearts.insert(key, beat);
-        } else {
-            self.unwatched += 1;
+            let (topic, known) = (record.topic(), self.hearts.len());
+            if topic.len() > MAX_TOPIC {
+                self.unwatched += 1;
+                continue;
+            }
+            match self.hearts.entry((emitter.clone(), Arc::from(topic))) {
+                Occupied(mut heart) => {
+                    let beat = heart.get_mut();
+                    (beat.gone, beat.last) = (gone, if gone { beat.last } else { now });
+                }
+                Vacant(_) if gone => {}
+                Vacant(_) if known >= MOST => self.unwatched += 1,
+                Vacant(place) => drop(place.insert(Beat { last: now, gone, told: None })),
+            }
         }
     }
 
-    /// Looks who is late, and takes what has changed since the last time, in that order.
+    /// Looks who is late; returns whose state is another than the one told last, the longest silent first. What came and
+    /// went in between is not told, however often it did.
     pub fn look(&mut self, now: Duration) -> Vec<Heart> {
-        let Some((_, patience)) = &self.watched else { return Vec::new() };
-        let mut silent = Vec::new();
+        let Some((_, patience)) = self.watched.as_ref() else { return Vec::new() };
+        let mut news = Vec::new();
         self.hearts.retain(|key, beat| {
-            let silence = now.saturating_sub(beat.last);
-            let state = match silence {
-                _ if silence > patience.dead => Freshness::Dead,
-                _ if silence > patience.late => Freshness::Late,
-                _ => Freshness::Active,
-            };
-            if state > beat.state {
-                beat.state = state;
-                silent.push(heart(key, beat, now));
+            let state = beat.state(*patience, now);
+            let is_known = beat.told.is_some() || state != Freshness::Gone;
+            if is_known && beat.told != Some(state) {
+                beat.told = Some(state);
+                news.push(heart(key, beat, state, now));
             }
-            silence <= patience.dead.max(REMEMBERED)
+            !beat.gone && now.saturating_sub(beat.last) <= patience.dead.max(REMEMBERED)
         });
-        silent.sort_by(|a, b| b.silent.total_cmp(&a.silent));
-        self.news.append(&mut silent);
-        std::mem::take(&mut self.news)
+        news.sort_by(|a, b| b.silent.total_cmp(&a.silent));
+        news
     }
 
-    /// A change that could not be told is told the next time, unless it is old by then.
-    pub fn untold(&mut self, heart: Heart) {
-        let key = (heart.emitter.clone(), heart.topic.clone());
-        if self.hearts.get(&key).is_some_and(|beat| beat.state == heart.state) && !self.news.contains(&heart) {
-            self.news.push(heart);
+    /// A change could not be told: it is looked at again.
+    pub fn untold(&mut self, heart: Heart, now: Duration) {
+        let key = (heart.emitter, heart.topic);
+        if heart.state == Freshness::Gone {
+            let beat = Beat { last: now, gone: true, told: Some(Freshness::Active) };
+            self.hearts.entry(key).or_insert(beat);
+        } else if let Some(beat) = self.hearts.get_mut(&key) {
+            beat.told = None;
         }
     }
 
@@ -202,13 +217,16 @@ impl Presence {
     #[must_use]
     pub fn summary(&self, most: usize, now: Duration) -> Summary {
         let mut summary = Summary { unwatched: self.unwatched, ..Summary::default() };
+        let Some((_, patience)) = &self.watched else { return summary };
         for (key, beat) in &self.hearts {
-            match beat.state {
+            let state = beat.state(*patience, now);
+            match state {
                 Freshness::Active => summary.active += 1,
                 Freshness::Late => summary.late += 1,
                 Freshness::Dead => summary.dead += 1,
+                Freshness::Gone => continue,
             }
-            summary.hearts.push(heart(key, beat, now));
+            summary.hearts.push(heart(key, beat, state, now));
         }
         summary.hearts.sort_by(|a, b| b.silent.total_cmp(&a.silent).then_with(|| a.topic.cmp(&b.topic)));
         summary.hearts.truncate(most);
@@ -217,7 +235,7 @@ impl Presence {
 }
 
 impl Heart {
-    /// The event that tells of its change: `presence.active`, `.late` or `.dead`, on the topic of its heartbeats.
+    /// The event that tells of its change: `presence.active`, `.late`, `.dead` or `.gone`, on the topic of its heartbeats.
     #[must_use]
     pub fn event(&self) -> Vec<u8> {
         #[derive(Serialize)]
@@ -243,162 +261,10 @@ fn as_text<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(text)
 }
 
-fn heart((emitter, topic): &(Arc<str>, Arc<str>), beat: &Beat, now: Duration) -> Heart {
+fn heart((emitter, topic): &(Arc<str>, Arc<str>), beat: &Beat, state: Freshness, now: Duration) -> Heart {
     let silent = now.saturating_sub(beat.last).as_secs_f64();
-    Heart { emitter: emitter.clone(), topic: topic.clone(), state: beat.state, silent: (silent * 1e3).round() / 1e3 }
+    Heart { emitter: emitter.clone(), topic: topic.clone(), state, silent: (silent * 1e3).round() / 1e3 }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::topic::Pattern;
-
-    const BEAT: &str = "graph.delta.heartbeat";
-
-    fn presence() -> Presence {
-        let heartbeats = Filter::new([Pattern::parse(BEAT).expect("valid")]);
-        Presence::new(&heartbeats, Patience { late: Duration::from_secs(45), dead: Duration::from_secs(60) })
-    }
-
-    fn hear(presence: &mut Presence, emitter: &str, kind: &str, topic: &str, now: u64) {
-        let json = format!(r#"{{"type":"{kind}","topic":"{topic}"}}"#);
-        let record = Record::event(json.into()).expect("valid");
-        presence.hear(&emitter.into(), &record, Duration::from_secs(now));
-    }
-
-    fn look(presence: &mut Presence, now: u64) -> Vec<(String, Freshness)> {
-        let news = presence.look(Duration::from_secs(now));
-        news.iter().map(|heart| (format!("{}:{}", heart.emitter, heart.topic), heart.state)).collect()
-    }
-
-    fn counts(presence: &Presence) -> (usize, usize, usize) {
-        let summary = presence.summary(0, Duration::ZERO);
-        (summary.active, summary.late, summary.dead)
-    }
-
-    #[test]
-    fn a_heart_is_active_then_late_then_dead_and_each_is_told_once() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        assert_eq!(look(&mut presence, 1), [("x:ada".into(), Freshness::Active)]);
-        assert_eq!(look(&mut presence, 45), []);
-        assert_eq!(look(&mut presence, 46), [("x:ada".into(), Freshness::Late)]);
-        assert_eq!(look(&mut presence, 60), []);
-        assert_eq!(look(&mut presence, 61), [("x:ada".into(), Freshness::Dead)]);
-        assert_eq!(look(&mut presence, 500), []);
-        assert_eq!(counts(&presence), (0, 0, 1));
-        hear(&mut presence, "x", BEAT, "ada", 501);
-        hear(&mut presence, "x", BEAT, "ada", 502);
-        assert_eq!(look(&mut presence, 502), [("x:ada".into(), Freshness::Active)]);
-        assert_eq!(counts(&presence), (1, 0, 0));
-    }
-
-    #[test]
-    fn beats_in_time_are_no_news_and_a_long_pause_of_the_watcher_tells_the_last_state_only() {
-        let mut presence = presence();
-        for now in [0, 30, 60, 90] {
-            hear(&mut presence, "x", BEAT, "ada", now);
-        }
-        assert_eq!(look(&mut presence, 95).len(), 1);
-        assert_eq!(look(&mut presence, 1000), [("x:ada".into(), Freshness::Dead)]);
-    }
-
-    #[test]
-    fn only_heartbeats_count_and_each_engine_of_an_emitter_for_itself() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        hear(&mut presence, "x", BEAT, "atlas", 0);
-        hear(&mut presence, "y", BEAT, "ada", 0);
-        hear(&mut presence, "z", "graph.delta.node.upsert", "ada", 0);
-        hear(&mut presence, "", BEAT, "nobody", 0);
-        assert_eq!(counts(&presence), (3, 0, 0));
-        look(&mut presence, 1);
-        hear(&mut presence, "x", BEAT, "ada", 40);
-        hear(&mut presence, "x", "graph.delta.node.upsert", "atlas", 50);
-        let late = look(&mut presence, 50);
-        assert_eq!(late.len(), 2);
-        assert!(
-            late.contains(&("x:atlas".into(), Freshness::Late)) && late.contains(&("y:ada".into(), Freshness::Late))
-        );
-    }
-
-    #[test]
-    fn heartbeats_may_be_chosen_by_patterns_of_types_and_topics_and_a_gap_is_none() {
-        let patience = presence().watched.expect("watching").1;
-        let patterns = ["*.beacon", "graph/*/delta/heartbeat"].map(|text| Pattern::parse(text).expect("valid"));
-        let mut presence = Presence::new(&Filter::new(patterns), patience);
-        hear(&mut presence, "x", "presence.beacon", "a", 0);
-        hear(&mut presence, "x", "any", "graph/ada/delta/heartbeat", 0);
-        hear(&mut presence, "x", "any", "graph/ada/delta/node", 0);
-        presence.hear(&"x".into(), &Record::gap("x", "e", 1, 2, "crash"), Duration::ZERO);
-        assert_eq!(counts(&presence), (2, 0, 0));
-    }
-
-    #[test]
-    fn what_could_not_be_told_is_told_later_unless_it_is_old() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        let [active] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
-        presence.untold(active.clone());
-        assert_eq!(look(&mut presence, 1), [("x:ada".into(), Freshness::Active)]);
-        presence.look(Duration::from_secs(50));
-        presence.untold(active.clone());
-        assert_eq!(look(&mut presence, 51), []);
-    }
-
-    #[test]
-    fn who_takes_leave_is_not_dead() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        hear(&mut presence, "x", GONE, "atlas", 0);
-        look(&mut presence, 1);
-        hear(&mut presence, "x", GONE, "ada", 2);
-        assert_eq!(look(&mut presence, 100), []);
-        assert_eq!(counts(&presence), (0, 0, 0));
-    }
-
-    #[test]
-    fn the_dead_are_forgotten_after_an_hour() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        look(&mut presence, 3600);
-        assert_eq!(counts(&presence), (0, 0, 1));
-        look(&mut presence, 3601);
-        assert_eq!(counts(&presence), (0, 0, 0));
-    }
-
-    #[test]
-    fn topics_that_somebody_makes_up_fill_a_bound_and_no_more() {
-        let mut presence = presence();
-        for n in 0..MOST + 5 {
-            hear(&mut presence, "x", BEAT, &n.to_string(), 0);
-        }
-        hear(&mut presence, "x", BEAT, &"t".repeat(MAX_TOPIC + 1), 0);
-        let summary = presence.summary(3, Duration::from_secs(2));
-        assert_eq!((summary.active, summary.unwatched, summary.hearts.len()), (MOST, 6, 3));
-    }
-
-    #[test]
-    fn nothing_is_watched_without_patterns() {
-        let mut presence = Presence::new(&Filter::default(), presence().watched.expect("watching").1);
-        hear(&mut presence, "x", BEAT, "ada", 0);
-        assert!(!presence.is_watching() && look(&mut presence, 100).is_empty());
-        assert_eq!(counts(&presence), (0, 0, 0));
-    }
-
-    #[test]
-    fn a_change_is_told_on_the_topic_of_the_heartbeats() {
-        let mut presence = presence();
-        hear(&mut presence, "x", BEAT, "graph/ada", 0);
-        let [active] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
-        let told = String::from_utf8(active.event()).expect("text");
-        let want = r#"{"type":"presence.active","topic":"graph/ada","data":{"emitter":"x","topic":"graph/ada","state":"active","silent":0.0,"alert":false}}"#;
-        assert_eq!(told, want);
-        let [dead] = &presence.look(Duration::from_millis(61_500))[..] else { panic!("one") };
-        let told = String::from_utf8(dead.event()).expect("text");
-        assert!(told.contains(r#""presence.dead""#) && told.contains(r#""silent":61.5,"alert":true"#), "{told}");
-        hear(&mut presence, "y", BEAT, "", 0);
-        let [bare] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
-        assert!(String::from_utf8(bare.event()).expect("text").starts_with(r#"{"type":"presence.active","data""#));
-    }
-}
+mod tests;

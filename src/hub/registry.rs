@@ -357,6 +357,9 @@ impl Registry {
             let mut forms: [Option<(u64, Item)>; 2] = [None, None];
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
+                if session.prev >= entry.offset {
+                    continue; // it had this from another hub
+                }
                 if session.outbox.is_raw() && entry.record.carried() == Carried::Gap {
                     continue;
                 }
@@ -438,6 +441,20 @@ impl Registry {
     /// The tasks to wake, in the order in which their frames were queued; to be called without the lock held.
     pub fn take_woken(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.woken)
+    }
+
+    /// The log began anew: whoever has a position in the old one comes back for one in the new, and what was queued for it
+    /// is given up. Emitters and publishers go on.
+    pub fn restart(&mut self) {
+        self.replays.clear();
+        self.compression.clear();
+        let positioned = |(id, session): (SessionId, &Session)| {
+            (session.role == Role::Subscriber && !session.filter.patterns().is_empty()).then_some(id)
+        };
+        for id in self.each().filter_map(positioned).collect::<Vec<_>>() {
+            self.leave(id);
+            self.with_outbox(id, |outbox| outbox.abandon(CloseCode::Restarted));
+        }
     }
 
     fn close_slow(&mut self, id: SessionId) {

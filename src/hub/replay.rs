@@ -234,6 +234,13 @@ impl Replays {
         self.bytes
     }
 
+    /// Forgets the frames: the log has others at these offsets now.
+    pub fn clear(&mut self) {
+        self.chunks.clear();
+        self.order.clear();
+        self.bytes = 0;
+    }
+
     fn count(&mut self, filter: &Arc<Filter>, mut next: u64, end: u64, log: &Log) -> u64 {
         let mut count = 0;
         while next <= end && !filter.patterns().is_empty() {

@@ -11,15 +11,20 @@ pub enum Part {
     Log = 0,
     /// What a supervisor outside the core watches, the port above all.
     Supervised = 1,
+    /// The bus to the other hubs is away.
+    Bridge = 2,
 }
+
+/// How many there are.
+const PARTS: usize = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Service {
     /// What is the matter with each part.
-    troubles: [Option<String>; 2],
-    /// State of the supervisor's breaker; empty before it said anything.
-    circuit: String,
+    troubles: [Option<String>; PARTS],
+    /// States of their breakers; empty where there is none.
+    circuits: [String; PARTS],
     /// Offset of the log when the first trouble began.
     since: u64,
     /// What subscribers were told last.
@@ -36,9 +41,16 @@ impl Service {
         self.news(head)
     }
 
-    /// The supervisor's breaker is in this state.
-    pub fn set_circuit(&mut self, circuit: &str) {
-        circuit.clone_into(&mut self.circuit);
+    /// The breaker of a part is in this state.
+    pub fn set_circuit(&mut self, part: Part, circuit: &str) {
+        circuit.clone_into(&mut self.circuits[part as usize]);
+    }
+
+    /// The worst state of any breaker.
+    #[must_use]
+    pub fn circuit(&self) -> &'static str {
+        let any = |state: &&str| self.circuits.iter().any(|circuit| circuit == state);
+        ["open", "half_open"].into_iter().find(any).unwrap_or("closed")
     }
 
     /// Whether anything fails.
@@ -57,7 +69,7 @@ impl Service {
         if !self.is_degraded() && self.told.is_none() {
             return None;
         }
-        let circuit = if self.circuit.is_empty() { "closed" } else { &self.circuit };
+        let circuit = self.circuit();
         let troubles: Vec<&str> = self.troubles.iter().flatten().map(String::as_str).collect();
         let frame = if troubles.is_empty() {
             self.told = None;
@@ -90,11 +102,11 @@ mod tests {
         assert_eq!(told, want);
         assert_eq!(text(service.notice()), want);
         assert_eq!(service.set(Part::Log, Some("Disk.".into()), 8), None, "no news");
-        service.set_circuit("open");
+        service.set_circuit(Part::Supervised, "open");
         let told = text(service.set(Part::Supervised, Some("Port.".into()), 9));
         assert!(told.contains(r#""message":"Disk. Port.","circuit_state":"open","since":7"#), "{told}");
         assert!(text(service.set(Part::Log, None, 9)).contains(r#""message":"Port.""#));
-        service.set_circuit("closed");
+        service.set_circuit(Part::Supervised, "closed");
         let told = text(service.set(Part::Supervised, None, 11));
         assert!(told.contains(r#""status":"healthy""#) && told.contains(r#""since":11"#), "{told}");
         assert_eq!(service.notice(), None);

@@ -19,9 +19,9 @@ use super::auth::{self, Checker, Denied, Grant, Scope};
 use super::config::HubConfig;
 use super::entities::Entities;
 use super::entry::Filter;
-use super::history::History;
 use super::limits::{Connections, TooMany};
 use super::log::Log;
+use super::ops::Keeper;
 use super::presence::Presence;
 use super::registry::{Role, SessionId};
 use super::state::State;
@@ -29,7 +29,7 @@ use super::tls::Tls;
 use crate::secret::Secret;
 use crate::wire::frame::Reconnect;
 
-/// How long the log may take to store what waits and to close its file.
+/// How long a keeper may take to keep what waits, and the log to close its file.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// See the module.
@@ -40,8 +40,8 @@ pub(super) struct Shared {
     pub(super) entities: Arc<Entities>,
     state: Mutex<State>,
     connections: Mutex<Connections>,
-    /// The durable log, if there is one.
-    pub(super) history: Option<History>,
+    /// Who keeps events before anybody hears of them, if somebody does.
+    pub(super) keeper: Option<Keeper>,
     started: Instant,
     /// Age of the oldest entry at the start, from where the state counts its time.
     origin: Duration,
@@ -98,7 +98,7 @@ impl Shared {
         config: HubConfig,
         (auth, tls): (Checker, Option<Tls>),
         log: (Log, Duration),
-        history: Option<History>,
+        keeper: Option<Keeper>,
         handle: Handle,
     ) -> Self {
         let (log, origin) = log;
@@ -114,7 +114,7 @@ impl Shared {
             entities,
             state: Mutex::new(state),
             connections: Mutex::new(connections),
-            history,
+            keeper,
             started: Instant::now(),
             origin,
             handle,
@@ -233,9 +233,9 @@ impl Shared {
         if tokio::time::timeout(deadline, all).await.is_err() {
             tasks.shutdown().await;
         }
-        if let Some(history) = &self.history {
+        if let Some(keeper) = &self.keeper {
             // A disk that hangs must not hold the stop for ever; whoever opens the file then finds it locked.
-            drop(tokio::time::timeout(CLOSE_DEADLINE, history.close()).await);
+            drop(tokio::time::timeout(CLOSE_DEADLINE, keeper.close()).await);
         }
         self.listening.store(false, Ordering::Relaxed);
         self.stopped.send_replace(true);

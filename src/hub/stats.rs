@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
+use super::bridge::BridgeStats;
 use super::history::Status;
+use super::ops::Keeper;
 use super::presence::Summary;
 use super::registry::Laggard;
 use super::shared::Shared;
@@ -40,7 +42,7 @@ pub struct HubStats {
     pub log_bytes: usize,
     /// Whether the log is a file.
     pub durable: bool,
-    /// Whether the disk refused the last events: they were not acknowledged, and come again.
+    /// Whether the disk refused the last events, or the bus is away: they were not acknowledged, and come again.
     pub degraded: bool,
     /// What the disk said.
     pub log_error: Option<String>,
@@ -58,6 +60,8 @@ pub struct HubStats {
     pub conflated: u64,
     /// The subscribers that are furthest behind.
     pub laggards: Vec<Laggard>,
+    /// The bridge to other hubs, if there is one.
+    pub bridge: Option<BridgeStats>,
     /// Frames put together to bring events to subscribers, replays too; each was sent to as many as could share it.
     pub encoded: u64,
     /// How often an event's data was compressed.
@@ -79,8 +83,10 @@ pub struct HubStats {
 
 impl HubStats {
     pub(super) fn read(shared: &Shared) -> Self {
-        let status = shared.history.as_ref().map(|history| &*history.status);
         let tls_error = shared.tls.as_ref().and_then(Tls::error); // it may look at the files, so not under the lock
+        let keeper = shared.keeper.as_ref();
+        let status = keeper.and_then(Keeper::log).map(|history| &*history.status);
+        let bridge = keeper.and_then(Keeper::bus).map(|bridge| bridge.status.read());
         let count = |of: fn(&Status) -> u64| status.map_or(0, of);
         shared.with(|state, now| {
             let counts = state.registry.counts();
@@ -95,7 +101,8 @@ impl HubStats {
                 log_events: state.log.len(),
                 log_bytes: state.log.bytes(),
                 durable: status.is_some(),
-                degraded: status.is_some_and(|status| status.degraded.load(Ordering::Relaxed)),
+                degraded: status.is_some_and(|status| status.degraded.load(Ordering::Relaxed))
+                    || bridge.as_ref().is_some_and(|bridge| bridge.degraded),
                 log_error: status.and_then(|status| status.error.lock().clone()),
                 log_failures: count(|status| status.failures.load(Ordering::Relaxed)),
                 log_commits: count(|status| status.commits.load(Ordering::Relaxed)),
@@ -110,6 +117,7 @@ impl HubStats {
                 queued_bytes: state.registry.queued_bytes(),
                 tls_error,
                 presence: state.presence.summary(HEARTS, now),
+                bridge,
                 counters: state.counters,
                 uptime: shared.uptime().as_secs_f64(),
             }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
@@ -11,6 +12,9 @@ use super::settings::{Settings, refused};
 use crate::emitter::config::{Durability, EmitterConfig, WhenFull};
 use crate::error::Result;
 use crate::hub::HubConfig;
+use crate::hub::bridge::redis::RedisConfig;
+use crate::hub::bridge::{BridgeConfig, BusConfig, BusDown};
+use crate::secret::Secret;
 use crate::wire::subscriber::{Slow, Wrapping};
 use crate::wire::topic::Pattern;
 
@@ -111,6 +115,7 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         replay_bytes: settings.get("replay_bytes", bytes)?,
         replay_age: settings.optional_seconds("replay_age")?,
         log_path: settings.get("log_path", "a path, or None")?,
+        bridge: bridge(&settings)?,
         session_queue_bytes: settings.get("session_queue_bytes", bytes)?,
         slow: slow(&settings.get::<String>("slow", "a text")?)?,
         envelope: envelope(&settings.get::<String>("envelope", "a text")?)?,
@@ -137,6 +142,38 @@ pub(super) fn hub_config(source: &Bound<'_, PyAny>, desk: Option<&AuthDesk>) -> 
         ping_interval: settings.seconds("ping_interval")?,
         page: settings.get("page", "a text")?,
     })
+}
+
+/// Most that Redis is left alone while the breaker is open: it may be back any moment.
+const BRIDGE_COOLDOWN: Duration = Duration::from_secs(5);
+
+fn bridge(settings: &Settings<'_, '_>) -> Result<Option<BridgeConfig>> {
+    let Some(url) = settings.get::<Option<String>>("redis_url", "a redis:// URL, or None")? else { return Ok(None) };
+    let channel = settings.get::<String>("channel_name", "a text")?;
+    let probe_interval = settings.seconds("probe_interval")?;
+    let redis = RedisConfig {
+        url: Secret::new(url),
+        channel,
+        ca: settings.get("redis_ca", "a path, or None")?,
+        keep: settings.get("replay_events", "a whole number of events")?,
+        probe_interval,
+    };
+    Ok(Some(BridgeConfig {
+        bus_down: bus_down(&settings.get::<String>("bus_down", "a text")?)?,
+        bus_timeout: settings.seconds("bus_timeout")?,
+        probe_interval,
+        max_recovery_attempts: settings.get("max_recovery_attempts", "a whole number, at least 1")?,
+        breaker_cooldown: settings.seconds("breaker_cooldown")?.min(BRIDGE_COOLDOWN),
+        bus: BusConfig::Redis(redis),
+    }))
+}
+
+fn bus_down(name: &str) -> Result<BusDown> {
+    match name {
+        "wait" => Ok(BusDown::Wait),
+        "local" => Ok(BusDown::Local),
+        _ => Err(refused("bus_down", &format!("'{name}'"), "'wait' or 'local'")),
+    }
 }
 
 /// Patterns of a setting.

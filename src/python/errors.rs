@@ -9,6 +9,7 @@ mod exceptions {
     use pyo3::import_exception;
     import_exception!(safe_broadcaster.exceptions, BroadcastError);
     import_exception!(safe_broadcaster.exceptions, BroadcasterClosed);
+    import_exception!(safe_broadcaster.exceptions, BusUnavailable);
     import_exception!(safe_broadcaster.exceptions, ConfigError);
     import_exception!(safe_broadcaster.exceptions, ConnectRefused);
     import_exception!(safe_broadcaster.exceptions, ConnectTimeout);
@@ -35,6 +36,7 @@ impl From<Error> for PyErr {
             ErrorKind::SpillCorrupt | ErrorKind::SpillIo | ErrorKind::LogCorrupt | ErrorKind::LogIo => {
                 py::SpillCorrupt::new_err(text)
             }
+            ErrorKind::BusDown => py::BusUnavailable::new_err(text),
             ErrorKind::ConnectTimeout => py::ConnectTimeout::new_err(text),
             ErrorKind::ConnectRefused | ErrorKind::FrameRefused | ErrorKind::Bind => py::ConnectRefused::new_err(text),
             ErrorKind::Protocol | ErrorKind::NotAllowed => py::BroadcastError::new_err(text),

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Settings that must not appear in an error.
-const HIDDEN: &[&str] = &["token", "auth", "secret"];
+const HIDDEN: &[&str] = &["token", "auth", "secret", "redis_url"];
 /// Longest time taken: beyond any use, and far from the limits of clocks.
 const MAX_SECONDS: f64 = 4e9;
 

@@ -19,8 +19,10 @@ pub enum CloseCode {
     NoPong = 3012,
     /// Another connection took over this emitter; come back only if it is gone.
     Superseded = 3013,
-    /// The hub cannot store events at the moment; come back.
+    /// The hub cannot keep events at the moment; come back.
     Degraded = 3014,
+    /// The hub's log began anew, or lost a stretch: come back, and be told so.
+    Restarted = 3015,
     /// A frame broke the protocol; coming back would repeat it.
     BadFrame = 3501,
     /// Not allowed; coming back with the same credentials would be refused again.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,10 +17,17 @@ from safe_broadcaster.calling import call, check_callable, check_timeout
 from support import NOWHERE, eventually
 from virtual import now, virtual
 
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
 
 async def twice(n: int) -> int:
     await asyncio.sleep(0)
     return 2 * n
+
+
+def makes_one(n: int) -> Coroutine[Any, Any, int]:
+    return twice(n)
 
 
 class Callable:
@@ -32,7 +41,7 @@ class Callable:
 
 @pytest.mark.parametrize(
     "function",
-    [twice, Callable(), Callable.plain, functools.partial(twice), lambda n: twice(n), lambda n: 2 * n],
+    [twice, Callable(), Callable.plain, functools.partial(twice), makes_one, lambda n: 2 * n],
     ids=["async", "async __call__", "plain", "partial", "plain that makes a coroutine", "lambda"],
 )
 async def test_any_kind_of_function_is_called_and_its_result_returned(function) -> None:
@@ -70,6 +79,7 @@ async def test_what_hangs_is_cancelled_after_its_time() -> None:
         await call(hangs, timeout=5)
     assert ended == [5]
     await asyncio.sleep(10)  # the caller's own task is not cancelled any more
+    assert getattr(asyncio.current_task(), "cancelling", int)() == 0
 
 
 @virtual
@@ -87,10 +97,27 @@ async def test_its_own_errors_come_through_whatever_they_are() -> None:
         await asyncio.sleep(1)
         raise error
 
-    for error in (ValueError("v"), asyncio.TimeoutError("t"), asyncio.CancelledError()):
+    for error in (ValueError("v"), asyncio.TimeoutError("t")):
         with pytest.raises(type(error)) as caught:
             await call(fails, error, timeout=5)
         assert caught.value is error
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before Python 3.11 nobody can tell who cancelled a task")
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), StopIteration(), SystemExit(3)], ids=repr)
+async def test_what_would_end_the_caller_is_an_error_like_others(error) -> None:
+    async def waits() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    def plain() -> None:
+        raise error
+
+    with pytest.raises(RuntimeError, match="waits was cancelled from within"):
+        await call(waits, timeout=5)
+    with pytest.raises(RuntimeError, match="it raised"):
+        await call(plain)
 
 
 @virtual
@@ -119,9 +146,26 @@ async def test_a_plain_function_that_hangs_is_told_and_waited_for(caplog) -> Non
     assert await task is True
 
 
+async def test_whoever_waits_for_a_thread_may_be_cancelled_and_what_it_raises_later_is_told(caplog) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def fails_late() -> None:
+        began.set()
+        go.wait(20)
+        raise OSError("late")
+
+    task = asyncio.create_task(call(fails_late))
+    await eventually(began.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await eventually(lambda: "OSError('late')" in caplog.text)
+
+
 async def test_whoever_blocks_the_loop_is_named(caplog) -> None:
     async def blocks() -> None:
-        time.sleep(0.26)
+        time.sleep(0.26)  # noqa: ASYNC251 - the mistake that is to be told
 
     async def behaves() -> None:
         await asyncio.sleep(0.26)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from uuid import UUID
@@ -144,6 +145,7 @@ async def test_a_ping_is_answered_and_every_client_is_pinged_each_30_seconds() -
         (socket,) = await connected(manager)
         await manager.handle_message(socket, '{"type":"ping"}')
         await asyncio.sleep(91)
+        assert manager.get_stats()["longest_silence"] == 91
         assert socket.sent == [{"type": "pong"}, *[{"type": "ping"}] * 3]
         assert socket.closed is None, "pages that only listen are welcome"
 
@@ -155,6 +157,7 @@ async def test_where_clients_are_to_ping_one_that_says_nothing_is_closed() -> No
         for _ in range(5):
             await asyncio.sleep(30)
             await manager.handle_message(talks, {"type": "pong"})
+        assert manager.get_stats()["longest_silence"] == 0
         assert silent.closed == (3012, "said nothing for too long")
         assert manager.active_connections == [talks]
 
@@ -363,9 +366,9 @@ async def test_a_real_client_that_reads_nothing_is_sent_away() -> None:
             while manager.get_connection_count():
                 await manager.broadcast(big)
                 await asyncio.sleep(0)
-            with pytest.raises(ConnectionClosed):
-                while True:
-                    await asyncio.wait_for(slow.recv(), 20)
+            with contextlib.suppress(ConnectionClosed):  # it ends, and 3008 may not have got through
+                async for _ in slow:
+                    pass
         assert manager.get_stats()["slow"] == 1
 
 

@@ -35,7 +35,7 @@ async def test_the_page_counts_shows_offline_and_recovers(tmp_path) -> None:
         silent = {"emitter": "e", "topic": "graph/ada/delta/heartbeat", "state": "dead", "silent": 61.0, "alert": True}
         await hub.broadcast("presence.dead", silent)
         await page.shows("#notices", lambda text: "ada is dead: no heartbeat for 61 s" in text)
-        await hub.broadcast_event({"type": "presence.gone", "content": {"citizen_id": "ada"}})
+        await hub.broadcast_event({"type": "graph.delta.heartbeat.gone", "content": {"citizen_id": "ada"}})
         await page.shows("#engines", lambda text: "ended" in text)
         port = hub.port
         await hub.stop()

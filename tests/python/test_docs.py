@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import re
 import textwrap
 from pathlib import Path
@@ -79,6 +80,7 @@ async def test_every_snippet_about_the_systems_around_runs(page, number, make, c
         "hub": hub,
         "broadcaster": make(hub.client),
         "asyncio": asyncio,
+        "logging": logging,
         **dict.fromkeys(["ingest_schemas", "start_engines", "stop_engines"], nothing),
         **dict.fromkeys(["read_status", "read_queue"], state),
     }
@@ -89,6 +91,9 @@ async def test_every_snippet_about_the_systems_around_runs(page, number, make, c
             await stack.enter_async_context(hub)
             await stack.enter_async_context(scope["broadcaster"])
         await asyncio.wait_for(scope["main"](), 20)
+    for handler in list(logging.root.handlers):
+        if isinstance(handler, safe_broadcaster.SafeBroadcasterHandler):
+            logging.root.removeHandler(handler)
     assert asyncio.all_tasks() == before
     if "BootSequence" in code:
         assert "[4/4] engines: undone" in capsys.readouterr().out

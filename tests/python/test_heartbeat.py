@@ -63,7 +63,7 @@ async def test_a_stop_says_goodbye_once_and_ends_the_beat() -> None:
     await heartbeat.stop()
     await heartbeat.stop()
     await asyncio.sleep(100)
-    assert [event["type"] for event in broadcaster.events] == ["graph.delta.heartbeat", "presence.gone"]
+    assert [event["type"] for event in broadcaster.events] == ["graph.delta.heartbeat", "graph.delta.heartbeat.gone"]
     assert broadcaster.events[1]["topic"] == "graph/ada/delta/heartbeat"
     assert not heartbeat.is_beating()
     await heartbeat.start()

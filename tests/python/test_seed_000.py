@@ -135,8 +135,8 @@ async def test_a_cold_start_takes_less_than_ten_seconds_and_loses_no_event(capsy
     assert now() - began < 10
     out = capsys.readouterr().out
     assert "up after" in out
-    # Beside the nodes: a heartbeat and a goodbye of each engine, and bus.ready.
-    assert f"{emitted} nodes, the hub has {emitted + 5} events" in out
+    assert emitted >= 4
+    assert f"{emitted} nodes emitted, {emitted} in the hub's log" in out
     assert "broadcaster_ready" in out
     for number, step in enumerate(["schemas", "hub", "broadcaster", "engines", "health tools"], 1):
         assert f"[{number}/5] {step}: ready after" in out

@@ -387,3 +387,13 @@ async def test_a_hub_takes_a_whole_event_or_its_parts_and_no_mixture() -> None:
                 await hub.broadcast({"type": "a"}, **wrong)
         with pytest.raises(ConfigError, match="data= is missing"):
             await hub.broadcast("a")
+
+
+async def test_a_hub_tells_of_its_connections_as_a_manager_does() -> None:
+    hub = EventBroadcaster(port=0)
+    assert (hub.get_connection_count(), hub.active_connections) == (0, [])
+    async with hub:
+        async with opened(hub), opened(hub):
+            assert hub.get_connection_count() == len(set(hub.active_connections)) == 2
+        await eventually(lambda: not hub.active_connections)
+        assert hub.get_connection_count() == 0

@@ -15,7 +15,6 @@ from safe_broadcaster import (
     EventBroadcaster,
     Heartbeat,
     SafeBroadcaster,
-    SourceNotStarted,
     sources,
 )
 from support import NOWHERE, eventually
@@ -225,121 +224,6 @@ async def test_plain_handlers_in_threads_have_their_results_sent_in_order() -> N
 
 
 @virtual
-async def test_what_an_event_brought_is_no_news_for_the_poll() -> None:
-    state = State({"phase": 1})
-    queue = sources.hybrid(state.fetch, every=5, event_type="queue_update")
-    manager, tasks = run(queue)
-    async with tasks:
-        await asyncio.sleep(1)
-        state.value = {"phase": 2}
-        await queue.notify({"phase": 2})
-        assert manager.times == [0, 1], "at once"
-        await asyncio.sleep(10)
-        assert manager.data() == [{"phase": 1}, {"phase": 2}]
-        await queue.notify({"phase": 2})
-        assert len(manager.messages) == 2, "an event that says nothing new"
-        state.value = {"phase": 3}
-        await asyncio.sleep(5)
-        assert manager.data()[-1] == {"phase": 3}, "a missed event is found"
-
-
-@virtual
-async def test_an_event_without_a_state_has_it_fetched_at_once_and_many_share_a_fetch() -> None:
-    state = State(1)
-    queue = sources.hybrid(state.fetch, every=60, event_type="x")
-    manager, tasks = run(queue)
-    async with tasks:
-        await asyncio.sleep(1)
-        state.value, state.takes = 2, 1.0
-        await asyncio.gather(*(queue.notify() for _ in range(100)))
-        assert (manager.data(), state.fetches) == ([1, 2], 2)
-        early = asyncio.create_task(queue.notify())
-        await asyncio.sleep(0.5)
-        state.value = 3
-        await queue.notify()
-        assert early.done()
-        assert (manager.data(), state.fetches) == ([1, 2, 3], 4), "a fetch under way may have read before the event"
-
-
-@virtual
-async def test_a_fetch_that_an_event_overtook_does_not_bring_the_past_back() -> None:
-    state = State("old")
-    queue = sources.hybrid(state.fetch, every=5, event_type="x")
-    manager, tasks = run(queue)
-    async with tasks:
-        await asyncio.sleep(1)
-        state.takes = 2.0
-        await asyncio.sleep(5)  # it has read "old" and is on its way back
-        state.value = "new"
-        await queue.notify("new")
-        await asyncio.sleep(20)
-    assert manager.data() == ["old", "new"]
-
-
-@virtual
-async def test_events_that_never_end_do_not_make_it_fetch_for_ever() -> None:
-    state = State(0)
-    state.takes = 1.0
-    queue = sources.hybrid(state.fetch, every=5, event_type="x")
-    _, tasks = run(queue)
-    async with tasks:
-        for n in range(1, 400):
-            await queue.notify(n)
-            await asyncio.sleep(0.1)
-    assert state.fetches <= 2 * 40 / 5 + 2
-
-
-@virtual
-async def test_a_hybrid_handler_tells_what_it_returns_or_has_it_fetched() -> None:
-    state = State("a")
-    queue = sources.hybrid(state.fetch, every=60, event_type="x")
-    manager, tasks = run(queue)
-
-    @queue.on_event
-    async def changed(what: object) -> object:
-        return what
-
-    async with tasks:
-        await asyncio.sleep(1)
-        assert await changed("b") == "b"
-        state.value = "c"
-        assert await changed(None) is None
-    assert manager.data() == ["a", "b", "c"]
-    assert tasks.status()[0]["events"] == 2
-
-
-async def test_a_hybrid_source_may_be_told_from_another_loop() -> None:
-    queue = sources.hybrid(State("a").fetch, every=60, event_type="x")
-    manager, tasks = run(queue)
-    async with tasks:
-        await eventually(lambda: manager.messages)
-        await asyncio.to_thread(asyncio.run, queue.notify("b"))
-        assert manager.data() == ["a", "b"]
-
-
-async def test_sources_start_again_in_another_loop() -> None:
-    state = State("a")
-    queue = sources.hybrid(state.fetch, every=60, event_type="x")
-
-    @sources.on_event("y")
-    def handle(n: int) -> int:
-        return n
-
-    manager, tasks = run(queue, handle)
-
-    async def life(n: int) -> None:
-        async with tasks:
-            handle(n)
-            state.value = n
-            await queue.notify()
-            await eventually(lambda: n in [message["data"] for message in manager.messages if message["type"] == "y"])
-
-    for n in range(3):
-        await asyncio.to_thread(asyncio.run, life(n))
-    assert [message["data"] for message in manager.messages if message["type"] == "x"][-1] == 2
-
-
-@virtual
 async def test_a_source_may_be_added_while_the_others_run_and_they_may_run_again() -> None:
     manager, tasks = run(sources.poll(State(1).fetch, event_type="a"))
     async with tasks:
@@ -362,6 +246,16 @@ async def test_sources_broadcast_on_a_hub_or_through_a_broadcaster(tmp_path) -> 
         assert events == [{"type": kind, "data": {"n": 1}, "topic": "t"} for kind in ("of.hub", "of.engine")]
 
 
+async def test_what_a_broadcaster_has_accepted_is_not_sent_again_because_its_link_is_down(make) -> None:
+    broadcaster = make(NOWHERE, durability="delivered")
+    source = sources.poll(State(1).fetch, every=0.01, minimum=0.01, event_type="x", timeout=0.05)
+    _, tasks = run(source, manager=broadcaster)
+    async with tasks:
+        await eventually(lambda: source.unchanged > 3)
+    assert (source.emitted, source.failures) == (1, 0)
+    assert broadcaster.get_stats()["last_seq"] == 1
+
+
 async def test_a_hub_knows_whether_somebody_listens_and_a_broadcaster_does_not(tmp_path) -> None:
     from websockets.asyncio.client import connect
 
@@ -382,15 +276,31 @@ async def test_a_hub_knows_whether_somebody_listens_and_a_broadcaster_does_not(t
     await broadcaster.stop(0)
 
 
-async def test_a_hybrid_source_that_does_not_run_cannot_be_told() -> None:
-    queue = sources.hybrid(State(1).fetch, event_type="x")
-    _, tasks = run(queue)
-    with pytest.raises(SourceNotStarted, match="does not run"):
-        await queue.notify(2)
+def test_a_source_may_have_a_name() -> None:
+    named = [
+        sources.poll(State().fetch, event_type="x", name="a"),
+        sources.on_event("x", to=Manager(), name="b")(State().fetch).source,
+    ]
+    assert [source.status()["name"] for source in named] == ["a", "b"]
+    named[0].state = "stopped"
+
+
+@virtual
+async def test_the_numbers_of_sources_are_there_for_monitoring() -> None:
+    good = [sources.poll(State(n).fetch, event_type="good") for n in range(2)]
+    bad = sources.poll(State(object()).fetch, event_type="bad", name="bad one")
+    _, tasks = run(*good, bad)
     async with tasks:
-        pass
-    with pytest.raises(SourceNotStarted):
-        await queue.notify()
+        await asyncio.sleep(6)
+        numbers = {(metric.name, metric.labels["source"]): metric.value for metric in tasks.metrics()}
+    assert numbers == {
+        ("source_running", "good (State.fetch)"): 2,
+        ("source_events", "good (State.fetch)"): 2,
+        ("source_failures", "good (State.fetch)"): 0,
+        ("source_running", "bad one"): 1,
+        ("source_events", "bad one"): 0,
+        ("source_failures", "bad one"): 2,
+    }
 
 
 class Plain:

@@ -60,8 +60,8 @@ class Aggregator:
             running at the end. None: nothing is emitted, and what is new is logged at info level.
         event_queue_size: Most events that wait for an emitter. Default 1000.
         novelty_threshold: Novelty above which something is emitted, 0 to 1. Default 0.75.
-        aggregate: ``aggregate(window, window_before) -> Outcome``, async or plain (runs in a thread); by default
-            `summarise`.
+        aggregate: ``aggregate(window, before) -> Outcome``, async or plain (runs in a thread), where ``before`` has
+            what was last seen of each name, None at first; by default `summarise`.
         intervals: For some scales or all; by default those of `PACES`. A scale that is given None is not looked at.
         circuit_breaker: By default one that opens after 5 errors for 60 s.
         aggregate_timeout: Seconds that one aggregation may take. Default 30.
@@ -193,7 +193,7 @@ class Aggregator:
             raise
         self.circuit_breaker.record_success()
         self._counts["aggregations"] += 1
-        self._before[scale] = window
+        self._remember(window)
         self._looked[scale] += window.seconds
         if outcome.novelty > self.novelty_threshold:
             await self._emit_novelty(window, outcome)
@@ -247,6 +247,12 @@ class Aggregator:
         now = asyncio.get_running_loop().time()
         seconds = now - self._looked.setdefault(scale, now)
         return Window(scale, seconds, self._observations.take(scale))
+
+    def _remember(self, window: Window) -> None:
+        """Keep what was last seen of each name: a name that is observed rarely is not new each time."""
+        before = self._before.get(window.scale)
+        series = window.series if before is None else {**before.series, **window.series}
+        self._before[window.scale] = Window(window.scale, window.seconds, series)
 
     async def _summed_up(self, window: Window) -> Outcome:
         before = self._before.get(window.scale)

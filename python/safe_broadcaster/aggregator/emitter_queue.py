@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +30,6 @@ from safe_broadcaster.timestamps import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from types import TracebackType
 
     from typing_extensions import Self
@@ -163,7 +163,8 @@ class EmitterQueue:
     @property
     def last_emission(self) -> datetime | None:
         """When an emitter last took an event; None before the first."""
-        return max((lane.last_emission for lane in self._lanes if lane.last_emission is not None), default=None)
+        last = max((lane.last_emission for lane in self._lanes if lane.last_emission is not None), default=None)
+        return None if last is None else datetime.fromtimestamp(last, timezone.utc)
 
     def get_stats(self) -> dict[str, Any]:
         """Return ``event_queue_size``, ``last_emission`` (as ``2024-01-03T10:30:45Z``), and ``emitters`` by name.
@@ -202,7 +203,7 @@ def _named(given: object) -> dict[str, Emitter]:
             name = name_of(emitter)
             emitters[name if name not in emitters else f"{name} {len(emitters) + 1}"] = emitter
     else:
-        emitters = {name_of(given): cast("Emitter", given)}
+        emitters = {name_of(cast("object", given)): cast("Emitter", given)}
     if not emitters:
         raise ConfigError(f"event_emitter={given!r} is not allowed: give at least one")
     for emitter in emitters.values():

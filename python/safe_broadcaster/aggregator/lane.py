@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
-from safe_broadcaster.calling import call
+from safe_broadcaster.calling import Handler
 from safe_broadcaster.exceptions import QueueFull
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.retry import retry_delay
-from safe_broadcaster.timestamps import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from safe_broadcaster.breakers import CircuitBreaker
     from safe_broadcaster.config import WhenFull
@@ -57,13 +55,13 @@ class Lane:
         )
         self.emitted = self.failed = self.abandoned = self.errors = 0
         self.latency = self.latency_max = 0.0
-        self.last_emission: datetime | None = None
+        self.last_emission: float | None = None
+        """Unix time."""
         self._last_error: str | None = None
-        self._emitter = emitter
+        self._emit = Handler(emitter, timeout)
         self._batched = batch_size > 1
         self._refuses = when_full in {"raise", "wait"}
         self._maxsize = maxsize
-        self._timeout = timeout
         self._max_attempts = max_attempts
         self._delays = delays
 
@@ -101,9 +99,10 @@ class Lane:
         events = [event for _, event in items]
         attempts = 0
         while True:
-            await self._permission()
+            if not self.breaker.is_call_permitted():
+                await self._permission()
             try:
-                await call(self._emitter, events if self._batched else events[0], timeout=self._timeout)
+                await self._emit(events if self._batched else events[0])
             except Exception as error:  # noqa: BLE001 - whatever the emitter raises
                 attempts += 1
                 self.errors += 1
@@ -127,23 +126,19 @@ class Lane:
                 return False
 
     async def _permission(self) -> None:
-        told = False
-        while not self.breaker.is_call_permitted():
-            after = self.breaker.retry_after()
-            if not told:
-                told = True
-                logger.error(
-                    "emitter %s failed too often and is left alone for %.0f s; %d events wait (%s)",
-                    self.name, after, len(self.inbox), self._last_error,
-                )  # fmt: skip
-            await asyncio.sleep(min(max(after, 0.01), _LOOK))
+        """Wait until the breaker permits a call."""
+        after = self.breaker.retry_after()
+        told = (self.name, after, len(self.inbox), self._last_error)
+        logger.error("emitter %s failed too often and is left alone for %.0f s; %d events wait (%s)", *told)
+        while not self.breaker.is_call_permitted():  # noqa: ASYNC110 - a breaker has no bell
+            await asyncio.sleep(min(max(self.breaker.retry_after(), 0.01), _LOOK))
 
     def _note(self, items: list[tuple[float, Any]]) -> None:
         now = monotonic()
         self.emitted += len(items)
         self.latency += sum(now - put for put, _ in items)
         self.latency_max = max(self.latency_max, now - items[0][0])
-        self.last_emission = utc_now()
+        self.last_emission = time()
 
     def _give_up(self, count: int) -> None:
         self.failed += count

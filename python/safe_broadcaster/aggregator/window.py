@@ -81,7 +81,7 @@ def summarise(window: Window, before: Window | None) -> Outcome:
     """Sum a window up, which is what an `Aggregator` does unless it is given something else.
 
     Activity is the largest ``lambda_max`` that was observed, 0 if none was. Novelty is the largest relative change of a
-    mean since the window before, |new - old| / max(|new|, |old|), and 1 for a name that was not there; at most 1.
+    name's mean since it was last observed, |new - old| / max(|new|, |old|), at most 1; and 1 for a name that is new.
     """
     activity = window.series[ACTIVITY].most if ACTIVITY in window.series else 0.0
     old: Mapping[str, Series] = before.series if before is not None else {}

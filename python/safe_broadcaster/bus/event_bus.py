@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safe_broadcaster.calling import call, check_callable, check_timeout, name_of
+from safe_broadcaster.calling import Handler, check_callable, check_timeout, name_of
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, QueueFull
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.metrics import Metric
@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class _Handler:
+class _Subscription:
     function: Callable[[Any], object]
-    inbox: Inbox[tuple[_Handler, object]]
+    run: Handler
+    inbox: Inbox[tuple[_Subscription, object]]
 
 
 class EventBus:
@@ -75,8 +76,8 @@ class EventBus:
         self._when_full: WhenFull = when_full
         self._handler_timeout = handler_timeout
         self._lock = threading.Lock()
-        self._handlers: dict[type, tuple[_Handler, ...]] = {}
-        self._reached: dict[type, tuple[_Handler, ...]] = {}
+        self._handlers: dict[type, tuple[_Subscription, ...]] = {}
+        self._reached: dict[type, tuple[_Subscription, ...]] = {}
         self._published = self._handled = self._failed = self._dropped_before = 0
         self._new_inbox("event bus")  # a wrong setting is told here
 
@@ -101,7 +102,7 @@ class EventBus:
         with self._lock:
             known = self._handlers.get(event_type, ())
             if not any(each.function == handler for each in known):
-                added = _Handler(handler, self._inbox_for(handler))
+                added = _Subscription(handler, Handler(handler, self._handler_timeout), self._inbox_for(handler))
                 self._handlers[event_type] = (*known, added)
                 self._reached = {}
 
@@ -185,7 +186,7 @@ class EventBus:
             old = self._inboxes_locked()
             fresh = {id(each): self._new_inbox(each.name) for each in old}
             self._handlers = {
-                event_type: tuple(_Handler(each.function, fresh[id(each.inbox)]) for each in handlers)
+                event_type: tuple(_Subscription(each.function, each.run, fresh[id(each.inbox)]) for each in handlers)
                 for event_type, handlers in self._handlers.items()
             }
             self._reached = {}
@@ -233,16 +234,16 @@ class EventBus:
         for outcome in ("handled", "failed", "dropped"):
             yield Metric("bus_calls", "counter", "Calls of handlers by outcome.", stats[outcome], {"outcome": outcome})
 
-    def _count(self, event: object, handlers: tuple[_Handler, ...]) -> int:
+    def _count(self, event: object, handlers: tuple[_Subscription, ...]) -> int:
         self._published += 1
         if not handlers:
             logger.debug("nobody subscribed to %s", type(event).__name__)
         return len(handlers)
 
-    async def _consume(self, items: list[tuple[_Handler, object]]) -> None:
+    async def _consume(self, items: list[tuple[_Subscription, object]]) -> None:
         for handler, event in items:
             try:
-                await call(handler.function, event, timeout=self._handler_timeout)
+                await handler.run(event)
             except Exception:  # noqa: PERF203 - one at a time
                 self._failed += 1
                 where = {"handler": name_of(handler.function), "event_type": type(event).__name__}
@@ -250,7 +251,7 @@ class EventBus:
             else:
                 self._handled += 1
 
-    def _handlers_of(self, event_type: type) -> tuple[_Handler, ...]:
+    def _handlers_of(self, event_type: type) -> tuple[_Subscription, ...]:
         found = self._reached.get(event_type)
         if found is None:
             with self._lock:
@@ -258,30 +259,30 @@ class EventBus:
                 found = self._reached[event_type] = _once(known)
         return found
 
-    def _inbox_for(self, handler: Callable[[Any], object]) -> Inbox[tuple[_Handler, object]]:
+    def _inbox_for(self, handler: Callable[[Any], object]) -> Inbox[tuple[_Subscription, object]]:
         owner = _owner(handler)
         for each in self._all():
             if _owner(each.function) is owner:
                 return each.inbox
         return self._new_inbox(f"event bus, {name_of(handler)}")
 
-    def _new_inbox(self, name: str) -> Inbox[tuple[_Handler, object]]:
+    def _new_inbox(self, name: str) -> Inbox[tuple[_Subscription, object]]:
         return Inbox(self._consume, maxsize=self._queue_size, when_full=self._when_full, name=name)
 
-    def _all(self) -> Iterator[_Handler]:
+    def _all(self) -> Iterator[_Subscription]:
         return (each for handlers in self._handlers.values() for each in handlers)
 
-    def _inboxes(self) -> list[Inbox[tuple[_Handler, object]]]:
+    def _inboxes(self) -> list[Inbox[tuple[_Subscription, object]]]:
         with self._lock:
             return self._inboxes_locked()
 
-    def _inboxes_locked(self) -> list[Inbox[tuple[_Handler, object]]]:
+    def _inboxes_locked(self) -> list[Inbox[tuple[_Subscription, object]]]:
         return list({id(each.inbox): each.inbox for each in self._all()}.values())
 
 
-def _once(handlers: Iterable[_Handler]) -> tuple[_Handler, ...]:
+def _once(handlers: Iterable[_Subscription]) -> tuple[_Subscription, ...]:
     """Leave out functions that are reached by two classes."""
-    found: list[_Handler] = []
+    found: list[_Subscription] = []
     for handler in handlers:
         if not any(each.function == handler.function for each in found):
             found.append(handler)

@@ -16,6 +16,7 @@ from safe_broadcaster.hub.asgi import HubApp
 from safe_broadcaster.hub.client import LocalClient
 from safe_broadcaster.hub.config import HubConfig
 from safe_broadcaster.hub.events import EventRegistry
+from safe_broadcaster.hub.redis_url import redis_settings
 from safe_broadcaster.hub.sessions import Sessions
 from safe_broadcaster.hub.supervision import Supervisor
 from safe_broadcaster.hub.typed import TypedBroadcasts
@@ -35,6 +36,8 @@ __all__ = ["EventBroadcaster"]
 T = TypeVar("T")
 
 _MISSING: Any = object()
+_SEVERITY = [WebSocketCircuitState.CLOSED, WebSocketCircuitState.HALF_OPEN, WebSocketCircuitState.OPEN]
+
 _CLIENTS = 1000
 """Most subscribers that the numbers name one by one: those that are furthest behind."""
 
@@ -42,24 +45,34 @@ _CLIENTS = 1000
 class EventBroadcaster(TypedBroadcasts):
     """The hub. ``port=0`` takes any free port; the settings are the fields of `HubConfig`.
 
+    Hubs that are given the same Redis and ``channel_name`` share one stream of events and its positions: what is
+    published at one reaches the subscribers of all, and a subscriber or emitter may come back at any of them.
+
+    Args:
+        redis_client: A ``redis://`` URL, or a ``redis.asyncio.Redis``, which is only asked where its server is. None:
+            this hub is alone.
+        channel_name: See `HubConfig.channel_name`.
+        host: Address or host name to listen on.
+        port: TCP port.
+        settings: The other fields of `HubConfig`.
+
     Raises `ConfigError` for an unknown setting at once, and for a value that is not allowed at `start`.
     """
 
     def __init__(
         self,
-        redis_client: None = None,
+        redis_client: object = None,
         channel_name: str | None = None,
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
         **settings: Any,
     ) -> None:
-        if redis_client is not None:
-            raise ConfigError(
-                f"redis_client={redis_client!r} is not allowed: this version has no bridge to Redis yet; leave it out"
-            )
+        settings |= redis_settings(redis_client)
+        if channel_name is not None:
+            settings["channel_name"] = channel_name
         self.config = HubConfig.build({"host": host, "port": port, **settings})
-        self.channel_name = channel_name
+        self.channel_name = self.config.channel_name
         self._core = _core.Hub()
         auth = self.config.auth
         self._auth_desk = AuthDesk(auth) if callable(auth) else None
@@ -78,13 +91,18 @@ class EventBroadcaster(TypedBroadcasts):
         """Listen; connections are accepted when this returns. Starting a running hub does nothing.
 
         Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used,
-        `SpillLocked` if another hub has the file at ``log_path``, and `SpillCorrupt` if it cannot be used.
+        `SpillLocked` if another hub has the file at ``log_path``, and `SpillCorrupt` if it cannot be used;
+        `BusUnavailable` if Redis cannot be reached within ``bus_timeout``, or refuses the password.
         """
         if not self._running.is_set():
             supervisor = Supervisor(self._core, self.config)
             if self._auth_desk is not None:
                 self._auth_desk.serve(Mailbox.current())
-            self._port = self._core.start(self.config, self._auth_desk and self._auth_desk.core)
+            desk = self._auth_desk and self._auth_desk.core
+            if self.config.redis_url is None:
+                self._port = self._core.start(self.config, desk)
+            else:  # waits for the network
+                self._port = await asyncio.to_thread(self._core.start, self.config, desk)
             self._running.set()
             supervisor.start()
             self._supervisor = supervisor
@@ -129,17 +147,18 @@ class EventBroadcaster(TypedBroadcasts):
         return f"{scheme}://[{host}]:{self.port}/ws" if ":" in host else f"{scheme}://{host}:{self.port}/ws"
 
     async def broadcast_event(self, data: Mapping[str, Any]) -> int:
-        """Publish an event, and return the number of sessions that it matched.
+        """Publish an event, and return the number of sessions that it matched; with Redis, of hubs that it was sent to.
 
-        With a ``log_path`` it is stored when this returns.
+        With a ``log_path``, or with Redis, it is stored there when this returns.
 
         An event whose type has a model in `events` is checked first, and sent as the model gives it.
 
         Raises `EventInvalid`, `EventNotSerializable`, `EventTooLarge`, `BroadcasterClosed` if the hub is not running,
-        or `SpillCorrupt` if the disk refuses it: then it was not published.
+        or `SpillCorrupt` if the disk refuses it: then it was not published. `BusUnavailable` if Redis did not take it
+        within ``bus_timeout``; the error tells whether it may have been published all the same.
         """
         json = _core.serialize(self.events.validate(data))
-        if self.config.log_path is None:
+        if self.config.log_path is None and self.config.redis_url is None:
             _, sessions = self._core.publish(json)
             return sessions
         mailbox = Mailbox.current()
@@ -181,11 +200,15 @@ class EventBroadcaster(TypedBroadcasts):
             "bus.ready", {"service": "event_broadcaster", "timestamp": datetime.now(timezone.utc).isoformat()}
         )
 
-    @property
-    def active_connections(self) -> int:
-        """How many subscribers are connected; 0 before the first start."""
+    def get_connection_count(self) -> int:
+        """Return how many subscribers are connected; 0 before the first start."""
         numbers = self._core.stats()
         return 0 if numbers is None else int(orjson.loads(numbers)["subscribers"])
+
+    @property
+    def active_connections(self) -> list[int]:
+        """The subscribers that are connected, by the numbers of their sessions."""
+        return [client["session"] for client in orjson.loads(self._core.clients(self.config.max_sessions))]
 
     def get_stats(self) -> dict[str, Any]:
         """Read the hub's numbers: ``running``, ``port``, and after the first start all that ``/stats`` tells.
@@ -206,19 +229,29 @@ class EventBroadcaster(TypedBroadcasts):
         return self.broadcast_metrics.to_dict()
 
     def get_circuit_state(self) -> WebSocketCircuitState:
-        """Return the state of the breaker through which a lost port is taken again."""
-        return self._supervisor.breaker.get_state() if self._supervisor else WebSocketCircuitState.CLOSED
+        """Return the worse state of two breakers: of the port, if it was lost, and of the connection to Redis."""
+        port = self._supervisor.breaker.get_state() if self._supervisor else WebSocketCircuitState.CLOSED
+        bridge = WebSocketCircuitState(self._bridge().get("circuit", "closed"))
+        return max(port, bridge, key=_SEVERITY.index)
 
     def is_listener_healthy(self) -> bool:
-        """Whether new connections are accepted."""
-        return self._core.is_listening()
+        """Whether new connections are accepted and, with Redis, what is sent through it comes back."""
+        return self._core.is_listening() and bool(self._bridge().get("up", True))
 
     def is_degraded(self) -> bool:
-        """Whether something fails that clients rely on: the port cannot be taken again, or the log refuses events."""
+        """Whether something fails that clients rely on.
+
+        The port cannot be taken again, the log refuses events, or Redis cannot be reached.
+        """
         if self._supervisor is not None and self._supervisor.degraded:
             return True
         numbers = self._core.stats()
         return numbers is not None and bool(orjson.loads(numbers)["degraded"])
+
+    def _bridge(self) -> dict[str, Any]:
+        """The numbers of the bridge; none before the first start, or without Redis."""
+        numbers = self._core.stats()
+        return (numbers is not None and orjson.loads(numbers)["bridge"]) or {}
 
     def get_messages_since(
         self, last_sequence: int, mark_as_replay: bool = False, *, limit: int = 1000

@@ -36,6 +36,25 @@ class HubConfig:
     log_path: str | os.PathLike[str] | None = None
     """File of the durable log. With it, events that were acknowledged, positions, and what is known of emitters survive
     a restart and ``kill -9``; a loss of power ends the epoch. None: all that lives in memory."""
+    redis_url: str | None = dataclasses.field(default=None, repr=False)
+    """Redis (6.2 or newer) over which several hubs share one stream of events: ``redis://[user:password@]host[:port][/db]``,
+    ``rediss://…`` with TLS, ``redis+unix:///path``. What is given as ``redis_client`` sets it. None: this hub is
+    alone. Not together with ``log_path``: the stream in Redis is the log then."""
+    redis_ca: str | os.PathLike[str] | None = None
+    """PEM file of the certificates that a ``rediss://`` server's is checked against. None: the system's."""
+    channel_name: str = "safe_broadcaster"
+    """Name of the stream, so that applications which share a Redis do not hear each other, and of the channel on which
+    others may publish JSON."""
+    bus_down: Literal["wait", "local"] = "wait"
+    """What happens while Redis cannot be reached for longer than ``bus_timeout``. ``wait``: emitters keep their events
+    and `broadcast_event` raises `BusUnavailable`; the default, because nothing is lost. ``local``: events go to the
+    sessions of this hub, under an epoch of their own; other hubs never get them."""
+    bus_timeout: float = 5.0
+    """How long an event may wait for Redis before its publisher is told: a restart of Redis is no news, and a caller is
+    not held up for long. Also how long the start may take to reach it."""
+    probe_interval: float = 2.0
+    """How often the hub sends itself a message through Redis. If one has not come back when the next is due the
+    connection is deaf: it is made anew, and clients are told."""
     session_queue_bytes: int = 1 << 20
     """Most bytes that may wait for one session; what happens to one that lets more wait says `slow`."""
     slow: Literal["disconnect", "conflate", "drop_with_gap"] = "disconnect"
@@ -100,9 +119,10 @@ class HubConfig:
     supervision_interval: float = 30.0
     """How often the hub looks whether its port still accepts connections, and takes it anew if not."""
     max_recovery_attempts: int = 5
-    """Attempts in vain after which it is degraded, and says so to everyone (``service_status``)."""
+    """Attempts in vain after which it is degraded, and says so to everyone (``service_status``). The same number of
+    attempts to reach Redis in vain opens the bridge's breaker."""
     breaker_cooldown: float = 30.0
-    """Pause of those attempts after so many failed."""
+    """Pause of those attempts after so many failed; at most 5 s for Redis, which may be back any moment."""
     page: str = dataclasses.field(default=_PAGE, repr=False)
     """HTML of ``/``."""
 

@@ -21,7 +21,7 @@ _shared: tuple[int, _Shared] | None = None
 
 
 async def get_broadcaster(
-    redis_client: None = None, channel_name: str | None = None, **settings: Any
+    redis_client: object = None, channel_name: str | None = None, **settings: Any
 ) -> EventBroadcaster:
     """Return the program's hub, started; whoever asks first makes it. Safe from several threads and event loops.
 

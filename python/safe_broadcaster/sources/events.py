@@ -59,6 +59,7 @@ class EventSource(Source):
             raise ConfigError(f"max_waiting={max_waiting!r} is not allowed: give a whole number, at least 1")
         sink = None if to is None else Sink(to)
         super().__init__(event_type, topic=topic, name=name or event_type, timeout=timeout)
+        self._is_named = name is not None
         self.dropped = 0
         """Results of plain handlers that were dropped because too many waited."""
         self._errors: Errors = errors
@@ -76,7 +77,8 @@ class EventSource(Source):
 
     def wrap(self, function: F) -> F:
         """Return the handler that broadcasts what the function returns."""
-        self.name = f"{self.event_type} ({name_of(function)})"
+        if not self._is_named:
+            self.name = f"{self.event_type} ({name_of(function)})"
         if is_async(function):
             handler = self._async_handler(function)
         elif self._direct:

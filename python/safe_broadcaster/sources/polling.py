@@ -210,12 +210,10 @@ class HybridSource(PollSource):
 
         return cast("F", functools.wraps(function)(handler))
 
-    async def run(self) -> None:
-        """Fetch, broadcast and hear of events until cancelled."""
-        try:
-            await super().run()
-        finally:
-            self._answer(self._waiting)
+    def end(self) -> None:
+        """See `Source.end`."""
+        super().end()
+        self._answer(self._waiting)
 
     async def _round(self) -> None:
         waiting, self._waiting = self._waiting, []

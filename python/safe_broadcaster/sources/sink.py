@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from safe_broadcaster.deadlines import call_here
+from safe_broadcaster.deadlines import call_here, within
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ class Sink:
 
     def __init__(self, target: Any) -> None:
         self.target = target
+        self._accepts_at_the_call = callable(getattr(target, "safe_emit", None))
         for name in ("safe_emit", "broadcast_event", "broadcast"):
             if callable(method := getattr(target, name, None)):
                 self._method: Callable[[dict[str, Any]], Awaitable[Any] | Any] = method
@@ -36,9 +40,19 @@ class Sink:
             "broadcast(message)"
         )
 
-    async def send(self, event: dict[str, Any]) -> None:
-        """Broadcast an event."""
-        await call_here(self._method, event)
+    async def send(self, event: dict[str, Any], timeout: float) -> None:
+        """Broadcast an event, within so many seconds.
+
+        A broadcaster has accepted it at the call. Its outcome is awaited for as long, and need not be known: to send
+        the event again because its link is down would send it twice.
+        """
+        if not self._accepts_at_the_call:
+            await within(timeout, call_here(self._method, event))
+            return
+        outcome = self._method(event)
+        if inspect.isawaitable(outcome):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(outcome, timeout)
 
     def can_tell_listeners(self) -> bool:
         """Whether the target knows if somebody listens."""
@@ -49,5 +63,5 @@ class Sink:
         count: Callable[[], int] | None = getattr(self.target, "get_connection_count", None)
         if count is not None:
             return count() > 0
-        connections: Sized | int | None = getattr(self.target, "active_connections", None)
+        connections: Sized | None = getattr(self.target, "active_connections", None)
         return True if connections is None else bool(connections)

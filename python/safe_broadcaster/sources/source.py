@@ -9,7 +9,6 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
-from safe_broadcaster.deadlines import within
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +78,10 @@ class Source:
         """Get ready for a `run` in the running loop, which may be another one than before."""
         self.state = "running"
 
+    def end(self) -> None:
+        """Know that there will be no further `run`, until it begins again."""
+        self.state = "stopped"
+
     async def run(self) -> None:
         """Work until cancelled."""
         raise NotImplementedError
@@ -101,7 +104,7 @@ class Source:
         event = {"type": self.event_type, "data": data}
         if self.topic is not None:
             event["topic"] = self.topic
-        await within(self.timeout, self._sink.send(event))
+        await self._sink.send(event, self.timeout)
         self.emitted += 1
         logger.debug("Broadcast %s", self.event_type, extra={"source": self.name, "event_type": self.event_type})
 

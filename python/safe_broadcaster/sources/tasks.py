@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from safe_broadcaster.calling import is_async, name_of
 from safe_broadcaster.exceptions import ConfigError
+from safe_broadcaster.metrics import Metric
 from safe_broadcaster.sources.sink import Sink
 from safe_broadcaster.sources.source import Source, stray_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -143,11 +144,25 @@ class BackgroundTasks:
                 logger.error("source %s does not heed its end", tasks[task].name)
         for source in self._sources:
             if source.state == "running":
-                source.state = "stopped"
+                source.end()
 
     def status(self) -> list[dict[str, Any]]:
         """Return the numbers of each source, see `Source.status`."""
         return [source.status() for source in self._sources]
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the numbers for `safe_broadcaster.export`, by the name of the source; those of one name together."""
+        by_name: dict[str, list[Source]] = {}
+        for source in self._sources:
+            by_name.setdefault(source.name, []).append(source)
+        for name, same in by_name.items():
+            labels = {"source": name}
+            running = sum(source.state == "running" for source in same)
+            yield Metric("source_running", "gauge", "1 while the source runs.", running, labels)
+            emitted = sum(source.emitted for source in same)
+            yield Metric("source_events", "counter", "Events that the source has broadcast.", emitted, labels)
+            failures = sum(source.failures for source in same)
+            yield Metric("source_failures", "counter", "Rounds or calls that raised or hung.", failures, labels)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -172,7 +187,7 @@ class BackgroundTasks:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         source = self._tasks.pop(task)
-        source.state = "stopped"
+        source.end()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("source %s ended for good", source.name, exc_info=error)
 

@@ -21,8 +21,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde_json::json;
 
-use crate::emitter::backoff::Backoff;
-use crate::emitter::breaker::Breaker;
+use crate::backoff::Backoff;
+use crate::breaker::Breaker;
 use crate::emitter::config::EmitterConfig;
 use crate::emitter::item::{Gap, GapReason, Item};
 use crate::emitter::ledger::Ledger;

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use serde_json::json;
 
 use super::{Action, Machine, Phase, Time};
-use crate::emitter::backoff::Backoff;
+use crate::backoff::Backoff;
 use crate::emitter::config::EmitterConfig;
 use crate::emitter::report::Report;
 use crate::emitter::spill::Op;

@@ -9,105 +9,44 @@
 //! emitters' records and marks. Everything takes the same way in the same order, `hello` too: its answer counts what
 //! was on its way. The outcomes are settled in the hub's runtime, a slice at a time, so that subscribers keep up.
 
-mod flow;
 pub mod ledger;
 pub mod sqlite;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc as ops};
+use std::sync::{Arc, mpsc as blocking};
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-pub(super) use flow::Flow;
-use ledger::{Ledger, Verdict};
+use ledger::Ledger;
 use sqlite::{LogStore, Recovered};
 
 use super::emitters::{Emitters, REMEMBERED};
-use super::entry::Record;
 use super::log::{Log, LogLimits, Noting, cost};
-use super::machine::Turn;
-use super::registry::{Role, SessionId, frame_cost};
+use super::ops::{self, Op, Outcome};
+use super::registry::Role;
 use super::service::Part;
 use super::shared::Shared;
-use super::state::{Published, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::close::CloseCode;
 
 /// A group is stored at this size even if more waits: a transaction of some milliseconds.
 const GROUP_BYTES: usize = 4 << 20;
-/// How much is brought to the subscribers before they have their turn: a quarter of a queue at most,
-/// as an emitter that is read.
-const SLICE_BYTES: usize = 128 << 10;
-/// How often it lets others go first before it goes on.
-const ROUNDS: u8 = 16;
-
 /// What subscribers are told of a disk that refuses events.
 const REFUSED: &str = "Events cannot be stored at the moment; their emitters keep them.";
 /// What is told of a thread that has panicked. It is not started again: a panic is a fault of this program, and what it
 /// left of its books cannot be trusted with offsets that must never repeat. A new process reads them from the file.
 const DEAD: &str = "the thread of the hub's log has died; start the hub again, and report this";
 
-/// Who hears what became of a published event. If nothing will, because the hub stops, that is said.
-pub(super) struct Reply(Option<Box<dyn FnOnce(Result<Published>) + Send>>);
-
-impl Reply {
-    pub(super) fn new(then: impl FnOnce(Result<Published>) + Send + 'static) -> Self {
-        Self(Some(Box::new(then)))
-    }
-
-    fn give(mut self, published: Result<Published>) {
-        if let Some(then) = self.0.take() {
-            then(published);
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        if let Some(then) = self.0.take() {
-            then(Err(super::stopped()));
-        }
-    }
-}
-
-/// Work for the log's thread.
-enum Op {
-    Turn {
-        turn: Turn,
-        flow: Arc<Flow>,
-        bytes: usize,
-    },
-    Publish {
-        records: Vec<Record>,
-        reply: Reply,
-    },
-    Release {
-        id: SessionId,
-        name: Arc<str>,
-    },
-    Close {
-        done: oneshot::Sender<()>,
-    },
-    #[cfg(test)]
-    Panic,
-}
-
-/// What became of an op, for the hub to act on.
-pub(super) enum Outcome {
-    Turn { turn: Turn, flow: Arc<Flow>, bytes: usize, verdict: Verdict },
-    Publish { records: Vec<Record>, reply: Reply, error: Option<Error> },
-}
-
 /// Outcomes in the order in which they are to be settled.
 pub(super) type Outcomes = mpsc::UnboundedReceiver<Vec<Outcome>>;
 
 /// The hub's end of the log's thread.
 pub(super) struct History {
-    ops: ops::Sender<Op>,
+    ops: blocking::Sender<Op>,
     pub(super) status: Arc<Status>,
 }
 
@@ -128,6 +67,9 @@ pub(super) struct Status {
     pub(super) set_aside: Mutex<Option<PathBuf>>,
     /// The thread has panicked.
     dead: AtomicBool,
+    /// It is to panic at its next op.
+    #[cfg(test)]
+    panics: AtomicBool,
 }
 
 /// Tells of the end of the log's thread, if it was none that anybody wanted.
@@ -149,9 +91,9 @@ impl Drop for Witness {
 /// [`ErrorKind::LogLocked`], [`ErrorKind::LogCorrupt`], see [`LogStore::open`]; [`ErrorKind::LogIo`] if there is no
 /// thread.
 pub(super) fn open(path: &Path, limits: LogLimits, fresh: &str) -> Result<(History, Outcomes, Recovered)> {
-    let (sender, ops) = ops::channel();
+    let (sender, ops) = blocking::channel();
     let (outcomes, settled) = mpsc::unbounded_channel();
-    let (opened, waiting) = ops::sync_channel(1);
+    let (opened, waiting) = blocking::sync_channel(1);
     let status = Arc::new(Status::default());
     let worker_status = status.clone();
     let (path, fresh) = (path.to_owned(), fresh.to_owned());
@@ -195,35 +137,14 @@ pub(super) fn replay(recovered: Recovered, limits: LogLimits, noting: Noting) ->
 }
 
 impl History {
-    /// Hands over what a session brought. False if the log is closed: the session is to end.
-    pub(super) fn submit(&self, turn: Turn, flow: &Arc<Flow>) -> bool {
-        let bytes = turn.bytes();
-        flow.begin(bytes, turn.greeting.is_some());
-        self.ops.send(Op::Turn { turn, flow: flow.clone(), bytes }).is_ok()
+    /// Gives the op back if the log is closed.
+    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Op> {
+        self.ops.send(op).map_err(|closed| closed.0)
     }
 
-    /// Publishes events; `reply` is called in the hub's thread when all of them are stored and on their way to the
-    /// subscribers.
-    pub(super) fn publish(&self, records: Vec<Record>, reply: Reply) {
-        if let Err(ops::SendError(Op::Publish { reply, .. })) = self.ops.send(Op::Publish { records, reply })
-            && self.status.dead.load(Ordering::Relaxed)
-        {
-            reply.give(Err(Error::new(ErrorKind::LogIo, DEAD)));
-        } // the reply of a log that was closed is dropped, which tells it
-    }
-
-    /// A session is gone.
-    pub(super) fn release(&self, id: SessionId, name: &Arc<str>) {
-        // A closed log has nothing to release.
-        drop(self.ops.send(Op::Release { id, name: name.clone() }));
-    }
-
-    /// Stores what waits, closes the file and frees its lock.
-    pub(super) async fn close(&self) {
-        let (done, closed) = oneshot::channel();
-        if self.ops.send(Op::Close { done }).is_ok() {
-            drop(closed.await); // an error means that the thread ended in another way
-        }
+    /// What is to be said of the thread, if it has died.
+    pub(super) fn death(&self) -> Option<Error> {
+        self.status.dead.load(Ordering::Relaxed).then(|| Error::new(ErrorKind::LogIo, DEAD))
     }
 }
 
@@ -237,7 +158,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, ops: &ops::Receiver<Op>) {
+    fn run(mut self, ops: &blocking::Receiver<Op>) {
         let mut closing = None;
         while closing.is_none()
             && let Ok(first) = ops.recv()
@@ -266,6 +187,8 @@ impl Worker {
     }
 
     fn judge(&mut self, op: Op, group: &mut Vec<Outcome>, bytes: &mut usize) {
+        #[cfg(test)]
+        assert!(!self.status.panics.load(Ordering::Relaxed), "as the test wants it");
         match op {
             Op::Turn { turn, flow, bytes: waiting } => {
                 let verdict = self.ledger.judge(&turn);
@@ -278,8 +201,6 @@ impl Worker {
             }
             Op::Release { id, name } => self.ledger.release(id, &name),
             Op::Close { .. } => {} // the caller's
-            #[cfg(test)]
-            Op::Panic => panic!("as the test wants it"),
         }
     }
 
@@ -291,8 +212,9 @@ impl Worker {
             Ok(()) => self.ledger.keep(),
             Err(error) => {
                 self.ledger.take_back();
+                let cause = Error::new(ErrorKind::LogIo, error.report());
                 for outcome in &mut group {
-                    outcome.fail(&error);
+                    outcome.fail(&cause);
                 }
                 self.status.failures.fetch_add(1, Ordering::Relaxed);
                 self.status.degraded.store(true, Ordering::Relaxed);
@@ -327,57 +249,14 @@ impl Worker {
     }
 }
 
-impl Outcome {
-    /// What of it is to be stored.
-    fn records(&self) -> &[Record] {
-        match self {
-            Self::Turn { verdict: Verdict::Refused, .. } => &[],
-            Self::Turn { turn, .. } => &turn.records,
-            Self::Publish { records, .. } => records,
-        }
-    }
-
-    fn fail(&mut self, cause: &Error) {
-        match self {
-            Self::Turn { verdict, .. } => *verdict = Verdict::Refused,
-            Self::Publish { error, .. } => {
-                *error = Some(Error::new(ErrorKind::LogIo, cause.report()));
-            }
-        }
-    }
-}
-
 /// Acts on what the log's thread has done, until it ends.
-pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
-    let slice = SLICE_BYTES.min(shared.config.session_queue_bytes / 4);
+pub(super) async fn settle(shared: Arc<Shared>, status: Arc<Status>, mut outcomes: Outcomes) {
     let mut told = false;
     while let Some(group) = outcomes.recv().await {
-        let mut group = group.into_iter().peekable();
-        while group.peek().is_some() {
-            let after = shared.with(|state, now| {
-                let (mut after, mut bytes) = (Vec::new(), 0);
-                while bytes < slice
-                    && let Some(outcome) = group.next()
-                {
-                    bytes += outcome.records().iter().map(frame_cost).sum::<usize>();
-                    after.push(outcome.settle(state, now));
-                }
-                after
-            });
-            for tell in after {
-                tell.now();
-            }
-            // The subscribers that were woken go first; one that this runtime does not poll is not waited for.
-            for _ in 0..ROUNDS {
-                tokio::task::yield_now().await;
-                if !shared.with(|state, _| state.registry.has_unserved()) {
-                    break;
-                }
-            }
-        }
-        tell_subscribers(&shared, &mut told);
+        ops::settle(&shared, group).await;
+        tell_subscribers(&shared, &status, &mut told);
     }
-    tell_subscribers(&shared, &mut told);
+    tell_subscribers(&shared, &status, &mut told);
     // For a hub that stops that is said already; else what they have sent is not stored and never will be.
     shared.with(|state, _| {
         for (id, role) in state.registry.sessions() {
@@ -389,66 +268,18 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: Outcomes) {
 }
 
 /// Says that events cannot be stored, or that they can be again, where that is news.
-fn tell_subscribers(shared: &Shared, told: &mut bool) {
-    let degraded = shared.history.as_ref().is_some_and(|history| history.status.degraded.load(Ordering::Relaxed));
+fn tell_subscribers(shared: &Shared, status: &Status, told: &mut bool) {
+    let degraded = status.degraded.load(Ordering::Relaxed);
     if std::mem::replace(told, degraded) != degraded {
         let trouble = degraded.then(|| REFUSED.to_owned());
         shared.with(|state, _| state.trouble(Part::Log, trouble));
     }
 }
 
-/// What is said once the state is no longer locked: it wakes others, or is their code.
-enum Tell {
-    Flow { flow: Arc<Flow>, bytes: usize, greeted: Option<flow::Greeted> },
-    Publisher { reply: Reply, published: Result<Published> },
-}
-
-impl Tell {
-    fn now(self) {
-        match self {
-            Self::Flow { flow, bytes, greeted } => flow.end(bytes, greeted),
-            Self::Publisher { reply, published } => reply.give(published),
-        }
-    }
-}
-
-impl Outcome {
-    fn settle(self, state: &mut State, now: Duration) -> Tell {
-        match self {
-            Self::Turn { turn, flow, bytes, verdict } => {
-                let greets = turn.greeting.is_some();
-                let have = match verdict {
-                    Verdict::Refused => {
-                        // It was superseded, and is closed for that already, or something was not stored.
-                        state.registry.order_close(turn.id, CloseCode::Degraded);
-                        return Tell::Flow { flow, bytes, greeted: greets.then_some(None) };
-                    }
-                    Verdict::Greeted { have, superseded } => {
-                        state.supersede(superseded);
-                        Some(have)
-                    }
-                    Verdict::Stored => None,
-                };
-                if let Some(upto) = turn.acknowledges() {
-                    flow.acknowledge(upto);
-                }
-                turn.settle(have, state, now);
-                Tell::Flow { flow, bytes, greeted: greets.then_some(have) }
-            }
-            Self::Publish { records, reply, error } => {
-                let published = match error {
-                    None => state.append_all(records, now).ok_or_else(super::stopped),
-                    Some(error) => Err(error),
-                };
-                Tell::Publisher { reply, published }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::ops::Keeper;
     use crate::hub::{Hub, HubConfig};
     use crate::wire::topic::Pattern;
 
@@ -464,7 +295,8 @@ mod tests {
             state.preset(id, &[Pattern::parse("*").expect("valid")]);
             id
         });
-        hub.shared.history.as_ref().expect("durable").ops.send(Op::Panic).expect("alive");
+        let log = hub.shared.keeper.as_ref().and_then(Keeper::log).expect("durable");
+        log.status.panics.store(true, Ordering::Relaxed);
         // One that was on its way may hear that the hub was stopped, every later one hears why.
         while publish().expect_err("dead").kind() != ErrorKind::LogIo {}
         let stats = hub.stats();

@@ -152,7 +152,6 @@ impl Turn {
             state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
         }
         for record in self.records.drain(..) {
-            state.presence.hear(&self.name, &record, now);
             state.append(record, now);
         }
         state.counters.duplicates += self.duplicates;
@@ -321,6 +320,7 @@ impl EmitterMachine {
             return;
         }
         let turn = self.turn(now);
+        state.presence.hear(&turn.name, &turn.records, now);
         let acknowledged = turn.acknowledges();
         let greeting = turn.greeting.as_ref();
         let have = greeting.map(|hello| state.hello(self.id, &self.name, &hello.epoch, hello.next));

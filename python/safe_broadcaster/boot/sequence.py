@@ -1,102 +1,34 @@
-"""Starts services in the order in which they need each other, and undoes it all if one fails.
-
-::
-
-    boot = BootSequence(progress=print)
-    boot.add("hub", hub)
-    boot.add("broadcaster", broadcaster, depends_on=["hub"], ready=broadcaster.ready)
-    boot.add("engines", start_engines, undo=stop_engines, depends_on=["broadcaster"])
-    async with boot:
-        ...
-
-Steps that do not need each other start at the same time. The pattern is that of seed 000: engines cannot tick before
-the broadcaster is ready, because their step depends on it.
-"""
+"""The sequence: who starts when, and what is undone."""
 
 from __future__ import annotations
 
 import asyncio
 import graphlib
-import inspect
 import logging
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from safe_broadcaster.boot.progress import BootProgress, BootReport, told
+from safe_broadcaster.boot.step import Gate, Step, how_to_start, now, until_ready
 from safe_broadcaster.calling import check_callable, is_async, name_of
-from safe_broadcaster.deadlines import TimedOut, call_here, within
+from safe_broadcaster.deadlines import call_here, within
 from safe_broadcaster.exceptions import BootFailed, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["BootProgress", "BootReport", "BootSequence", "Gate"]
+__all__ = ["BootSequence"]
 
 logger = logging.getLogger("safe_broadcaster.boot")
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_ASK_AGAIN = 0.05
-"""Seconds between two questions to a gate that is a function: a wait that nobody notices in a start of seconds."""
-
-_BLOCKED = 0.1
-"""Seconds from which on a plain function that holds up the event loop is worth a warning."""
-
-
-class Gate(Protocol):
-    """Opens when a service is ready: ``broadcaster.ready``, or an `asyncio.Event`."""
-
-    async def wait(self) -> Any:
-        """Return when it is open."""
-        ...
-
-
-class BootProgress(NamedTuple):
-    """What has just happened to a step. ``str()`` gives a line to show."""
-
-    step: str
-    """Its name."""
-    state: Literal["starting", "ready", "failed", "undone", "undo failed"]
-    """What happened."""
-    number: int
-    """How many steps have begun, this one included."""
-    total: int
-    """How many there are."""
-    seconds: float
-    """How long it took; 0 for ``starting``."""
-    error: BaseException | None = None
-    """What was raised, where something failed."""
-
-    def __str__(self) -> str:
-        took = f" after {self.seconds:.2f} s" if self.state != "starting" else ""
-        why = f": {_told(self.error)}" if self.error is not None else ""
-        return f"[{self.number}/{self.total}] {self.step}: {self.state}{took}{why}"
-
-
-class BootReport(NamedTuple):
-    """What a start took."""
-
-    seconds: float
-    """From the first step's beginning until the last one was ready."""
-    took: Mapping[str, float]
-    """Seconds of each step, its wait for readiness included, in the order in which they were ready."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    name: str
-    start: Callable[[], Any]
-    undo: Callable[[], Any] | None
-    ready: Gate | Callable[[], Any] | None
-    depends_on: tuple[str, ...]
-    timeout: float
-
 
 class BootSequence:
-    """See the module. One for each event loop; may run again after `stop`.
+    """See the package. One for each event loop; may run again after `stop`.
 
     Args:
         timeout: Seconds that each step may take until it is ready, and its undoing too, unless it has a timeout of its
@@ -112,8 +44,8 @@ class BootSequence:
     def __init__(self, *, timeout: float = 10.0, progress: Callable[[BootProgress], object] | None = None) -> None:
         self._timeout = _checked_timeout(timeout)
         self._progress = progress
-        self._steps: dict[str, _Step] = {}
-        self._begun: list[_Step] = []
+        self._steps: dict[str, Step] = {}
+        self._begun: list[Step] = []
         self._took: dict[str, float] = {}
         self._running = False
 
@@ -150,13 +82,13 @@ class BootSequence:
             raise ConfigError(f"name={name!r} is not allowed: there is such a step already; give each its own name")
         if isinstance(depends_on, str):
             raise ConfigError(f"depends_on={depends_on!r} is not allowed: give a sequence of names, [{depends_on!r}]")
-        start, stop = _how(name, service)
+        start, stop = how_to_start(name, service)
         if ready is not None and not (is_async(getattr(ready, "wait", None)) or callable(ready)):
             raise ConfigError(f"ready={ready!r} is not allowed: give an object with an async wait(), or a function")
         if undo is not None:
             check_callable("undo", undo)
         limit = self._timeout if timeout is None else _checked_timeout(timeout)
-        self._steps[name] = _Step(name, start, undo or stop, ready, tuple(depends_on), limit)
+        self._steps[name] = Step(name, start, undo or stop, ready, tuple(depends_on), limit)
 
     def step(
         self,
@@ -201,9 +133,9 @@ class BootSequence:
         self._running = True
         self._took = {}
         sorter.prepare()
-        began = _now()
-        under_way: dict[asyncio.Task[None], _Step] = {}
-        failed: _Step | None = None
+        began = now()
+        under_way: dict[asyncio.Task[None], Step] = {}
+        failed: Step | None = None
         try:
             while sorter.is_active():
                 for name in sorted(sorter.get_ready(), key=list(self._steps).index):
@@ -224,7 +156,7 @@ class BootSequence:
             raise self._failure(failed, error, undone) from error
         finally:
             self._running = False
-        report = BootReport(_now() - began, dict(self._took))
+        report = BootReport(now() - began, dict(self._took))
         logger.info("boot complete in %.2f s", report.seconds, extra={"took": dict(report.took)})
         return report
 
@@ -264,17 +196,17 @@ class BootSequence:
             ) from None
         return graphlib.TopologicalSorter(graph)
 
-    async def _start(self, step: _Step) -> None:
-        began = _now()
+    async def _start(self, step: Step) -> None:
+        began = now()
         self._tell(BootProgress(step.name, "starting", *self._place(step), 0.0))
         try:
-            await _until_ready(step)
+            await until_ready(step)
         except BaseException as error:
-            self._took[step.name] = _now() - began
+            self._took[step.name] = now() - began
             if isinstance(error, Exception):
                 self._tell(BootProgress(step.name, "failed", *self._place(step), self._took[step.name], error))
             raise
-        self._took[step.name] = _now() - began
+        self._took[step.name] = now() - began
         self._tell(BootProgress(step.name, "ready", *self._place(step), self._took[step.name]))
 
     async def _give_up(self, under_way: Iterable[asyncio.Task[None]]) -> list[str]:
@@ -298,20 +230,20 @@ class BootSequence:
             self._begun.remove(step)
         return undone
 
-    async def _undo(self, step: _Step, undo: Callable[[], Any]) -> bool:
-        began = _now()
+    async def _undo(self, step: Step, undo: Callable[[], Any]) -> bool:
+        began = now()
         place = self._place(step)
         try:
             await within(step.timeout, call_here(undo))
         except Exception as error:  # noqa: BLE001 - logged; the others must be undone all the same
-            self._tell(BootProgress(step.name, "undo failed", *place, _now() - began, error))
+            self._tell(BootProgress(step.name, "undo failed", *place, now() - began, error))
             return False
-        self._tell(BootProgress(step.name, "undone", *place, _now() - began))
+        self._tell(BootProgress(step.name, "undone", *place, now() - began))
         return True
 
-    def _failure(self, step: _Step, error: Exception, undone: list[str]) -> BootFailed:
+    def _failure(self, step: Step, error: Exception, undone: list[str]) -> BootFailed:
         took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self._took.items())
-        what = f"step {step.name!r} failed after {self._took[step.name]:.2f} s: {_told(error)}"
+        what = f"step {step.name!r} failed after {self._took[step.name]:.2f} s: {told(error)}"
         return BootFailed(
             f"{what}. Undone, in this order: {', '.join(undone) or 'nothing'}. Took: {took}",
             step=step.name,
@@ -319,7 +251,7 @@ class BootSequence:
             undone=tuple(undone),
         )
 
-    def _place(self, step: _Step) -> tuple[int, int]:
+    def _place(self, step: Step) -> tuple[int, int]:
         return self._begun.index(step) + 1, len(self._steps)
 
     def _tell(self, news: BootProgress) -> None:
@@ -333,88 +265,6 @@ class BootSequence:
                 self._progress(news)
             except Exception:
                 logger.exception("progress=%s failed", name_of(self._progress))
-
-
-def _how(name: str, service: Any) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
-    """Return what starts a service, and what undoes that by default."""
-    if callable(start := getattr(service, "start", None)):
-        return start, getattr(service, "stop", None)
-    if hasattr(service, "__aenter__") and hasattr(service, "__aexit__"):
-        return _entering(service)
-    if callable(service):
-        return service, None
-    raise ConfigError(
-        f"service={service!r} of step {name!r} is not allowed: give a function, an object with start(), or an async "
-        "context manager"
-    )
-
-
-def _entering(manager: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    entered = False
-
-    async def enter() -> None:
-        nonlocal entered
-        await manager.__aenter__()
-        entered = True
-
-    async def leave() -> None:
-        nonlocal entered
-        if entered:  # one whose entry failed is not left
-            entered = False
-            await manager.__aexit__(None, None, None)
-
-    return enter, leave
-
-
-async def _until_ready(step: _Step) -> None:
-    last: list[Exception] = []
-
-    async def go() -> None:
-        began = _now()
-        outcome = step.start()
-        blocked = _now() - began
-        if blocked > _BLOCKED:
-            logger.warning("step %r held up the event loop for %.2f s: use asyncio.to_thread", step.name, blocked)
-        if inspect.isawaitable(outcome):
-            await outcome
-        wait: Callable[[], Any] | None = getattr(step.ready, "wait", None)
-        if wait is not None and is_async(wait):
-            await wait()
-        elif callable(step.ready):
-            await _asked(step.ready, last)
-
-    try:
-        await within(step.timeout, go())
-    except TimedOut:
-        why = f"; its gate raised {_told(last[0])}" if last else ""
-        raise TimeoutError(f"not ready within {step.timeout:g} s{why}") from (last[0] if last else None)
-
-
-async def _asked(ready: Callable[[], Any], last: list[Exception]) -> None:
-    """Ask a gate that is a function until it says yes; ``last`` gets what it raised last."""
-    while True:
-        try:
-            answer = ready()
-            if inspect.isawaitable(answer):
-                answer = await answer
-                answer = True if answer is None else answer
-        except Exception as error:  # noqa: BLE001 - not ready yet; told if it never is
-            last[:] = [error]
-        else:
-            last.clear()
-            if answer is None:
-                raise TypeError(f"the gate {name_of(ready)} returned None; let it return True or False")
-            if answer:
-                return
-        await asyncio.sleep(_ASK_AGAIN)
-
-
-def _told(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _checked_timeout(timeout: float) -> float:

@@ -1,15 +1,15 @@
-//! How much of a session is on its way to the disk, so that it stops reading before that is too much; and what has come
-//! back from there.
+//! How much of a session is on its way to a disk or a bus, so that it stops reading before that is too much; and what has
+//! come back from there.
 
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-/// How many bytes of one session may wait for the disk: enough for it to be busy all the time, and little enough for
+/// How many bytes of one session may wait to be kept: enough for a disk to be busy all the time, and little enough for
 /// hundreds of emitters.
 const WAITING_BYTES: usize = 4 << 20;
 
-/// The answer to a `hello`: the mark, or nothing if it could not be stored.
+/// The answer to a `hello`: the mark, or nothing if it could not be kept.
 pub(in crate::hub) type Greeted = Option<u64>;
 
 /// See the module. Shared by a session and its turns under way.
@@ -78,7 +78,7 @@ impl Flow {
         Poll::Pending
     }
 
-    /// Whether the session does not read because the disk is behind.
+    /// Whether the session does not read because its events are not kept yet.
     pub(in crate::hub) fn is_shut(&self) -> bool {
         let waiting = self.0.lock();
         waiting.greeting.is_some() || waiting.bytes >= WAITING_BYTES
