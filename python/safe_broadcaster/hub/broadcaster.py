@@ -11,6 +11,7 @@ import orjson
 from safe_broadcaster import _core
 from safe_broadcaster.auth import AuthDesk
 from safe_broadcaster.breaker import WebSocketCircuitState
+from safe_broadcaster.exceptions import ConfigError
 from safe_broadcaster.hub.asgi import HubApp
 from safe_broadcaster.hub.client import LocalClient
 from safe_broadcaster.hub.config import HubConfig
