@@ -6,7 +6,7 @@ BENCH  := benchmarks/.venv
 # Whoever changes one of these needs a new build.
 RUST   := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 
-.PHONY: setup demo chaos test test-rust test-python lint format bench docs clean
+.PHONY: setup demo chaos test test-rust test-python redis lint format bench docs clean
 
 setup: $(VENV)/.built                       ## a virtual environment with the release build in it
 
@@ -28,11 +28,17 @@ chaos: setup                                ## kill -9 at random until there is 
 
 test: test-rust test-python                 ## everything that can fail
 
-test-rust:
+test-rust: redis
 	cargo test --no-default-features --quiet
 
-test-python: setup
+test-python: setup redis
 	$(BIN)/python -m pytest $(ARGS)
+
+# Started by the tests on ports of their own; RUNLEVEL=1 keeps the package from starting its service.
+redis:                                      ## redis-server for the tests of the bridge, which are skipped by name without it
+	@command -v redis-server >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& { apt-get update -qq; RUNLEVEL=1 apt-get install -y -qq redis-server >/dev/null; }; } \
+		|| echo "no redis-server, and no right to install it: the tests of the bridge are skipped"
 
 lint: setup                                 ## formatting, lints, types
 	cargo fmt --check

@@ -31,6 +31,9 @@ const ASK: i32 = 5;
 /// Makes the table of [`get`] and [`put`].
 pub(crate) const META: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value, crc INTEGER NOT NULL) WITHOUT ROWID;";
 
+/// A value that every file has from its beginning: without it, its values are not unwritten but lost.
+const MADE: &str = "made";
+
 /// What a file is for: how it is recognised, and the words and kinds of its errors.
 #[derive(Debug)]
 pub(crate) struct Purpose {
@@ -243,6 +246,7 @@ impl Purpose {
         tx.pragma_update(None, "user_version", self.format)?;
         tx.execute_batch(META)?;
         tx.execute_batch(self.schema)?;
+        put(&tx, MADE, 1)?;
         tx.commit()?;
         db.close().map_err(|(_, error)| error)?;
         // SQLite would read what is left of a file that is gone into this one.
@@ -328,6 +332,11 @@ pub(crate) fn get<T: rusqlite::types::FromSql>(tx: &Connection, key: &str) -> ru
             T::column_result(value).map_err(|_| damaged(format!("the value of {key} is of another type")))
         })
         .optional()
+}
+
+/// Whether the values are there that a file begins with.
+pub(crate) fn is_made(db: &Connection) -> rusqlite::Result<bool> {
+    Ok(get::<i64>(db, MADE)?.is_some())
 }
 
 /// Sets a value of the table `meta`.

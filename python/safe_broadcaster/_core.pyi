@@ -288,17 +288,18 @@ class Hub:
 
         The desk leads to ``auth`` if that is a function.
 
-        Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used.
+        Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used,
+        `BusUnavailable` if Redis cannot be reached; that takes up to ``bus_timeout``.
         """
 
     def stop(self, mailbox: Mailbox, token: int) -> None:
         """Begin to stop; a letter under ``token`` (None) tells the end of it."""
 
     def publish(self, json: bytes) -> tuple[int, int]:
-        """Publish an event given as JSON; returns its offset and the number of sessions that it matched."""
+        """Publish an event given as JSON; returns its offset and the number of sessions, or hubs, that it reached."""
 
     def publish_later(self, mailbox: Mailbox, token: int, json: bytes) -> None:
-        """Publish without waiting for the disk; a letter under ``token`` brings what `publish` returns, or an error."""
+        """Publish without waiting for disk or bus; a letter for ``token`` brings what `publish` gives, or an error."""
 
     def stats(self) -> bytes | None:
         """The numbers of the hub as JSON; None before the first start."""

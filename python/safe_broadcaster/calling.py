@@ -100,10 +100,13 @@ async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...]
         made.append(function(*arguments))
 
     running = asyncio.ensure_future(Aside(plain, f"safe_broadcaster {name_of(function)}")())
-    done, _ = await asyncio.wait({running}, timeout=timeout)
-    if not done:
-        logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
-    await running
+    try:
+        done, _ = await asyncio.wait({running}, timeout=timeout)
+        if not done:
+            logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
+        await running
+    finally:
+        running.cancel()  # whoever is cancelled waits no more; the thread cannot be stopped
     return made[0]
 
 
@@ -113,19 +116,20 @@ class _Watched:
     A timer is armed only for what suspends. So a handler that never does costs no more than a few calls.
     """
 
-    __slots__ = ("_awaitable", "_cancelled", "_expired", "_function", "_timeout")
+    __slots__ = ("_awaitable", "_expired", "_function", "_timeout")
 
     def __init__(self, function: object, awaitable: Awaitable[Any], timeout: float | None) -> None:
         self._function = function
         self._awaitable = awaitable
         self._timeout = timeout
-        self._expired = self._cancelled = False
+        self._expired = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
         steps = _as_coroutine(self._awaitable).__await__()
         value: Any = None
         error: BaseException | None = None
         timer: asyncio.TimerHandle | None = None
+        before = _cancellations()
         try:
             while True:
                 began = perf_counter()
@@ -145,18 +149,29 @@ class _Watched:
                     raise
                 except BaseException as thrown:  # noqa: BLE001 - it belongs to the awaited one
                     error = thrown
-                    self._cancelled = isinstance(thrown, asyncio.CancelledError)
-        except asyncio.CancelledError as error:
-            if not self._cancelled:
-                raise RuntimeError(f"{name_of(self._function)} was cancelled from within") from error
-            if not self._expired:
+        except asyncio.CancelledError as cancelled:
+            reason = self._reason(before)
+            if reason is None:
                 raise
-            raise HandlerTimeout(
-                f"{name_of(self._function)} did not return within {self._timeout} s and was cancelled"
-            ) from None
+            raise reason from cancelled
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _reason(self, before: int | None) -> Exception | None:
+        """Return what a cancellation means to the caller: None if it is the caller that is cancelled."""
+        if self._expired:
+            _uncancel()
+        now = _cancellations()
+        if now is not None and before is not None and now > before:
+            return None
+        if self._expired:
+            return HandlerTimeout(
+                f"{name_of(self._function)} did not return within {self._timeout} s and was cancelled"
+            )
+        if now is None:  # before Python 3.11 nobody can tell
+            return None
+        return RuntimeError(f"{name_of(self._function)} was cancelled from within")
 
     def _arm(self, timeout: float) -> asyncio.TimerHandle:
         task = asyncio.current_task()
@@ -176,6 +191,19 @@ class _Watched:
                 name_of(self._function),
                 seconds,
             )
+
+
+def _cancellations() -> int | None:
+    """Return how often the running task was cancelled by others and not taken back; None where Python does not tell."""
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)  # new in Python 3.11
+    return None if cancelling is None else cancelling()
+
+
+def _uncancel() -> None:
+    """Take the timer's cancellation back, which a TaskGroup of the next handler would take for one of its own."""
+    uncancel = getattr(asyncio.current_task(), "uncancel", None)
+    if uncancel is not None:
+        uncancel()
 
 
 def _as_coroutine(awaitable: Awaitable[Any]) -> Awaitable[Any]:

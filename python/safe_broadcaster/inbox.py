@@ -179,7 +179,7 @@ class Inbox(Generic[T]):
         loop = self._loop
         if loop is None or loop.is_closed():
             loop = self._loop = _running_loop()
-            self._awake, self._busy, self.task = False, 0, None  # whatever went on there is over
+            self._awake, self._busy, self.task, self._company = False, 0, None, None  # what went on there is over
         if loop is None:
             raise BroadcastError(
                 f"{self.name} has no event loop to run on: use it on a loop first, and then from other threads"

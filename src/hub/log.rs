@@ -58,6 +58,8 @@ pub struct Log {
     epoch: String,
     /// Offset of the newest entry ever appended; 0 before the first.
     head: u64,
+    /// Entries up to here exist, but may not have come to this log yet.
+    known: u64,
     entries: VecDeque<(Duration, Entry)>,
     bytes: usize,
     limits: LogLimits,
@@ -77,7 +79,7 @@ impl Log {
     /// An empty log. The epoch must be new: offsets start from 1 again.
     #[must_use]
     pub fn new(epoch: String, limits: LogLimits) -> Self {
-        Self { epoch, head: 0, entries: VecDeque::new(), bytes: 0, limits, noting: Noting::default() }
+        Self { epoch, head: 0, known: 0, entries: VecDeque::new(), bytes: 0, limits, noting: Noting::default() }
     }
 
     /// A log that goes on after the entry with the offset `head`.
@@ -100,9 +102,14 @@ impl Log {
 
     /// The log begins anew in an epoch, behind the offset `head`: nothing is kept.
     pub fn restart(&mut self, epoch: String, head: u64) {
-        (self.epoch, self.head) = (epoch, head);
+        (self.epoch, self.head, self.known) = (epoch, head, 0);
         self.entries.clear();
         self.bytes = 0;
+    }
+
+    /// Entries up to this offset exist elsewhere, and will come: a position there is not ahead.
+    pub fn expect(&mut self, known: u64) {
+        self.known = known;
     }
 
     /// The epoch of all its offsets.
@@ -180,7 +187,7 @@ impl Log {
         if position.epoch != self.epoch {
             return Err(NotRecovered::Epoch);
         }
-        if position.offset > self.head {
+        if position.offset > self.head.max(self.known) {
             return Err(NotRecovered::Ahead);
         }
         if position.offset + 1 < self.first() {
@@ -258,6 +265,16 @@ mod tests {
         assert_eq!(since(&mut log, "e", u64::MAX, "*", 9), Err(NotRecovered::Ahead));
         assert_eq!(since(&mut log, "e", 2, "*", 9), Err(NotRecovered::Truncated));
         assert_eq!(since(&mut log, "e", 3, "*", 9), Ok(vec![4, 5]));
+    }
+
+    #[test]
+    fn a_position_that_is_known_to_exist_is_not_ahead() {
+        let mut log = log(ALL, 5);
+        log.expect(7);
+        assert_eq!(since(&mut log, "e", 7, "*", 9), Ok(vec![]));
+        assert_eq!(since(&mut log, "e", 8, "*", 9), Err(NotRecovered::Ahead));
+        log.restart("f".into(), 2);
+        assert_eq!(since(&mut log, "f", 3, "*", 9), Err(NotRecovered::Ahead));
     }
 
     #[test]

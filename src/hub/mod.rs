@@ -197,13 +197,14 @@ impl Hub {
     }
 
     /// Appends an event and brings it to the subscribers. From any thread but the hub's own (where
-    /// [`Hub::publish_then`] calls its closure); never waits for the network. With a `log_path` it waits until the
-    /// event is stored.
+    /// [`Hub::publish_then`] calls its closure); with a `log_path` it waits until the event is stored, with a
+    /// bridge until the bus has it; otherwise it never waits.
     ///
     /// # Errors
     /// [`ErrorKind::EventNotSerializable`] if it is no JSON object, [`ErrorKind::EventTooLarge`] above
     /// `max_message_bytes`, [`ErrorKind::Closed`] after a stop, [`ErrorKind::Forked`] in a forked child,
-    /// [`ErrorKind::LogIo`] if the disk refuses it: then it is not published.
+    /// [`ErrorKind::LogIo`] if the disk refuses it: then it is not published. [`ErrorKind::BusDown`] if the bus does not
+    /// take it in time.
     pub fn publish(&self, json: Bytes) -> Result<Published> {
         let (reply, published) = std::sync::mpsc::sync_channel(1);
         // The receiver waits: sending cannot fail.

@@ -357,6 +357,9 @@ impl Registry {
             let mut forms: [Option<(u64, Item)>; 2] = [None, None];
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
+                if session.prev >= entry.offset {
+                    continue; // it had this from another hub
+                }
                 if session.outbox.is_raw() && entry.record.carried() == Carried::Gap {
                     continue;
                 }

@@ -24,7 +24,7 @@ use crate::wire::topic::Pattern;
 pub struct Published {
     /// Its offset in the log.
     pub offset: u64,
-    /// How many sessions of this hub it was queued for.
+    /// How many sessions of this hub it was queued for; with a bridge, how many hubs it was sent to.
     pub sessions: usize,
 }
 
@@ -62,7 +62,7 @@ pub struct Counters {
 pub struct State {
     /// The newest entries.
     pub log: Log,
-    /// One mark for each emitter; unused with a durable log, whose thread keeps them.
+    /// One mark for each emitter; unused where there is a keeper, which has them.
     pub emitters: Emitters,
     /// Who is connected.
     pub registry: Registry,
@@ -155,15 +155,21 @@ impl State {
         let compression =
             wanted.deflate.is_some_and(|deflate| self.registry.set_deflates(id, deflate)).then_some(DEFLATE);
         let events = self.registry.granted(id, Filter::new(wanted.events.iter().cloned()));
-        let filter = self.registry.own_filter(id).with(events.patterns());
+        let filter_before = self.registry.own_filter(id);
+        let filter = filter_before.with(events.patterns());
         let recovery = wanted.since.as_ref().map(|position| {
             drop(self.log.since(position, now)?);
+            // One that stands where other hubs are already is left out until this one is there.
+            if position.offset > self.log.head() && !filter_before.patterns().is_empty() {
+                return Err(NotRecovered::Ahead);
+            }
             if self.registry.replays(id) >= MAX_REPLAYS {
                 return Err(NotRecovered::Limit);
             }
             Ok(self.registry.cursor(events, position.offset, &self.log))
         });
-        let (epoch, offset) = (self.log.epoch(), self.log.head());
+        let reached = wanted.since.as_ref().filter(|_| matches!(recovery, Some(Ok(_)))).map_or(0, |since| since.offset);
+        let (epoch, offset) = (self.log.epoch(), self.log.head().max(reached));
         let mut answer = Subscribed {
             events: filter.patterns().iter().map(Pattern::as_str).collect(),
             epoch,
@@ -401,6 +407,22 @@ mod tests {
         }
         subscribe(&mut state, listens, "b");
         assert_eq!(heard(&mut state, listens).len(), 1, "all is well");
+    }
+
+    #[test]
+    fn who_was_further_elsewhere_gets_only_what_comes_after_that() {
+        let mut state = state();
+        emit(&mut state, "a");
+        state.log.expect(3);
+        let id = state.registry.open(Role::Subscriber);
+        let text = r#"{"type":"subscribe","data":{"events":["*"],"since":{"epoch":"k3f9","offset":3}}}"#;
+        let Ok(SubscriberFrame::Subscribe(wanted)) = SubscriberFrame::decode(text) else { panic!("{text}") };
+        state.subscribe(id, &wanted, Duration::ZERO);
+        assert!(heard(&mut state, id)[0].contains(r#""offset":3,"recovered":true,"replayed":0"#));
+        for kind in ["b", "c", "d"] {
+            emit(&mut state, kind);
+        }
+        assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":4,"prev":3,"data":{"type":"d"}}"#]);
     }
 
     #[test]

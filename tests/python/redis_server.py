@@ -28,10 +28,11 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """Keeps nothing on disk unless told to; the same port after a restart."""
+    """Keeps nothing on disk unless told to; the same port after a restart. With a ``config`` it is a sentinel."""
 
-    def __init__(self, place: Path, *options: str, port: int | None = None) -> None:
-        self.port = free_port() if port is None else port
+    def __init__(self, place: Path, *options: str, config: Path | None = None) -> None:
+        self.port = free_port()
+        self._sentinel = config
         self._place = place
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,8 +42,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._place)]
-        command += ["--save", "", "--appendonly", "no", *self._options]
+        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._place)]
+        if self._sentinel is None:
+            command = ["redis-server", *where, "--save", "", "--appendonly", "no", *self._options]
+        else:
+            command = ["redis-server", str(self._sentinel), *where, "--sentinel"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while True:

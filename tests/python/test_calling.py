@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ async def test_what_hangs_is_cancelled_after_its_time() -> None:
         await call(hangs, timeout=5)
     assert ended == [5]
     await asyncio.sleep(10)  # the caller's own task is not cancelled any more
+    assert getattr(asyncio.current_task(), "cancelling", int)() == 0
 
 
 @virtual
@@ -101,6 +103,7 @@ async def test_its_own_errors_come_through_whatever_they_are() -> None:
         assert caught.value is error
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before Python 3.11 nobody can tell who cancelled a task")
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), StopIteration(), SystemExit(3)], ids=repr)
 async def test_what_would_end_the_caller_is_an_error_like_others(error) -> None:
     async def waits() -> None:
@@ -141,6 +144,23 @@ async def test_a_plain_function_that_hangs_is_told_and_waited_for(caplog) -> Non
     assert not task.done()
     go.set()
     assert await task is True
+
+
+async def test_whoever_waits_for_a_thread_may_be_cancelled_and_what_it_raises_later_is_told(caplog) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def fails_late() -> None:
+        began.set()
+        go.wait(20)
+        raise OSError("late")
+
+    task = asyncio.create_task(call(fails_late))
+    await eventually(began.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await eventually(lambda: "OSError('late')" in caplog.text)
 
 
 async def test_whoever_blocks_the_loop_is_named(caplog) -> None:

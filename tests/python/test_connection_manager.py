@@ -145,6 +145,7 @@ async def test_a_ping_is_answered_and_every_client_is_pinged_each_30_seconds() -
         (socket,) = await connected(manager)
         await manager.handle_message(socket, '{"type":"ping"}')
         await asyncio.sleep(91)
+        assert manager.get_stats()["longest_silence"] == 91
         assert socket.sent == [{"type": "pong"}, *[{"type": "ping"}] * 3]
         assert socket.closed is None, "pages that only listen are welcome"
 
@@ -156,6 +157,7 @@ async def test_where_clients_are_to_ping_one_that_says_nothing_is_closed() -> No
         for _ in range(5):
             await asyncio.sleep(30)
             await manager.handle_message(talks, {"type": "pong"})
+        assert manager.get_stats()["longest_silence"] == 0
         assert silent.closed == (3012, "said nothing for too long")
         assert manager.active_connections == [talks]
 

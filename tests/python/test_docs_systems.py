@@ -18,7 +18,7 @@ from asgi import Server
 from safe_broadcaster import BackgroundTasks, ConnectionManager, EventBus, TimeScale, sources
 from safe_broadcaster.bus import ManagerConfig
 from support import eventually
-from test_docs import ROOT, snippets
+from test_docs import ROOT, load, snippets
 
 
 class Socket:
@@ -131,3 +131,13 @@ async def test_background_tasks_broadcast_to_a_connection_manager_and_only_while
 @pytest.mark.parametrize("part", [EventBus, ConnectionManager])
 def test_the_parts_need_no_loop_to_be_made(part) -> None:
     part()
+
+
+async def test_the_example_of_the_aggregator_goes_through_its_phases(capsys) -> None:
+    example = load(ROOT / "examples/advanced_aggregator.py")
+    await example.main(phase=0.4)
+    phases = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert list(phases) == ["quiet", "spike", "outage", "healed"]
+    assert float(phases["spike"].split()[1]) < float(phases["quiet"].split()[1])
+    assert ["tripped" in phase for phase in phases.values()] == [False, False, True, False]
+    assert example.received[0]["type"] == "aggregate.novelty"

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import re
 import ssl
+import threading
 
 import pytest
+import uvloop
 
 from safe_broadcaster import (
     BroadcasterClosed,
@@ -323,3 +325,37 @@ def test_a_wrong_argument_is_named(wrong, caplog) -> None:
     settings = value if name in {"batch", "linger"} else wrong
     with pytest.raises(ConfigError, match=rf"{name}=.* is not allowed"):
         EmitterQueue(**{"event_emitter": print, **settings})
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_several_loops_have_a_queue_each_and_threads_put_into_both(new_loop) -> None:
+    def run(loop: asyncio.AbstractEventLoop, into: list[object]) -> None:
+        failing = True
+
+        async def emit(event: object) -> None:
+            nonlocal failing
+            await asyncio.sleep(0)
+            if failing:
+                failing = False
+                raise OSError("once")
+            into.append(event)
+
+        async def main() -> None:
+            async with EmitterQueue(emit, maxsize=10_000, base_delay=0.01, timeout=5.0) as events:
+                events.put_nowait(-1)
+                await asyncio.to_thread(lambda: [events.put_nowait(n) for n in range(1000)])
+                assert await events.drain(20)
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+        try:
+            loop.run_until_complete(main())
+        finally:
+            loop.close()
+
+    emitted: tuple[list[object], list[object]] = ([], [])
+    threads = [threading.Thread(target=run, args=(new_loop(), into)) for into in emitted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert emitted == (list(range(-1, 1000)),) * 2

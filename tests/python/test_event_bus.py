@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from dataclasses import dataclass
 from unittest.mock import AsyncMock
@@ -131,6 +132,26 @@ async def test_a_handler_that_fails_harms_neither_the_publisher_nor_the_others_a
     assert len(told) == 4
     assert {record.handler.rpartition(".")[2] for record in told} == {"fails", "fails_plainly"}
     assert {record.event_type for record in told} == {"Sample"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before Python 3.11 nobody can tell who cancelled a task")
+@virtual
+async def test_a_handler_that_is_cancelled_from_within_is_an_error_like_others(caplog) -> None:
+    bus, heard = EventBus(), []
+
+    async def waits(event: Sample) -> None:
+        if event.n == 0:
+            task = asyncio.create_task(asyncio.sleep(10))
+            task.cancel()
+            await task
+        heard.append(event.n)
+
+    bus.subscribe(Sample, waits)
+    for n in range(2):
+        await bus.publish(Sample(n))
+    assert await bus.drain()
+    assert (heard, bus.get_stats()["failed"]) == ([1], 1)
+    assert "was cancelled from within" in caplog.text
 
 
 @virtual

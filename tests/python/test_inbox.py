@@ -347,3 +347,26 @@ def test_a_wrong_setting_is_named(wrong) -> None:
 
     with pytest.raises(ConfigError, match=rf"{next(iter(wrong))}=.* is not allowed"):
         Inbox(consume, **{"maxsize": 1, "name": "test", **wrong})
+
+
+def test_eager_tasks_change_nothing() -> None:
+    factory = getattr(asyncio, "eager_task_factory", None)
+    if factory is None:
+        pytest.skip("eager tasks are new in Python 3.12")
+    seen = []
+
+    async def consume(items: list[int]) -> None:
+        seen.extend(items)
+        if len(seen) % 2:
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+        inbox = Inbox(consume, maxsize=10, name="test")
+        for n in range(5):
+            inbox.put_nowait(n)
+            inbox.put_nowait(n)
+            assert await inbox.drain(10)
+
+    asyncio.run(main())
+    assert seen == [n for n in range(5) for _ in range(2)]

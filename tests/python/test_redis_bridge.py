@@ -262,7 +262,7 @@ async def test_nobody_there_is_told_at_the_start(tmp_path) -> None:
     url = f"redis://127.0.0.1:{redis_server.free_port()}/0"
     with pytest.raises(BusUnavailable, match="cannot use the Redis at redis://127"):
         await EventBroadcaster(url, **FAST).start()
-    with pytest.raises(ConfigError, match="log_path=.* is not allowed: give none beside redis_client"):
+    with pytest.raises(ConfigError, match=r"log_path=.* is not allowed: give none beside redis_client"):
         await EventBroadcaster(url, log_path=tmp_path / "log.db", **FAST).start()
     for name, wrong in [("bus_down", "stop"), ("bus_timeout", 0), ("probe_interval", 0), ("channel_name", 3)]:
         with pytest.raises(ConfigError, match=rf"{name}=.* is not allowed: give "):

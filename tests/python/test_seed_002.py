@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from websockets.asyncio.client import connect
 
 from asgi import Server
+from safe_broadcaster import EventBroadcaster
 from safe_broadcaster.bus import (
     AlertNotifier,
     ConnectionManager,
@@ -194,6 +195,12 @@ async def test_an_event_without_a_characteristic_is_told_in_the_log(caplog) -> N
     await bus.drain()
     assert manager.messages == [(0, {"type": "anything", "payload": {"characteristic_id": 0}})]
     assert "an event dict could not be broadcast" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [None, object(), EventBroadcaster(port=0)])
+def test_a_manager_that_cannot_send_to_subscribers_is_refused(wrong) -> None:
+    with pytest.raises(ConfigError, match=r"ws_manager=.* is not allowed: it has no broadcast"):
+        WebSocketBroadcaster(wrong, EventBus())
 
 
 @pytest.mark.parametrize("wrong", [{"to": "nobody"}, {"payload": 7}])

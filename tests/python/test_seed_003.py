@@ -16,6 +16,7 @@ from websockets.asyncio.server import serve
 
 from safe_broadcaster import Aggregator as BraidAggregator
 from safe_broadcaster import CircuitBreaker
+from support import eventually
 from virtual import now, virtual
 
 
@@ -55,7 +56,7 @@ async def test_a_websocket_emitter_and_a_larger_queue() -> None:
             )
             async with aggregator as agg:
                 agg.observe("lambda_max", 0.9)
-                await asyncio.sleep(0.2)
+                await eventually(lambda: received)
         assert received[0]["type"] == "aggregate.novelty"
 
 
@@ -97,7 +98,7 @@ async def test_the_complete_setup_emits_to_both_and_one_that_fails_does_not_stop
 
     async def run_application() -> None:
         agg.observe("lambda_max", 0.9)
-        await asyncio.sleep(0.15)
+        await eventually(lambda: received)
         ran.append(True)
 
     async with websocket_server() as (url, received):

@@ -131,6 +131,24 @@ async def test_a_wrong_setting_is_named_and_the_port_left_free(wrong) -> None:
     assert not hub.is_listener_healthy()
 
 
+async def test_supervision_outlives_its_own_errors(caplog) -> None:
+    async with EventBroadcaster(port=0, **QUICK) as hub:
+        core, asked = hub._supervisor._core, []
+
+        class Broken:
+            def stats(self) -> bytes:
+                asked.append(1)
+                raise RuntimeError("broken")
+
+        hub._supervisor._core = Broken()
+        await eventually(lambda: len(asked) >= 2)
+        assert "looking after the hub failed" in caplog.text
+        hub._supervisor._core = core
+        os.close(listening_descriptor(hub.port))
+        await eventually(lambda: not hub.is_listener_healthy())
+        await eventually(hub.is_listener_healthy)
+
+
 async def test_supervision_ends_with_the_hub() -> None:
     before = asyncio.all_tasks()
     async with EventBroadcaster(port=0):

@@ -265,18 +265,23 @@ impl World {
                 return;
             }
         }
-        panic!("a hub never got everything");
+        let of = |hub: &Hub| (hub.name.clone(), hub.epoch.clone(), hub.next, hub.told, format!("{:?}", hub.machine));
+        panic!(
+            "a hub never got everything: {:?} {:#?}",
+            self.sequencer.place(),
+            self.hubs.iter().map(of).collect::<Vec<_>>()
+        );
     }
 }
 
-fn run(seed: u64) {
+fn run(seed: u64) -> u64 {
     let mut world = World::new(seed);
     let steps = world.rng.usize(100..1500);
     for _ in 0..steps {
         world.step();
     }
     world.settle();
-    assert!(world.records > 0);
+    world.records
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -286,12 +291,15 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn every_hub_has_what_the_sequencer_numbered_once_and_in_order() {
     if let Some(seed) = number("SIM_SEED") {
-        return run(seed);
+        run(seed);
+        return;
     }
+    let mut records = 0;
     for seed in 0..number("SIM_SCHEDULES").unwrap_or(300) {
         let caught = std::panic::catch_unwind(|| run(seed));
-        assert!(caught.is_ok(), "SIM_SEED={seed} fails");
+        records += caught.unwrap_or_else(|_| panic!("SIM_SEED={seed} fails"));
     }
+    assert!(records > 1000, "the schedules are too quiet: {records} records");
 }
 
 #[test]
@@ -303,7 +311,8 @@ fn a_hub_that_is_deaf_finds_out_within_two_probes_and_says_so() {
     while !world.hubs[0].told && world.now < began + Duration::from_secs(60) {
         world.step();
     }
-    assert!(world.now - began <= 2 * SETTINGS.probe_interval + SETTINGS.probe_interval / 2, "{:?}", world.now - began);
+    let took = world.now.saturating_sub(began);
+    assert!(took <= 2 * SETTINGS.probe_interval + SETTINGS.probe_interval / 2, "{took:?}");
     world.settle();
     assert_eq!(world.hubs[0].machine.counts().deaf, 1);
 }
@@ -324,6 +333,7 @@ fn a_bus_that_stays_away_opens_the_breaker_and_is_back_within_its_pause() {
     }
     let began = world.now;
     world.settle();
-    assert!(world.now - began <= SETTINGS.cooldown + Duration::from_secs(2), "{:?}", world.now - began);
+    let took = world.now.saturating_sub(began);
+    assert!(took <= SETTINGS.cooldown + Duration::from_secs(2), "{took:?}");
     assert!(world.hubs.iter().all(|hub| hub.machine.circuit() == "closed"));
 }

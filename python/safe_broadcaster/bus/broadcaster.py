@@ -68,9 +68,18 @@ class WebSocketBroadcaster:
         ws_manager: A `ConnectionManager`, or anything with its ``broadcast`` and ``broadcast_to_characteristic``.
         event_bus: Where the events come from.
 
+    Raises:
+        ConfigError: The manager lacks a method.
+
     """
 
     def __init__(self, ws_manager: Manager, event_bus: EventBus) -> None:
+        for method in ("broadcast", "broadcast_to_characteristic"):
+            if not callable(getattr(ws_manager, method, None)):
+                raise ConfigError(
+                    f"ws_manager={ws_manager!r} is not allowed: it has no {method}(); give a ConnectionManager "
+                    "(ConnectionManager(hub=hub) for a hub)"
+                )
         self.ws_manager = ws_manager
         self.event_bus = event_bus
         self._routes: dict[type, _Route] = {}

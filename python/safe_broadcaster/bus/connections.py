@@ -267,16 +267,18 @@ class ConnectionManager:
         """The clients' sockets; empty when nobody listens."""
         return [connection.websocket for connection in self._all()]
 
-    def get_stats(self) -> dict[str, int]:
-        """Return ``connections``, ``subscriptions`` and ``queued`` messages now.
+    def get_stats(self) -> dict[str, float]:
+        """Return ``connections``, ``subscriptions``, ``queued`` messages and ``longest_silence`` now.
 
-        Since the start: ``broadcasts``, messages ``dropped`` before slow clients, and clients sent away as ``slow``.
+        The last is in seconds, of the client that was heard of least recently. Since the start: ``broadcasts``,
+        messages ``dropped`` before slow clients, and clients sent away as ``slow``.
         """
         connections = self._all()
         return {
             "connections": len(connections),
             "subscriptions": sum(len(each.subscriptions) for each in connections),
             "queued": sum(len(each.inbox) for each in connections),
+            "longest_silence": max((each.loop.time() - each.heard for each in connections), default=0.0),
             "broadcasts": self._broadcasts,
             "dropped": self._dropped + sum(each.inbox.dropped for each in connections),
             "slow": self._slow,
@@ -288,6 +290,8 @@ class ConnectionManager:
         yield Metric("connections", "gauge", "WebSocket clients.", stats["connections"])
         yield Metric("connection_subscriptions", "gauge", "Their subscriptions.", stats["subscriptions"])
         yield Metric("connection_queued", "gauge", "Messages that wait for them.", stats["queued"])
+        silence = stats["longest_silence"]
+        yield Metric("connection_silence_seconds", "gauge", "Of the client that is silent for longest.", silence)
         yield Metric("connection_broadcasts", "counter", "Messages that were broadcast.", stats["broadcasts"])
         yield Metric("connection_dropped", "counter", "Messages that slow clients did not get.", stats["dropped"])
         yield Metric("connection_slow", "counter", "Clients that were sent away as slow.", stats["slow"])

@@ -119,6 +119,8 @@ class EventBroadcaster(TypedBroadcasts):
         reply = mailbox.reply()
         self._core.stop(mailbox.core, reply.token)
         await reply.wait()
+        if self._auth_desk is not None:
+            self._auth_desk.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -63,9 +63,9 @@ class HubConfig:
     newest of each ``key`` (else topic, else type) is kept. ``drop_with_gap``: events that find no room are left out.
     Whatever is left out is told by a ``gap`` in its place."""
     envelope: Literal["event", "raw"] = "event"
-    """What brings an event to a subscriber over a WebSocket. ``event``: a frame with its ``seq`` and ``prev``, by which a
-    client proves that nothing is missing, and recovers. ``raw``: the event alone, for pages that know nothing else; such a
-    page is told neither gaps nor trouble, nor a goodbye, and cannot know that it missed something."""
+    """What brings an event to a subscriber over a WebSocket. ``event``: a frame with its ``seq`` and ``prev``, by which
+    a client proves that nothing is missing, and recovers. ``raw``: the event alone, for pages that know nothing else;
+    such a page is told neither gaps nor trouble, nor a goodbye, and cannot know that it missed something."""
     compression_threshold: int | None = 1024
     """From how many bytes on the data of an event is compressed for sessions that ask for it (``"compression":
     "deflate"`` in ``subscribe``), once for all of them. Below that there is little to gain. None: never."""
@@ -81,8 +81,8 @@ class HubConfig:
     fleet of 10 000 that comes back as it is told to is half as fast. Connections of any kind are accepted at twice that
     pace; more of them wait in the system's backlog."""
     frame_rate: float = 500.0
-    """Most frames of a subscriber in a second, and twice as many at once, pings, pongs and fragments included (behind an
-    ASGI server: messages); beyond that it is closed with 3503."""
+    """Most frames of a subscriber in a second, and twice as many at once, pings, pongs and fragments included (behind
+    an ASGI server: messages); beyond that it is closed with 3503."""
     max_subscriber_message_bytes: int = 64 << 10
     """Largest message taken from a subscriber: hundreds of patterns. One that is never finished costs no more."""
     auth: str | Sequence[str] | JwtAuth | AuthCallback | None = dataclasses.field(default=None, repr=False)
@@ -103,9 +103,9 @@ class HubConfig:
     """Patterns: events that match one of them ask subscribers for an ack (``"requires_ack": true``). None by default:
     acks cost a frame each and only say how far a client is; nothing is held back for them."""
     entity_keys: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
-    """Fields of an event, or of its ``data``, that hold ids (texts or whole numbers, one or a list), and the topics that the
-    ids stand for: ``{"characteristic_ids": "characteristic/{id}"}``. An event then matches subscriptions to each of those
-    topics as to its own. None by default: what is not set costs nothing."""
+    """Fields of an event, or of its ``data``, that hold ids (texts or whole numbers, one or a list), and the topics
+    that the ids stand for: ``{"characteristic_ids": "characteristic/{id}"}``. An event then matches subscriptions to
+    each of those topics as to its own. None by default: what is not set costs nothing."""
     presence_events: Sequence[str] = ("graph.delta.heartbeat", "presence.beacon")
     """Patterns of the heartbeats of engines. Whoever has sent one is watched, by emitter and topic: that it goes on is
     promised then. Empty: nobody is watched."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -97,7 +97,7 @@ class Supervisor:
             self._degrade()
 
     def _look_at_files(self) -> None:
-        numbers = orjson.loads(self._core.stats() or b"{}")
+        numbers: dict[str, Any] = orjson.loads(self._core.stats() or b"{}")
         for name, (broken, mended) in _FILES.items():
             error: str | None = numbers.get(name)
             if error == self._told[name]:
@@ -111,7 +111,10 @@ class Supervisor:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:  # whatever it is: who looks after the hub must not die unnoticed
+                logger.exception("looking after the hub failed; it is tried again in %s s", self._interval)
 
     def _recovered(self) -> None:
         self.breaker.record_success()

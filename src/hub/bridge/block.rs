@@ -9,7 +9,7 @@ use crate::wire::subscriber::Carried;
 const GAP: u32 = 1 << 31;
 
 /// What one record takes beside its JSON.
-const HEAD: usize = 4;
+pub const HEAD: usize = 4;
 
 /// The records, one after another.
 #[must_use]

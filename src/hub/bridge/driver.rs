@@ -1,48 +1,24 @@
-//! The task of a bridge: does what its [`Machine`] decides. One batch is under way at a time; what comes meanwhile goes
-//! into the next one, so that many emitters share one step of the bus.
+//! The task of a bridge: does what its [`Machine`] decides.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::batches::{Batches, Landed};
 use super::hearing::Hearing;
 use super::local::Local;
 use super::machine::{Action, Body, Machine};
-use super::{
-    Appended, Batch, BridgeConfig, Bus, BusDown, Claim, Entry, Filled, Judged, Link, Message, Place, Status, block,
-};
+use super::{Appended, BridgeConfig, Bus, BusDown, Filled, Link, Message, Place, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::entry::Record;
 use crate::hub::fresh_epoch;
-use crate::hub::history::ledger::Verdict;
-use crate::hub::machine::Turn;
 use crate::hub::ops::{self, Op, Outcome, Reply};
-use crate::hub::registry::{SessionId, frame_cost};
+use crate::hub::registry::frame_cost;
 use crate::hub::service::Part;
 use crate::hub::shared::Shared;
-use crate::hub::state::Published;
-
-/// A batch is sent at this size even if more waits: some milliseconds of a bus.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// An op that waits, since when, and whether it came from outside of all hubs.
-struct Waiting {
-    op: Op,
-    since: Duration,
-    intake: bool,
-}
-
-/// The batch under way.
-struct Flight {
-    batch: Arc<Batch>,
-    /// What it is made of, in the same order.
-    ops: Vec<Waiting>,
-    /// Sent over the link there is.
-    sent: bool,
-}
 
 /// A batch that was answered, until the log has its last record.
 struct Answered {
@@ -72,14 +48,12 @@ pub(super) struct Driver<B: Bus> {
     hearing: Option<Hearing>,
     /// Questions under way over this link.
     asked: JoinSet<Event<B::Link>>,
-    queue: VecDeque<Waiting>,
-    flight: Option<Flight>,
+    batches: Batches,
     answered: VecDeque<Answered>,
     /// The live message of the batch under way, which its answer makes superfluous.
     echo: Option<Message>,
-    batches: u64,
-    /// The sessions of this hub that own emitters, by the names that other hubs know them by.
-    owners: HashMap<String, SessionId>,
+    /// What the log was told to expect.
+    expected: u64,
     /// The bus is away, and events go on without it.
     local: Option<Local>,
     closing: Option<oneshot::Sender<()>>,
@@ -89,22 +63,22 @@ impl<B: Bus> Driver<B> {
     pub(super) fn new(bus: B, config: BridgeConfig, hub: String, machine: Machine, began: Instant) -> Self {
         let status = Arc::new(Status::default());
         status.write(|stats| (stats.hub, stats.circuit) = (hub.clone(), machine.circuit()));
+        let hub: Arc<str> = hub.into();
+        let batches = Batches::new(hub.clone());
         Self {
             bus: Arc::new(bus),
             config,
-            hub: hub.into(),
+            hub,
             machine,
             began,
             status,
             link: None,
             hearing: None,
             asked: JoinSet::new(),
-            queue: VecDeque::new(),
-            flight: None,
+            batches,
             answered: VecDeque::new(),
             echo: None,
-            batches: 0,
-            owners: HashMap::new(),
+            expected: 0,
             local: None,
             closing: None,
         }
@@ -144,6 +118,9 @@ impl<B: Bus> Driver<B> {
             while let Some(message) = self.hearing.as_mut().and_then(Hearing::at_hand) {
                 self.on_message(&shared, Some(message));
             }
+            if let Some(lost) = self.hearing.as_mut().map(Hearing::take_lost).filter(|lost| *lost > 0) {
+                self.status.write(|stats| stats.plain_refused += lost as u64);
+            }
             self.machine.tick(self.now());
         }
         if let Some(done) = self.closing {
@@ -156,31 +133,26 @@ impl<B: Bus> Driver<B> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let oldest = self.oldest().map(|since| since + self.config.bus_timeout);
+        let oldest = self.batches.oldest().map(|since| since + self.config.bus_timeout);
         let due = self.machine.deadline().into_iter().chain(oldest).min()?;
         Some(self.began + due)
     }
 
-    fn oldest(&self) -> Option<Duration> {
-        let under_way = self.flight.iter().flat_map(|flight| &flight.ops);
-        under_way.chain(&self.queue).map(|waiting| waiting.since).next()
-    }
-
     fn is_done(&self) -> bool {
-        let idle = self.queue.is_empty() && self.flight.is_none() && self.answered.is_empty();
+        let idle = self.batches.is_empty() && self.answered.is_empty();
         idle || !self.machine.is_up()
     }
 
     fn on_op(&mut self, op: Op) {
         match op {
             Op::Release { id, name } => {
-                self.owners.remove(&self.session(id));
+                self.batches.release(id);
                 if let Some(local) = &mut self.local {
                     local.release(id, &name);
                 }
             }
             Op::Close { done } => self.closing = Some(done),
-            op => self.queue.push_back(Waiting { op, since: self.now(), intake: false }),
+            op => self.batches.push(op, self.now(), false),
         }
     }
 
@@ -218,7 +190,7 @@ impl<B: Bus> Driver<B> {
         match &message {
             Message::Plain(json) => return self.on_plain(shared, json.clone()),
             Message::Block { by: (hub, number), .. }
-                if **hub == *self.hub && self.flight.as_ref().is_some_and(|flight| flight.batch.number == *number) =>
+                if **hub == *self.hub && self.batches.under_way() == Some(*number) =>
             {
                 self.echo = Some(message);
                 return;
@@ -239,7 +211,7 @@ impl<B: Bus> Driver<B> {
         match crate::hub::record(shared, json, None) {
             Ok(record) => {
                 let op = Op::Publish { records: vec![record], reply: Reply::new(drop) };
-                self.queue.push_back(Waiting { op, since: self.now(), intake: true });
+                self.batches.push(op, self.now(), true);
                 self.status.write(|stats| stats.plain += 1);
             }
             Err(_) => self.status.write(|stats| stats.plain_refused += 1),
@@ -253,15 +225,15 @@ impl<B: Bus> Driver<B> {
             while let Some(action) = self.machine.next_action() {
                 match action {
                     Action::Append { count, skip, body } => {
-                        heard(shared, body.into_records(count, skip), &mut outcomes)
+                        heard(shared, body.into_records(count, skip), &mut outcomes);
                     }
                     Action::Begin { epoch, head } => {
                         ops::settle(shared, std::mem::take(&mut outcomes)).await;
-                        self.local = None;
+                        (self.local, self.expected) = (None, 0);
                         shared.with(|state, _| state.restart(epoch, head));
                     }
                     Action::Tell(trouble) => self.tell(shared, trouble.as_deref()),
-                    action => self.ask(action),
+                    action => self.ask(&action),
                 }
             }
             while let Some(next) = self.answered.front()
@@ -271,6 +243,11 @@ impl<B: Bus> Driver<B> {
             }
             self.give_up(shared, &mut outcomes);
             self.send();
+            let head = self.machine.head();
+            if head != self.expected {
+                self.expected = head;
+                shared.with(|state, _| state.log.expect(head));
+            }
             if outcomes.is_empty() {
                 return;
             }
@@ -278,9 +255,9 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    fn ask(&mut self, action: Action) {
+    fn ask(&mut self, action: &Action) {
         let within = self.config.bus_timeout;
-        match action {
+        match *action {
             Action::Connect => {
                 let (bus, hub, known) = (self.bus.clone(), self.hub.clone(), self.machine.known());
                 self.asked.spawn(async move {
@@ -296,9 +273,7 @@ impl<B: Bus> Driver<B> {
             }
             Action::Disconnect => {
                 (self.link, self.hearing, self.echo, self.asked) = (None, None, None, JoinSet::new());
-                if let Some(flight) = &mut self.flight {
-                    flight.sent = false;
-                }
+                self.batches.unsent();
             }
             Action::Join => {
                 let known = self.machine.known();
@@ -306,7 +281,7 @@ impl<B: Bus> Driver<B> {
                     Event::Joined(async { link.join(&known, &fresh_epoch()?).await }.await)
                 });
             }
-            Action::Probe(number) => self.over_link(|link| async move { Event::Probed(link.probe(number).await) }),
+            Action::Probe(number) => self.over_link(move |link| async move { Event::Probed(link.probe(number).await) }),
             Action::Fill { from, most } => {
                 self.over_link(move |link| async move { Event::Filled(link.fill(from, most).await) });
             }
@@ -341,12 +316,13 @@ impl<B: Bus> Driver<B> {
 
     fn tell_status(&self) {
         let (counts, machine) = (self.machine.counts(), &self.machine);
-        let waiting = self.queue.len() + self.flight.as_ref().map_or(0, |flight| flight.ops.len());
         self.status.write(|stats| {
             stats.local = self.local.is_some();
             (stats.up, stats.circuit, stats.intake) = (machine.is_up(), machine.circuit(), machine.takes_in());
             (stats.losses, stats.failures, stats.deaf) = (counts.losses, counts.failures, counts.deaf);
-            (stats.fills, stats.restarts, stats.waiting) = (counts.fills, counts.restarts, waiting);
+            stats.probes = counts.probes;
+            (stats.fills, stats.restarts) = (counts.fills, counts.restarts);
+            (stats.batches, stats.waiting) = (self.batches.sent(), self.batches.len());
         });
     }
 
@@ -355,147 +331,49 @@ impl<B: Bus> Driver<B> {
         if !self.machine.may_append() {
             return;
         }
-        if self.flight.is_none() && !self.queue.is_empty() {
-            self.flight = self.next_batch();
-        }
-        if let Some(flight) = self.flight.as_mut().filter(|flight| !flight.sent) {
-            flight.sent = true;
-            let batch = flight.batch.clone();
+        let known = self.machine.known();
+        if let Some(batch) = self.batches.next_to_send(known) {
             self.over_link(|link| async move { Event::Appended(link.append(&batch).await) });
         }
     }
 
-    fn next_batch(&mut self) -> Option<Flight> {
-        let fresh = fresh_epoch().ok()?;
-        let (mut ops, mut entries, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while bytes < BATCH_BYTES
-            && let Some(waiting) = self.queue.pop_front()
-        {
-            let entry = self.entry(&waiting);
-            bytes += entry.records.len();
-            entries.push(entry);
-            ops.push(waiting);
-        }
-        self.batches += 1;
-        self.status.write(|stats| stats.batches += 1);
-        let batch = Batch { number: self.batches, known: self.machine.known(), fresh, entries };
-        Some(Flight { batch: Arc::new(batch), ops, sent: false })
-    }
-
-    fn entry(&self, waiting: &Waiting) -> Entry {
-        let (claim, records): (_, &[Record]) = match &waiting.op {
-            Op::Turn { turn, .. } => (self.claim(turn), &turn.records),
-            Op::Publish { records, .. } if waiting.intake => (Claim::Intake, records),
-            Op::Publish { records, .. } => (Claim::Plain, records),
-            Op::Release { .. } | Op::Close { .. } => (Claim::Plain, &[]), // are not queued
-        };
-        Entry { claim, count: records.len() as u64, records: block::encode(records) }
-    }
-
-    fn claim(&self, turn: &Turn) -> Claim {
-        if turn.name.is_empty() {
-            return Claim::Plain; // no emitter: it has no mark, or broke the protocol before it said who it is
-        }
-        let (emitter, session) = (turn.name.clone(), self.session(turn.id));
-        match &turn.greeting {
-            Some(greeting) => {
-                let (epoch, floor) = (greeting.epoch.clone(), greeting.next.saturating_sub(1));
-                Claim::Hello { emitter, session, epoch, floor }
-            }
-            None => Claim::Turn { emitter, session, from: turn.marks.0, upto: turn.marks.1 },
-        }
-    }
-
-    fn session(&self, id: SessionId) -> String {
-        format!("{}/{id}", self.hub)
-    }
-
     fn on_appended(&mut self, appended: Appended) {
         self.echo = None;
-        let Some(flight) = self.flight.take() else { return };
-        let (mut records, mut outcomes, mut last) = (Vec::new(), Vec::new(), appended.first - 1);
-        for (waiting, judged) in flight.ops.into_iter().zip(appended.judged) {
-            match waiting.op {
-                Op::Turn { mut turn, flow, bytes } => {
-                    let verdict = self.verdict(&turn, judged);
-                    if verdict != Verdict::Refused {
-                        last += turn.records.len() as u64;
-                        records.append(&mut turn.records);
-                    }
-                    outcomes.push(Outcome::Turn { turn, flow, bytes, verdict });
-                }
-                Op::Publish { records: mut own, reply } => {
-                    if judged == Judged::Refused {
-                        let error = Some(Error::new(ErrorKind::BusDown, "the event came too late to the bus"));
-                        outcomes.push(Outcome::Publish { records: own, reply, error });
-                        continue;
-                    }
-                    last += own.len() as u64;
-                    records.append(&mut own);
-                    let published = Published { offset: last, sessions: appended.receivers as usize };
-                    outcomes.push(Outcome::Published { reply, published });
-                }
-                Op::Release { .. } | Op::Close { .. } => {}
-            }
+        let (epoch, first, count) = (appended.epoch.clone(), appended.first, appended.count);
+        let Some(Landed { records, last, outcomes }) = self.batches.land(appended) else { return };
+        if count > 0 {
+            self.machine.offer(&epoch, first, count, Body::Own(records));
         }
-        if appended.count > 0 {
-            self.machine.offer(&appended.epoch, appended.first, appended.count, Body::Own(records));
-        }
-        self.answered.push_back(Answered { epoch: appended.epoch, last, outcomes });
-    }
-
-    fn verdict(&mut self, turn: &Turn, judged: Judged) -> Verdict {
-        match judged {
-            Judged::Refused => Verdict::Refused,
-            Judged::Kept => Verdict::Stored,
-            Judged::Greeted { have, before } => {
-                let superseded = self.owners.remove(&before).filter(|older| *older != turn.id);
-                self.owners.insert(self.session(turn.id), turn.id);
-                Verdict::Greeted { have, superseded }
-            }
-        }
+        self.answered.push_back(Answered { epoch, last, outcomes });
     }
 
     /// Takes what waits without the bus. Whoever had a position comes back for one in the hub's own epoch.
     fn go_on_alone(&mut self, shared: &Shared, outcomes: &mut Vec<Outcome>) {
-        if self.local.is_none() && !self.queue.is_empty() {
+        if self.local.is_none() && self.batches.has_waiting() {
             let Ok(epoch) = fresh_epoch() else { return };
             self.machine.leave();
             shared.with(|state, _| state.restart(epoch, 0));
-            self.local = Some(Local::new());
+            (self.local, self.expected) = (Some(Local::new()), 0);
         }
         if let Some(local) = &mut self.local {
-            let taken = self.queue.drain(..).filter(|waiting| !waiting.intake);
-            outcomes.extend(taken.filter_map(|waiting| local.take(waiting.op)));
+            outcomes.extend(self.batches.take_waiting().filter_map(|op| local.take(op)));
         }
     }
 
     /// Answers what has waited for too long, or would.
     fn give_up(&mut self, shared: &Shared, outcomes: &mut Vec<Outcome>) {
         let now = self.now();
-        let late = self.oldest().is_some_and(|since| now >= since + self.config.bus_timeout);
-        let away = self.machine.has_given_up(now) || (self.closing.is_some() && !self.machine.is_up());
-        if !late && !away {
+        let late = self.batches.oldest().is_some_and(|since| now >= since + self.config.bus_timeout);
+        let away = self.machine.has_given_up(now);
+        if !late && !away && (self.closing.is_none() || self.machine.is_up()) {
             return;
         }
-        let flight = self.flight.take().map(|flight| flight.ops).unwrap_or_default();
-        if self.config.bus_down == BusDown::Local && self.closing.is_none() && self.machine.has_given_up(now) {
+        let cause = self.status.read().error.map_or_else(String::new, |error| format!(": {error}"));
+        outcomes.extend(self.batches.give_up_flight(&cause));
+        if away && self.config.bus_down == BusDown::Local && self.closing.is_none() {
             self.go_on_alone(shared, outcomes);
         }
-        let unknown =
-            flight.into_iter().map(|waiting| (waiting, " in time; whether the event was published is not known"));
-        let queued = self.queue.drain(..).map(|waiting| (waiting, "; the event was not published"));
-        let cause = self.status.read().error.map_or_else(String::new, |error| format!(": {error}"));
-        for (waiting, what) in unknown.chain(queued) {
-            let mut outcome = match waiting.op {
-                Op::Turn { turn, flow, bytes } => Outcome::Turn { turn, flow, bytes, verdict: Verdict::Refused },
-                Op::Publish { records, reply } => Outcome::Publish { records, reply, error: None },
-                Op::Release { .. } | Op::Close { .. } => continue,
-            };
-            outcome
-                .fail(&Error::new(ErrorKind::BusDown, format!("the bus between the hubs did not answer{what}{cause}")));
-            outcomes.push(outcome);
-        }
+        outcomes.extend(self.batches.give_up_waiting(&cause));
     }
 }
 

@@ -120,6 +120,7 @@ enum Phase {
 
 /// See the module.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and any may meet any other")]
 pub struct Machine {
     settings: Settings,
     rng: Rng,
@@ -144,6 +145,8 @@ pub struct Machine {
     /// The log holds something else at the moment.
     left: bool,
     probes: u64,
+    /// How many came back over this link.
+    proven: u32,
     /// The probe that has not come back.
     probe: Option<u64>,
     next_probe: Duration,
@@ -157,13 +160,15 @@ pub struct Machine {
 /// What happened so far. Each only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Links lost that had worked.
+    /// Links lost that had worked for a while.
     pub losses: u64,
-    /// Attempts to make one in vain.
+    /// Attempts to make one in vain, those among them that broke at once.
     pub failures: u64,
     /// Gaps for which the stream was read.
     pub fills: u64,
-    /// Probes that did not come back in time.
+    /// Probes that came back.
+    pub probes: u64,
+    /// Links given up because one did not.
     pub deaf: u64,
     /// How often the log began anew, the start not counted.
     pub restarts: u64,
@@ -192,6 +197,7 @@ impl Machine {
             joining: false,
             left: false,
             probes: 0,
+            proven: 0,
             probe: None,
             next_probe: Duration::ZERO,
             overdue: false,
@@ -210,6 +216,12 @@ impl Machine {
     #[must_use]
     pub fn known(&self) -> Known {
         Known { epoch: self.epoch.clone(), head: self.heard, run: self.run.clone() }
+    }
+
+    /// The highest offset that is known to exist, in the epoch of the log; 0 while that is another one's.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        if self.left { 0 } else { self.heard }
     }
 
     /// The epoch that the log is in.
@@ -313,6 +325,7 @@ impl Machine {
     /// A link was made, and has joined.
     pub fn connected(&mut self, now: Duration, place: &Place) {
         self.phase = Phase::Proving;
+        self.proven = 0;
         self.joined(place);
         self.send_probe(now);
     }
@@ -351,10 +364,14 @@ impl Machine {
                 }
                 self.probe = None;
                 self.intake = place.intake;
+                self.proven = self.proven.saturating_add(1);
+                self.counts.probes += 1;
+                if self.has_lasted() {
+                    self.backoff.reset();
+                }
                 if matches!(self.phase, Phase::Proving) {
                     self.phase = Phase::Up;
                     self.down_since = None;
-                    self.backoff.reset();
                     self.breaker.confirmed();
                     if std::mem::take(&mut self.told) {
                         self.actions.push_back(Action::Tell(None));
@@ -437,6 +454,12 @@ impl Machine {
         self.look_for_gap();
     }
 
+    /// Whether the link is worth another one at once. One that breaks whenever it is used is not, or it would be made
+    /// anew a thousand times a second.
+    fn has_lasted(&self) -> bool {
+        self.proven >= 2
+    }
+
     fn is_linked(&self) -> bool {
         matches!(self.phase, Phase::Proving | Phase::Up)
     }
@@ -467,7 +490,7 @@ impl Machine {
     }
 
     fn fail(&mut self, now: Duration, why: &str, tell: bool) {
-        let worked = self.is_up();
+        let worked = self.is_up() && self.has_lasted();
         self.actions.push_back(Action::Disconnect);
         (self.filling, self.joining, self.intake, self.probe) = (None, false, false, None);
         self.down_since.get_or_insert(now);

@@ -13,6 +13,7 @@
 //! Live messages are for speed only: they may be lost, late, doubled or out of order. What is missing is read from the
 //! stream, and a probe that goes round through the live messages finds out that they have stopped.
 
+mod batches;
 pub mod block;
 mod driver;
 pub mod hearing;
@@ -221,6 +222,13 @@ impl Stretch {
     pub fn last(&self) -> u64 {
         self.first + self.count - 1
     }
+
+    /// Whether there can be such a block: what claims more records than it has room for must not be believed.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let room = (self.records.len() / block::HEAD) as u64;
+        self.first > 0 && (1..=room).contains(&self.count) && self.first.checked_add(self.count).is_some()
+    }
 }
 
 /// Blocks of the stream, oldest first; the first one may begin before what was asked for.
@@ -295,7 +303,7 @@ pub(super) struct Bridge {
 
 impl Bridge {
     /// Gives the op back if the bridge is closed.
-    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Op> {
-        self.ops.send(op).map_err(|closed| closed.0)
+    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Box<Op>> {
+        self.ops.send(op).map_err(|closed| Box::new(closed.0))
     }
 }

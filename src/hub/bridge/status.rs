@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 /// The numbers of a bridge.
+#[expect(clippy::struct_excessive_bools, reason = "they are told one by one")]
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct BridgeStats {
     /// Name of this hub on the bus; another one after each start.
@@ -24,6 +25,8 @@ pub struct BridgeStats {
     pub losses: u64,
     /// Attempts to connect in vain.
     pub failures: u64,
+    /// Probes that came back.
+    pub probes: u64,
     /// Connections given up because a probe did not come back.
     pub deaf: u64,
     /// Gaps in what was heard, filled from the stream.

@@ -138,8 +138,8 @@ pub(super) fn replay(recovered: Recovered, limits: LogLimits, noting: Noting) ->
 
 impl History {
     /// Gives the op back if the log is closed.
-    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Op> {
-        self.ops.send(op).map_err(|closed| closed.0)
+    pub(super) fn send(&self, op: Op) -> std::result::Result<(), Box<Op>> {
+        self.ops.send(op).map_err(|closed| Box::new(closed.0))
     }
 
     /// What is to be said of the thread, if it has died.

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use crate::hub::bridge::BridgeStats;
 use crate::hub::shared::Shared;
 use crate::hub::stats::HubStats;
 
@@ -41,12 +42,15 @@ pub(super) fn page(shared: &Shared) -> String {
         ("queued_bytes", "Bytes that wait for the sockets of all sessions.", stats.queued_bytes),
         ("known_emitters", "Emitters whose mark is remembered.", stats.known_emitters),
         ("durable", "1 if the log is a file.", usize::from(stats.durable)),
-        ("degraded", "1 if the disk refused the last events.", usize::from(stats.degraded)),
+        ("degraded", "1 if the disk refused the last events, or the bus is away.", usize::from(stats.degraded)),
         ("tls_failed", "1 if the files of the certificate cannot be used and an older one is.", {
             usize::from(stats.tls_error.is_some())
         }),
     ] {
         page.one("gauge", name, help, value);
+    }
+    if let Some(bridge) = &stats.bridge {
+        page.bridge(bridge);
     }
     page.one("gauge", "offset", "Offset of the newest entry.", stats.offset);
     page.one("gauge", "uptime_seconds", "Seconds since the start.", stats.uptime);
@@ -76,6 +80,29 @@ impl Page {
     fn one(&mut self, kind: &str, name: &str, help: &str, value: impl Display) {
         self.head(kind, name, help);
         self.line(name, "", value);
+    }
+
+    fn bridge(&mut self, bridge: &BridgeStats) {
+        for (name, help, value) in [
+            ("losses", "Connections to the bus lost that had worked.", bridge.losses),
+            ("failures", "Attempts to reach the bus in vain.", bridge.failures),
+            ("probes", "Probes that came back.", bridge.probes),
+            ("deaf", "Connections given up because a probe did not come back.", bridge.deaf),
+            ("fills", "Gaps filled from the stream.", bridge.fills),
+            ("restarts", "How often the log began anew.", bridge.restarts),
+            ("batches", "Batches appended by this hub.", bridge.batches),
+            ("plain", "Events taken in from the channel.", bridge.plain),
+            ("plain_refused", "What came on the channel and is no event.", bridge.plain_refused),
+        ] {
+            self.one("counter", &format!("bridge_{name}_total"), help, value);
+        }
+        for (name, help, value) in [
+            ("up", "1 if what is sent over the bus comes back.", usize::from(bridge.up)),
+            ("local", "1 if events go to the sessions of this hub only.", usize::from(bridge.local)),
+            ("waiting", "Ops that wait for the bus.", bridge.waiting),
+        ] {
+            self.one("gauge", &format!("bridge_{name}"), help, value);
+        }
     }
 
     fn head(&mut self, kind: &str, name: &str, help: &str) {

@@ -54,7 +54,8 @@ impl Keeper {
     /// Publishes events; `reply` is called in the hub's thread when all of them are kept and on their way to the
     /// subscribers.
     pub(super) fn publish(&self, records: Vec<Record>, reply: Reply) {
-        if let Err(Op::Publish { reply, .. }) = self.send(Op::Publish { records, reply })
+        if let Err(closed) = self.send(Op::Publish { records, reply })
+            && let Op::Publish { reply, .. } = *closed
             && let Some(error) = self.log().and_then(History::death)
         {
             reply.give(Err(error));
@@ -74,7 +75,7 @@ impl Keeper {
         }
     }
 
-    fn send(&self, op: Op) -> std::result::Result<(), Op> {
+    fn send(&self, op: Op) -> std::result::Result<(), Box<Op>> {
         match self {
             Self::Log(history) => history.send(op),
             Self::Bus(bridge) => bridge.send(op),

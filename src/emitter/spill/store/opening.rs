@@ -330,7 +330,7 @@ pub(super) fn survey(db: &Connection) -> rusqlite::Result<Survey> {
     let base: Option<u64> = get(db, "base")?;
     let totals = Usage::load(db)?;
     let numbers = [base.is_some(), get::<u64>(db, "reserved")?.is_some(), totals.is_some()];
-    if numbers != [get::<String>(db, "epoch")?.is_some(); 3] {
+    if numbers != [get::<String>(db, "epoch")?.is_some(); 3] || !sqlite::is_made(db)? {
         return Err(damaged("some of its own values are missing"));
     }
     for key in ["emitter", "next_seq", "clock", "taken_over"] {

@@ -451,6 +451,20 @@ fn after_damage_a_new_epoch_begins_and_tells_what_is_missing() {
 }
 
 #[test]
+fn values_that_are_all_gone_are_damage_and_not_a_new_file() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("spill.db");
+    let (mut store, fresh) = open(&path);
+    store.append(&[block(1, 5, 9)], 0, 0).expect("stored");
+    store.trim(5).expect("confirmed");
+    store.db.execute("DELETE FROM meta", []).expect("what a single bit in a page can do");
+    drop(store);
+    let again = SpillStore::open(&path, limits(), None, 8, None).expect("usable").1;
+    assert!(again.damage.is_some());
+    assert_ne!(again.epoch, fresh.epoch);
+}
+
+#[test]
 fn only_a_few_damaged_files_are_kept_and_the_rest_is_named() {
     let home = tempfile::tempdir().expect("writable");
     let path = home.path().join("spill.db");

@@ -46,7 +46,8 @@ const KEPT_AT_LEAST: usize = 10_000;
 /// Where a Redis is, and what on it is ours.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// `redis://[user:password@]host[:port][/db]`, `rediss://…` with TLS, `unix:///path`.
+    /// `redis://[user:password@]host[:port][/db]`, `rediss://…` with TLS, `redis+unix:///path`, `redis+sentinel://…`,
+    /// `redis+cluster://…`.
     pub url: Secret,
     /// Name of the stream and its keys, and of the channel on which others may publish JSON.
     pub channel: String,
@@ -106,7 +107,7 @@ impl Bus for RedisBus {
 
     async fn connect(&self, hub: &str) -> Result<(RedisLink, Hearing)> {
         let failed = |error: RedisError| failure(&format!("cannot use the Redis at {}", self.address), &error);
-        let client = self.address.client().await?;
+        let client = self.address.client(&format!("{}:meta", self.names.prefix)).await?;
         let probes = format!("{}:probe:{hub}", self.names.live);
         let (mut sink, stream) = client.get_async_pubsub().await.map_err(failed)?.split();
         sink.subscribe(&[&self.names.live, &probes, &self.names.plain]).await.map_err(failed)?;

@@ -15,11 +15,8 @@ pub(super) fn message(bytes: &Bytes) -> Option<Message> {
             let epoch = words.next()?.to_owned();
             let (first, count) = (number(&mut words)?, number(&mut words)?);
             let by = (words.next()?.to_owned(), number(&mut words)?);
-            let records = bytes.slice(end + 1..);
-            if first == 0 || count == 0 || first.checked_add(count).is_none() {
-                return None;
-            }
-            Message::Block { epoch, by, block: Stretch { first, count, records } }
+            let block = Stretch { first, count, records: bytes.slice(end + 1..) };
+            return block.is_sound().then_some(Message::Block { epoch, by, block });
         }
         "H" => Message::Head { epoch: words.next()?.to_owned(), head: number(&mut words)? },
         "P" => Message::Probe { number: number(&mut words)?, place: place(&mut words)? },
@@ -46,7 +43,7 @@ pub(super) fn as_block(id: &str, count: &str, records: Bytes) -> Option<Stretch>
     let last: u64 = id.strip_suffix("-0")?.parse().ok()?;
     let count: u64 = count.parse().ok()?;
     let first = (last + 1).checked_sub(count)?;
-    (first > 0 && count > 0).then_some(Stretch { first, count, records })
+    Some(Stretch { first, count, records }).filter(Stretch::is_sound)
 }
 
 fn place(words: &mut SplitAsciiWhitespace<'_>) -> Option<Place> {
@@ -84,16 +81,17 @@ mod tests {
 
     #[test]
     fn messages_are_read_and_anything_else_is_none() {
-        let block = Stretch { first: 3, count: 2, records: Bytes::from_static(b"a\nb") };
+        let block = Stretch { first: 3, count: 2, records: Bytes::from_static(b"abc\ndefg") };
         let want = Message::Block { epoch: "e".into(), by: ("h".into(), 7), block };
-        assert_eq!(heard("B e 3 2 h 7\na\nb"), Some(want));
+        assert_eq!(heard("B e 3 2 h 7\nabc\ndefg"), Some(want));
         assert_eq!(heard("H e 9\n"), Some(Message::Head { epoch: "e".into(), head: 9 }));
         let place = Place { epoch: String::new(), head: 0, run: String::new(), intake: true };
         assert_eq!(heard("P 4 - 0 1\n"), Some(Message::Probe { number: 4, place }));
-        for wrong in ["", "B e 3 2 h 7", "B e 0 2 h 7\n", "B e 3 0 h 7\n", "B e -1 2 h 7\n", "{}\n", "H e\n", "\n"] {
+        for wrong in ["", "B e 3 1 h 7", "B e 0 1 h 7\nabcd", "B e 3 0 h 7\nabcd", "{}\n", "H e\n", "\n"] {
             assert_eq!(heard(wrong), None, "{wrong:?}");
         }
-        assert_eq!(heard("B e 18446744073709551615 2 h 7\n"), None);
+        assert_eq!(heard("B e 3 2 h 7\nabcdefg"), None, "there is no room for two");
+        assert_eq!(heard("B e 18446744073709551615 1 h 7\nabcd"), None);
     }
 
     #[test]
@@ -103,7 +101,8 @@ mod tests {
         let want = Appended { epoch: "e".into(), first: 5, count: 2, receivers: 3, judged };
         assert_eq!(as_appended("e 5 2 3 1 0 7,h/1-0 0,", 4), Some(want));
         assert_eq!(as_appended("e 5 2 3 1 0", 3), None);
-        assert_eq!(as_block("9-0", "3", Bytes::new()).map(|block| block.first), Some(7));
-        assert_eq!(as_block("2-0", "3", Bytes::new()), None);
+        let twelve = Bytes::from_static(&[0; 12]);
+        assert_eq!(as_block("9-0", "3", twelve.clone()).map(|block| block.first), Some(7));
+        assert_eq!((as_block("2-0", "3", twelve.clone()), as_block("9-0", "4", twelve)), (None, None));
     }
 }
