@@ -299,7 +299,7 @@ class Hub:
         """Publish an event given as JSON; returns its offset and the number of sessions, or hubs, that it reached."""
 
     def publish_later(self, mailbox: Mailbox, token: int, json: bytes) -> None:
-        """Publish and do not wait; a letter under ``token`` brings what `publish` returns, or an error."""
+        """Publish without waiting for disk or bus; a letter for ``token`` brings what `publish` gives, or an error."""
 
     def stats(self) -> bytes | None:
         """The numbers of the hub as JSON; None before the first start."""

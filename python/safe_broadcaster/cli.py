@@ -113,6 +113,23 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replay-bytes", type=int, default=16 << 20, metavar="N", help="most bytes kept for them (default: 16 MiB)"
     )
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        default=os.environ.get("SAFE_BROADCASTER_REDIS"),
+        help="share one stream with all hubs of this Redis and channel (default: $SAFE_BROADCASTER_REDIS, which, other "
+        "than a command line, does not show a password to everybody)",
+    )
+    parser.add_argument(
+        "--channel", metavar="NAME", default="safe_broadcaster", help="name of that stream (default: safe_broadcaster)"
+    )
+    parser.add_argument(
+        "--probe-interval",
+        type=_positive,
+        default=2.0,
+        metavar="SECONDS",
+        help="how often the connection to Redis is tried (default: 2)",
+    )
     parser.add_argument("--stop-on-eof", action="store_true", help="stop also when the standard input, a pipe, ends")
 
 
@@ -129,7 +146,8 @@ async def _run_hub(arguments: argparse.Namespace) -> None:
     settings["replay_bytes"] = arguments.replay_bytes
     settings["log_path"] = arguments.log
     stop = _stop_event(on_eof=arguments.stop_on_eof)
-    hub = EventBroadcaster(host=arguments.host, port=arguments.port, **settings)
+    settings["probe_interval"] = arguments.probe_interval
+    hub = EventBroadcaster(arguments.redis, arguments.channel, host=arguments.host, port=arguments.port, **settings)
     await hub.start()
     try:
         print(f"hub        {hub.url}\ndashboard  http://{arguments.host}:{hub.port}/", flush=True)

@@ -5,8 +5,8 @@
 //! engine whose link is down for a moment is not dead. A broadcaster that several engines share sends a heartbeat of each,
 //! so what is watched is an emitter's heartbeat on a topic.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +102,13 @@ struct Beat {
 }
 
 impl Beat {
+    fn hear(&mut self, gone: bool, now: Duration) {
+        self.gone = gone;
+        if !gone {
+            self.last = now;
+        }
+    }
+
     fn state(&self, patience: Patience, now: Duration) -> Freshness {
         match now.saturating_sub(self.last) {
             _ if self.gone => Freshness::Gone,
@@ -127,6 +134,16 @@ impl Heartbeats {
         Self { kinds, patterns }
     }
 
+    /// The topics of those among the records, and whether they say goodbye.
+    fn among<'a>(&self, records: &'a [Record]) -> impl Iterator<Item = (&'a str, bool)> {
+        let events = records.iter().filter(|record| record.carried() == Carried::Event);
+        events.filter_map(|record| {
+            let kind = record.kind();
+            let gone = kind.strip_suffix(GONE).is_some_and(|of| self.matches(of, record));
+            (gone || self.matches(kind, record)).then(|| (record.topic(), gone))
+        })
+    }
+
     fn matches(&self, kind: &str, record: &Record) -> bool {
         self.kinds.iter().any(|known| known == kind)
             || self.patterns.iter().any(|pattern| pattern.matches(kind, record.topic()))
@@ -137,7 +154,8 @@ impl Heartbeats {
 #[derive(Debug, Default)]
 pub struct Presence {
     watched: Option<(Heartbeats, Patience)>,
-    hearts: HashMap<(Arc<str>, Arc<str>), Beat>,
+    /// By topic, and emitter.
+    hearts: BTreeMap<(Arc<str>, Arc<str>), Beat>,
     unwatched: u64,
 }
 
@@ -161,25 +179,32 @@ impl Presence {
         if emitter.is_empty() {
             return;
         }
-        for record in records.iter().filter(|record| record.carried() == Carried::Event) {
-            let kind = record.kind();
-            let gone = kind.strip_suffix(GONE).is_some_and(|of| heartbeats.matches(of, record));
-            if !gone && !heartbeats.matches(kind, record) {
-                continue;
-            }
-            let (topic, known) = (record.topic(), self.hearts.len());
+        for (topic, gone) in heartbeats.among(records) {
             if topic.len() > MAX_TOPIC {
                 self.unwatched += 1;
                 continue;
             }
-            match self.hearts.entry((emitter.clone(), Arc::from(topic))) {
-                Occupied(mut heart) => {
-                    let beat = heart.get_mut();
-                    (beat.gone, beat.last) = (gone, if gone { beat.last } else { now });
-                }
+            let known = self.hearts.len();
+            match self.hearts.entry((Arc::from(topic), emitter.clone())) {
+                Occupied(mut heart) => heart.get_mut().hear(gone, now),
                 Vacant(_) if gone => {}
                 Vacant(_) if known >= MOST => self.unwatched += 1,
                 Vacant(place) => drop(place.insert(Beat { last: now, gone, told: None })),
+            }
+        }
+    }
+
+    /// Events came from the stream that several hubs share: an engine whose link has moved to another hub lives, and
+    /// is not to be called dead by the one that it left. Who brought them is not known there, so the topic counts.
+    pub fn overhear(&mut self, records: &[Record], now: Duration) {
+        let Some((heartbeats, _)) = &self.watched else { return };
+        if self.hearts.is_empty() {
+            return;
+        }
+        for (topic, gone) in heartbeats.among(records).filter(|(topic, _)| (1..=MAX_TOPIC).contains(&topic.len())) {
+            let hearts = self.hearts.range_mut((Arc::from(topic), Arc::default())..);
+            for (_, beat) in hearts.take_while(|((of, _), _)| **of == *topic) {
+                beat.hear(gone, now);
             }
         }
     }
@@ -204,7 +229,7 @@ impl Presence {
 
     /// A change could not be told: it is looked at again.
     pub fn untold(&mut self, heart: Heart, now: Duration) {
-        let key = (heart.emitter, heart.topic);
+        let key = (heart.topic, heart.emitter);
         if heart.state == Freshness::Gone {
             let beat = Beat { last: now, gone: true, told: Some(Freshness::Active) };
             self.hearts.entry(key).or_insert(beat);
@@ -261,7 +286,7 @@ fn as_text<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(text)
 }
 
-fn heart((emitter, topic): &(Arc<str>, Arc<str>), beat: &Beat, state: Freshness, now: Duration) -> Heart {
+fn heart((topic, emitter): &(Arc<str>, Arc<str>), beat: &Beat, state: Freshness, now: Duration) -> Heart {
     let silent = now.saturating_sub(beat.last).as_secs_f64();
     Heart { emitter: emitter.clone(), topic: topic.clone(), state, silent: (silent * 1e3).round() / 1e3 }
 }

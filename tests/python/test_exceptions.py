@@ -24,6 +24,7 @@ BUILTINS = {
     "QueueFull": BufferError,
     "HandlerTimeout": TimeoutError,
     "CircuitOpen": ConnectionError,
+    "BusUnavailable": ConnectionError,
     "BroadcasterClosed": RuntimeError,
     "BootFailed": RuntimeError,
     "SourceNotStarted": RuntimeError,

@@ -247,11 +247,6 @@ async def test_a_wrong_setting_is_named_with_what_is_allowed(settings, words):
         assert word in str(refused.value)
 
 
-def test_there_is_no_bridge_yet():
-    with pytest.raises(ConfigError, match="bridge"):
-        EventBroadcaster("redis://localhost")
-
-
 async def test_an_address_in_use_is_named_with_the_remedy(hub):
     with pytest.raises(ConnectRefused, match=re.escape(f"127.0.0.1:{hub.port}") + ".*another port"):
         await EventBroadcaster(port=hub.port).start()

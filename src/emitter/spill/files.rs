@@ -85,7 +85,7 @@ fn write(db: &Connection, fresh: &Path) -> rusqlite::Result<()> {
     let copied = db.execute_batch(
         "PRAGMA fresh.journal_mode = OFF; PRAGMA fresh.synchronous = OFF; PRAGMA fresh.cache_size = -2048;
          BEGIN;
-         INSERT INTO fresh.meta SELECT * FROM main.meta;
+         INSERT OR REPLACE INTO fresh.meta SELECT * FROM main.meta;
          INSERT INTO fresh.item SELECT * FROM main.item ORDER BY first;
          INSERT INTO fresh.parked SELECT * FROM main.parked ORDER BY id;
          COMMIT",

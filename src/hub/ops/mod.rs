@@ -186,6 +186,7 @@ impl Outcome {
             }
             Self::Published { reply, published } => Tell::Publisher { reply, published: Ok(published) },
             Self::Heard { records } => {
+                state.presence.overhear(&records, now);
                 state.append_all(records, now);
                 Tell::Nobody
             }

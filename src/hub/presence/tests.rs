@@ -126,6 +126,25 @@ fn whoever_comes_and_goes_all_the_time_is_told_of_once_in_a_look() {
 }
 
 #[test]
+fn an_engine_that_has_moved_to_another_hub_is_not_called_dead_by_the_one_it_left() {
+    let mut presence = presence();
+    let other = |kind: &str, topic: &str| {
+        Record::event(format!(r#"{{"type":"{kind}","topic":"{topic}"}}"#).into()).expect("valid")
+    };
+    hear(&mut presence, "x", BEAT, "ada", 0);
+    hear(&mut presence, "x", BEAT, "atlas", 0);
+    hear(&mut presence, "x", BEAT, "", 0);
+    assert_eq!(look(&mut presence, 1).len(), 3);
+    let heard = [other(BEAT, "ada"), other(BEAT, "stranger"), other(BEAT, ""), other("graph.delta.node", "atlas")];
+    presence.overhear(&heard, Duration::from_secs(40));
+    let dead = look(&mut presence, 61);
+    assert_eq!(dead, [("x:".into(), Freshness::Dead), ("x:atlas".into(), Freshness::Dead)]);
+    assert_eq!(counts(&presence, 61), (1, 0, 2));
+    presence.overhear(&[other("graph.delta.heartbeat.gone", "ada")], Duration::from_secs(62));
+    assert_eq!(look(&mut presence, 62), [("x:ada".into(), Freshness::Gone)]);
+}
+
+#[test]
 fn the_dead_are_forgotten_after_an_hour() {
     let mut presence = presence();
     hear(&mut presence, "x", BEAT, "ada", 0);

@@ -459,7 +459,7 @@ fn values_that_are_all_gone_are_damage_and_not_a_new_file() {
     store.trim(5).expect("confirmed");
     store.db.execute("DELETE FROM meta", []).expect("what a single bit in a page can do");
     drop(store);
-    let again = open(&path).1;
+    let again = SpillStore::open(&path, limits(), None, 8, None).expect("usable").1;
     assert!(again.damage.is_some());
     assert_ne!(again.epoch, fresh.epoch);
 }
