@@ -238,6 +238,7 @@ async fn while_the_bus_is_away_emitters_keep_their_events_and_publishers_are_tol
     let mut emitter = Client::emitter(a.port()).await;
     emitter.hello("engine", "1", 1).await;
     bus.stop();
+    until("they notice", || [&a, &b].iter().all(|hub| !hub.stats().bridge.expect("a bridge").up)).await;
     emitter.emit(1..=5).await;
     let error = a.publish(Bytes::from_static(b"{}")).expect_err("nobody takes it");
     assert_eq!(error.kind(), ErrorKind::BusDown);
@@ -245,9 +246,15 @@ async fn while_the_bus_is_away_emitters_keep_their_events_and_publishers_are_tol
     assert_eq!(emitter.close_code().await, 3014);
     assert!(a.stats().degraded && !a.stats().bridge.expect("a bridge").up);
     assert_eq!(subscriber.json().await["data"]["status"], "degraded");
+    let (status, why) = support::ask(a.port(), "GET /readyz HTTP/1.1", "").await;
+    assert_eq!((status, why.trim()), (503, "the bus between the hubs is away"));
+    assert_eq!(support::ask(a.port(), "GET /healthz HTTP/1.1", "").await.0, 200, "a restart would not help");
+    let (_, metrics) = support::ask(a.port(), "GET /metrics HTTP/1.1", "").await;
+    assert!(metrics.contains("safe_broadcaster_hub_bridge_up 0\n"), "{metrics}");
     bus.start();
     until("it is back", || a.stats().bridge.expect("a bridge").up && b.stats().bridge.expect("a bridge").up).await;
     while subscriber.json().await["data"]["status"] != "healthy" {} // told again when the breaker opened
+    assert_eq!(support::ask(a.port(), "GET /readyz HTTP/1.1", "").await.0, 200);
     let mut emitter = Client::emitter(a.port()).await;
     assert_eq!(emitter.hello("engine", "1", 1).await, 0, "nothing of it was taken");
     emitter.emit(1..=5).await;

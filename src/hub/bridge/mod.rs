@@ -13,6 +13,7 @@
 //! Live messages are for speed only: they may be lost, late, doubled or out of order. What is missing is read from the
 //! stream, and a probe that goes round through the live messages finds out that they have stopped.
 
+mod action;
 mod batches;
 pub mod block;
 mod driver;

@@ -23,6 +23,8 @@ pub(super) use guard::{admission, origin_is_allowed};
 pub(super) use upgrade::negotiate;
 
 use super::auth::credential_in_query;
+use super::bridge::BusDown;
+use super::ops::Keeper;
 use super::registry::Role;
 use super::shared::Shared;
 use super::stats::HubStats;
@@ -82,8 +84,10 @@ async fn route(
         (&Method::GET | &Method::HEAD, "/") => {
             typed(StatusCode::OK, "text/html; charset=utf-8", shared.config.page.clone())
         }
-        (&Method::GET | &Method::HEAD, "/healthz") => health(shared.listening.load(Ordering::Relaxed)),
-        (&Method::GET | &Method::HEAD, "/readyz") => health(!shared.is_stopping()),
+        (&Method::GET | &Method::HEAD, "/healthz") => {
+            health((!shared.listening.load(Ordering::Relaxed)).then_some("stopping"))
+        }
+        (&Method::GET | &Method::HEAD, "/readyz") => health(unready(shared)),
         (&Method::GET | &Method::HEAD, "/stats") => {
             guard::admit(shared, request.headers()).await?;
             json(StatusCode::OK, &HubStats::read(shared))
@@ -98,8 +102,19 @@ async fn route(
     })
 }
 
-fn health(good: bool) -> Answer {
-    if good { text(StatusCode::OK, "ok") } else { text(StatusCode::SERVICE_UNAVAILABLE, "stopping") }
+/// Why clients had better go to another hub, if they had.
+fn unready(shared: &Shared) -> Option<&'static str> {
+    let waits = || shared.config.bridge.as_ref().is_some_and(|bridge| bridge.bus_down == BusDown::Wait);
+    let away = || shared.keeper.as_ref().and_then(Keeper::bus).is_some_and(|bridge| bridge.status.read().degraded);
+    let cut_off = || waits() && away();
+    if shared.is_stopping() { Some("stopping") } else { cut_off().then_some("the bus between the hubs is away") }
+}
+
+fn health(trouble: Option<&'static str>) -> Answer {
+    match trouble {
+        None => text(StatusCode::OK, "ok"),
+        Some(trouble) => text(StatusCode::SERVICE_UNAVAILABLE, trouble),
+    }
 }
 
 fn not_allowed(method: &'static str) -> Answer {
