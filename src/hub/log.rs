@@ -37,6 +37,8 @@ pub enum NotRecovered {
     Ahead,
     /// Too many replays are on their way to the session already.
     Limit,
+    /// Another hub may have given it, and is ahead of this one: the bus is asked. To be closed, not answered.
+    Doubtful,
 }
 
 impl NotRecovered {
@@ -48,8 +50,18 @@ impl NotRecovered {
             Self::Truncated => "truncated",
             Self::Ahead => "ahead",
             Self::Limit => "limit",
+            Self::Doubtful => "doubtful",
         }
     }
+}
+
+/// Positions ahead of everything that is known, where other hubs write too.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubts {
+    /// The highest that came.
+    highest: u64,
+    /// Up to here the bus was asked since.
+    judged: u64,
 }
 
 /// See the module.
@@ -60,6 +72,8 @@ pub struct Log {
     head: u64,
     /// Entries up to here exist, but may not have come to this log yet.
     known: u64,
+    /// Of a log that many hubs share.
+    doubts: Option<Doubts>,
     entries: VecDeque<(Duration, Entry)>,
     bytes: usize,
     limits: LogLimits,
@@ -79,7 +93,16 @@ impl Log {
     /// An empty log. The epoch must be new: offsets start from 1 again.
     #[must_use]
     pub fn new(epoch: String, limits: LogLimits) -> Self {
-        Self { epoch, head: 0, known: 0, entries: VecDeque::new(), bytes: 0, limits, noting: Noting::default() }
+        Self {
+            epoch,
+            head: 0,
+            known: 0,
+            doubts: None,
+            entries: VecDeque::new(),
+            bytes: 0,
+            limits,
+            noting: Noting::default(),
+        }
     }
 
     /// A log that goes on after the entry with the offset `head`.
@@ -103,13 +126,34 @@ impl Log {
     /// The log begins anew in an epoch, behind the offset `head`: nothing is kept.
     pub fn restart(&mut self, epoch: String, head: u64) {
         (self.epoch, self.head, self.known) = (epoch, head, 0);
+        self.doubts = self.doubts.map(|_| Doubts::default());
         self.entries.clear();
         self.bytes = 0;
     }
 
     /// Entries up to this offset exist elsewhere, and will come: a position there is not ahead.
     pub fn expect(&mut self, known: u64) {
-        self.known = known;
+        self.known = self.known.max(known);
+    }
+
+    /// The same log, of which other hubs may know more: a position that is ahead is doubtful until the bus was asked.
+    #[must_use]
+    pub fn shared_with_others(self) -> Self {
+        Self { doubts: Some(Doubts::default()), ..self }
+    }
+
+    /// The highest position that is doubtful: the bus is to be asked how far the stream is.
+    #[must_use]
+    pub fn doubtful(&self) -> u64 {
+        self.doubts.map_or(0, |doubts| doubts.highest)
+    }
+
+    /// The bus was asked when `doubtful` was the highest such position, and the stream has `known` entries.
+    pub fn settle(&mut self, doubtful: u64, known: u64) {
+        self.expect(known);
+        if let Some(doubts) = &mut self.doubts {
+            doubts.judged = doubts.judged.max(doubtful);
+        }
     }
 
     /// The epoch of all its offsets.
@@ -188,7 +232,13 @@ impl Log {
             return Err(NotRecovered::Epoch);
         }
         if position.offset > self.head.max(self.known) {
-            return Err(NotRecovered::Ahead);
+            return Err(match &mut self.doubts {
+                Some(doubts) if position.offset > doubts.judged => {
+                    doubts.highest = doubts.highest.max(position.offset);
+                    NotRecovered::Doubtful
+                }
+                _ => NotRecovered::Ahead,
+            });
         }
         if position.offset + 1 < self.first() {
             return Err(NotRecovered::Truncated);
@@ -275,6 +325,23 @@ mod tests {
         assert_eq!(since(&mut log, "e", 8, "*", 9), Err(NotRecovered::Ahead));
         log.restart("f".into(), 2);
         assert_eq!(since(&mut log, "f", 3, "*", 9), Err(NotRecovered::Ahead));
+    }
+
+    #[test]
+    fn a_position_that_another_hub_may_have_given_is_doubtful_until_the_bus_was_asked() {
+        let mut log = log(ALL, 5).shared_with_others();
+        assert_eq!(log.doubtful(), 0);
+        for position in [7, 9] {
+            assert_eq!(since(&mut log, "e", position, "*", 9), Err(NotRecovered::Doubtful));
+        }
+        let asked = log.doubtful();
+        assert_eq!(since(&mut log, "e", 11, "*", 9), Err(NotRecovered::Doubtful));
+        log.settle(asked, 7);
+        assert_eq!(since(&mut log, "e", 7, "*", 9), Ok(vec![]));
+        assert_eq!(since(&mut log, "e", 9, "*", 9), Err(NotRecovered::Ahead), "the bus has no such entry");
+        assert_eq!(since(&mut log, "e", 11, "*", 9), Err(NotRecovered::Doubtful), "it came after the question");
+        log.restart("f".into(), 2);
+        assert_eq!(since(&mut log, "f", 9, "*", 9), Err(NotRecovered::Doubtful), "another stream");
     }
 
     #[test]

@@ -168,6 +168,11 @@ impl State {
             }
             Ok(self.registry.cursor(events, position.offset, &self.log))
         });
+        if matches!(recovery, Some(Err(NotRecovered::Doubtful))) {
+            // Whoever says "ahead" now could be wrong, and whoever waited would keep events from the session: it comes
+            // back, to a hub that knows, or when this one does.
+            return self.registry.order_close(id, CloseCode::Degraded);
+        }
         let reached = wanted.since.as_ref().filter(|_| matches!(recovery, Some(Ok(_)))).map_or(0, |since| since.offset);
         let (epoch, offset) = (self.log.epoch(), self.log.head().max(reached));
         let mut answer = Subscribed {

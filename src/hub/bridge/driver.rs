@@ -54,6 +54,8 @@ pub(super) struct Driver<B: Bus> {
     echo: Option<Message>,
     /// What the log was told to expect.
     expected: u64,
+    /// What the log doubted when the last probe was sent.
+    doubtful: u64,
     /// The bus is away, and events go on without it.
     local: Option<Local>,
     closing: Option<oneshot::Sender<()>>,
@@ -79,6 +81,7 @@ impl<B: Bus> Driver<B> {
             answered: VecDeque::new(),
             echo: None,
             expected: 0,
+            doubtful: 0,
             local: None,
             closing: None,
         }
@@ -106,7 +109,7 @@ impl<B: Bus> Driver<B> {
                 Some(event) = self.asked.join_next() => {
                     // An error means that the task was aborted, or has panicked: the next probe finds out.
                     if let Ok(event) = event {
-                        self.on_event(event);
+                        self.on_event(&shared, event);
                     }
                 }
                 message = hear(&mut self.hearing) => self.on_message(&shared, message),
@@ -156,7 +159,7 @@ impl<B: Bus> Driver<B> {
         }
     }
 
-    fn on_event(&mut self, event: Event<B::Link>) {
+    fn on_event(&mut self, shared: &Shared, event: Event<B::Link>) {
         let now = self.now();
         let lost = match event {
             Event::Linked(Ok((link, hearing, place))) => {
@@ -167,7 +170,15 @@ impl<B: Bus> Driver<B> {
             Event::Joined(Ok(place)) => return self.machine.joined(&place),
             Event::Appended(Ok(appended)) => return self.on_appended(appended),
             Event::Filled(Ok(filled)) => return self.machine.filled(filled),
-            Event::Probed(Ok(_)) => return, // it counts when it comes round
+            Event::Probed(Ok(place)) => {
+                // As a sign of life it counts when it comes round.
+                let doubtful = self.doubtful;
+                return shared.with(|state, _| {
+                    if state.log.epoch() == place.epoch {
+                        state.log.settle(doubtful, place.head);
+                    }
+                });
+            }
             Event::Linked(Err(error))
             | Event::Joined(Err(error))
             | Event::Appended(Err(error))
@@ -233,7 +244,12 @@ impl<B: Bus> Driver<B> {
                         shared.with(|state, _| state.restart(epoch, head));
                     }
                     Action::Tell(trouble) => self.tell(shared, trouble.as_deref()),
-                    action => self.ask(&action),
+                    action => {
+                        if matches!(action, Action::Probe(_)) {
+                            self.doubtful = shared.with(|state, _| state.log.doubtful());
+                        }
+                        self.ask(&action);
+                    }
                 }
             }
             while let Some(next) = self.answered.front()

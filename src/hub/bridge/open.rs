@@ -48,7 +48,7 @@ fn launch<B: Bus>(
         cooldown: config.breaker_cooldown,
         keep: limits.events as u64,
     };
-    let log = Log::new(String::new(), limits).noting(noting);
+    let log = Log::new(String::new(), limits).noting(noting).shared_with_others();
     let opening = open(bus, config.clone(), hub, Machine::new(settings, fastrand::u64(..)), log);
     let (opened, waiting) = blocking::sync_channel(1);
     // The receiver waits: sending cannot fail.
