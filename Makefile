@@ -6,7 +6,7 @@ BENCH  := benchmarks/.venv
 # Whoever changes one of these needs a new build.
 RUST   := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 
-.PHONY: setup demo chaos test test-rust test-python redis lint format bench docs clean
+.PHONY: setup demo chaos chaos-redis test test-rust test-python redis lint format bench docs clean
 
 setup: $(VENV)/.built                       ## a virtual environment with the release build in it
 
@@ -25,6 +25,9 @@ demo: setup                                 ## a hub that is killed twice, three
 
 chaos: setup                                ## kill -9 at random until there is proof; ARGS='--kills 1000 --durability all --seed 7'
 	$(BIN)/python -m chaos $(ARGS)
+
+chaos-redis: setup                          ## the same for hubs that share a stream over Redis; ARGS='--seconds 300 --seed 7'
+	$(BIN)/python -m chaos.bridge $(ARGS)
 
 test: test-rust test-python                 ## everything that can fail
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chaos.lives import DRAIN_TIMEOUT, EngineKeeper, HubKeeper, Outcome, World, within
-from chaos.processes import HOST, HubProcess, RedisProcess, free_port
+from chaos.processes import HOST, Broken, HubProcess, RedisProcess, free_port
 from chaos.proxy import Proxy
 from chaos.run import all_of, cancel, catch_up, judge_stream
 from chaos.witness import Witness
@@ -43,6 +43,9 @@ _PAUSES = (0.01, 0.02, 0.05)
 _PROBE = 0.5
 """Seconds between the probes of a hub."""
 
+_RESTART = 0.2
+"""Seconds until a hub that found no Redis is started again."""
+
 _TOLD_WITHIN = 3.0
 """Seconds after which whoever listens must know that Redis is lost: a probe, its patience, and a busy machine."""
 
@@ -55,6 +58,28 @@ class Outage:
 
     begin: float
     end: float
+
+
+class SupervisedHub(HubProcess):
+    """Ends if Redis is away when it starts, as it should, and is then started again."""
+
+    async def answers(self) -> None:
+        """Wait until its port answers."""
+        while True:
+            try:
+                return await super().answers()
+            except Broken:
+                if self.running or not self._was_refused():
+                    raise
+            await asyncio.sleep(_RESTART)
+            await self.start()
+
+    def signal(self, number: int) -> bool:
+        """Signal it; False if it has ended by itself before, and not for want of Redis."""
+        return super().signal(number) or self._was_refused()
+
+    def _was_refused(self) -> bool:
+        return "cannot use the Redis" in self.complaint()
 
 
 class RedisKeeper:
@@ -122,22 +147,22 @@ def untold(outages: Iterable[Outage], sittings: Iterable[Sitting]) -> list[str]:
     return violations
 
 
-async def run(folder: Path, seed: int, seconds: float, *, witnesses: int = WITNESSES) -> tuple[Outcome, RedisKeeper]:
+async def run(folder: Path, seed: int, seconds: float, *, durable: bool = True) -> tuple[Outcome, RedisKeeper]:
     """Break things for so long, and judge.
 
     Args:
         folder: An empty directory for spills and Redis.
         seed: Draws the schedule.
         seconds: How long there are faults.
-        witnesses: How many subscribers.
+        durable: False: Redis forgets when it is killed, which must be found.
 
     """
     outcome, name = Outcome(), f"{seed}/bridge"
-    redis = RedisProcess(folder, free_port())
+    redis = RedisProcess(folder, free_port(), durable=durable)
     options = ("--redis", f"redis://{HOST}:{redis.port}/0", "--channel", "chaos", "--probe-interval", str(_PROBE))
-    hubs = [HubProcess(f"hub-{number}", folder, free_port(), *options) for number in range(HUBS)]
+    hubs = [SupervisedHub(f"hub-{number}", folder, free_port(), *options) for number in range(HUBS)]
     rng = random.Random(f"{name}/witnesses")
-    watching = [Witness(lambda: f"ws://{HOST}:{rng.choice(hubs).port}/ws") for _ in range(witnesses)]
+    watching = [Witness(lambda: f"ws://{HOST}:{rng.choice(hubs).port}/ws") for _ in range(WITNESSES)]
     tasks: list[asyncio.Task[None]] = []
     over = asyncio.Event()
     breaker = RedisKeeper(name, redis, outcome)

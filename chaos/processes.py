@@ -144,16 +144,17 @@ class HubProcess(_Server):
 
 
 class RedisProcess(_Server):
-    """``redis-server`` that writes down what it has done before it answers, so that a kill loses nothing."""
+    """``redis-server``: writes down what it has done before it answers, so that a kill loses nothing, or forgets."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *, durable: bool) -> None:
         super().__init__("redis", folder / "redis.err", port)
         self._folder = folder
+        self._appends = "yes" if durable else "no"
 
     async def start(self) -> None:
         """Start it; it does not answer yet."""
         where = ("--bind", HOST, "--port", str(self.port), "--dir", str(self._folder))
-        await self._spawn("redis-server", *where, "--appendonly", "yes", "--save", "", "--loglevel", "warning")
+        await self._spawn("redis-server", *where, "--appendonly", self._appends, "--save", "", "--loglevel", "warning")
 
     async def say(self, command: str) -> str:
         """Its answer to a command without an argument that has spaces."""
@@ -163,6 +164,8 @@ class RedisProcess(_Server):
             return (await asyncio.wait_for(reader.readline(), END_TIMEOUT)).decode().strip()
         finally:
             writer.close()
+            with suppress(OSError):  # it may be killed meanwhile
+                await writer.wait_closed()
 
 
 class EngineProcess(_Process):

@@ -38,6 +38,11 @@ pub(crate) enum Expected {
         reason: Option<&'static str>,
     },
     Unsubscribed(&'static str),
+    /// An ack of what was not sent.
+    Refused {
+        sequence: u64,
+        last: u64,
+    },
     Entry {
         position: (String, u64),
         kind: &'static str,
@@ -61,6 +66,9 @@ pub(crate) struct Session {
     /// Events may be left out, or have been: then what waits is less than is expected, and only the hub knows when it is
     /// too much.
     lossy: bool,
+    /// Events may be left out now.
+    leaves_out: bool,
+    pub(crate) acked: Option<u64>,
     /// More was to wait than may, since all was read last.
     squeezed: bool,
     /// The events that came while it listened: seq, and whose newest state it is.
@@ -135,13 +143,22 @@ impl Session {
             overflowed: false,
             epoch: String::new(),
             lossy: false,
+            leaves_out: false,
+            acked: None,
             squeezed: false,
             came: vec![],
         }
     }
 
     pub(crate) fn set_slow(&mut self, slow: &str) {
-        self.lossy |= slow != "disconnect";
+        if !self.overflowed {
+            self.leaves_out = slow != "disconnect";
+            self.lossy |= self.leaves_out;
+        }
+    }
+
+    pub(crate) fn may_be_closed_by_an_event(&self) -> bool {
+        !self.leaves_out || self.overflowed
     }
 
     /// Sees whether the hub ends a session of which that cannot be foreseen.
@@ -248,8 +265,14 @@ impl Session {
         true
     }
 
-    pub(crate) fn may_acknowledge(&self, offset: u64) -> bool {
-        !self.overflowed && offset <= self.prev
+    /// Everything up to there is processed, says the client; whether that counts.
+    pub(crate) fn acknowledge(&mut self, sequence: u64) -> bool {
+        if sequence > self.prev {
+            self.expect(Expected::Refused { sequence, last: self.prev });
+            return false;
+        }
+        self.acked = self.acked.max(Some(sequence));
+        true
     }
 
     fn entry(&self, entry: &Kept, prev: u64, replay: bool) -> Expected {
@@ -323,6 +346,11 @@ impl Expected {
             Self::Unsubscribed(pattern) => {
                 put("action", "unsubscribed".into());
                 put("events", vec![*pattern].into());
+            }
+            Self::Refused { sequence, last } => {
+                let message = format!("data.sequence is {sequence}, the last one sent was {last}");
+                put("type", "error".into());
+                put("data", serde_json::json!({"code": "bad_frame", "message": message}));
             }
             Self::Entry { position: (_, seq), kind, prev, replay, data } => {
                 put("type", (*kind).into());
