@@ -281,7 +281,7 @@ fn a_password_is_shown_nowhere() {
     let bus = RedisBus::new(&config_with).expect("valid");
     assert!(!format!("{config_with:?}{bus:?}").contains("s3cret"));
     run(async {
-        let error = bus.connect("a").await.err().expect("nobody is there");
+        let error = bus.connect("a").await.expect_err("nobody is there");
         assert!(error.report().contains("127.0.0.1:1") && !error.report().contains("s3cret"), "{}", error.report());
     });
     for wrong in ["", "s3cret", "http://user:s3cret@host", "redis://:s3cret@host/notanumber"] {
