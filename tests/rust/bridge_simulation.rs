@@ -231,7 +231,10 @@ impl World {
                 Action::Connect | Action::Join | Action::Fill { .. } | Action::Probe(_) => {
                     self.hubs[n].machine.lost(self.now, "the bus is away");
                 }
-                Action::Disconnect => self.hubs[n].linked = false,
+                Action::Disconnect => {
+                    self.hubs[n].linked = false;
+                    self.hubs[n].coming.clear();
+                }
                 Action::Begin { epoch, head } => {
                     let hub = &mut self.hubs[n];
                     (hub.epoch, hub.next) = (epoch, head + 1);

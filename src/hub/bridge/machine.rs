@@ -287,6 +287,9 @@ impl Machine {
 
     /// Something was heard.
     pub fn heard(&mut self, message: Message) {
+        if !self.is_linked() {
+            return; // of a link that was given up: the bus may have gone on without it
+        }
         match message {
             Message::Block { epoch, block, .. } => {
                 self.offer(&epoch, block.first, block.count, Body::Encoded(block.records));
