@@ -49,8 +49,8 @@ impl Victim {
             .stderr(Stdio::piped())
             .spawn()
             .expect("starts");
-        let lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
-        let port = lines.filter_map(|line| line.strip_prefix("port ")?.parse().ok()).next().expect("a port");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let port = lines.find_map(|line| line.strip_prefix("port ")?.parse().ok()).expect("a port");
         let mut victim = Self { child, port, before: 0 };
         victim.before = victim.peak();
         victim

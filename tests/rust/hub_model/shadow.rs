@@ -53,6 +53,7 @@ pub(crate) enum Expected {
 }
 
 /// A connection, as it should be.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Session {
     patterns: Vec<&'static str>,
     prev: u64,
