@@ -21,9 +21,9 @@ pub struct BridgeStats {
     pub circuit: &'static str,
     /// Whether this hub takes in what others publish on the channel.
     pub intake: bool,
-    /// Connections lost that had worked.
+    /// Connections lost that had worked: a probe had come round.
     pub losses: u64,
-    /// Attempts to connect in vain.
+    /// Attempts to connect in vain, and connections lost before a probe had come round.
     pub failures: u64,
     /// Probes that came back.
     pub probes: u64,
