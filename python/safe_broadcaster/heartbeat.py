@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from safe_broadcaster.calling import check_callable, name_of
-from safe_broadcaster.deadlines import call_here, within
+from safe_broadcaster.deadlines import TimedOut, call_here, within
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
     ConfigError,
@@ -181,6 +181,7 @@ class Heartbeat:
             }
         )
         try:
-            await asyncio.wait_for(outcome, patience)
-        except asyncio.TimeoutError:
+            # Not `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together with the outcome.
+            await within(patience, asyncio.ensure_future(outcome))
+        except TimedOut:
             logger.debug("%s of %s is accepted and not confirmed yet", kind, self.citizen_id)
