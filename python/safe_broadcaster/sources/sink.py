@@ -7,7 +7,7 @@ import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from safe_broadcaster.deadlines import call_here, within
+from safe_broadcaster.deadlines import TimedOut, call_here, within
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Sink:
             return
         outcome = self._method(event)
         if inspect.isawaitable(outcome):
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(outcome, timeout)
+            with contextlib.suppress(TimedOut):
+                await within(timeout, asyncio.ensure_future(outcome))
 
     def can_tell_listeners(self) -> bool:
         """Whether the target knows if somebody listens."""
