@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from kit.event import event
-from kit.processes import answer, ask, client_cpus, closed_port, process, role, server_cpus, tool
+from kit.processes import answer, ask, client_cpus, closed_port, cpu_seconds, process, role, server_cpus, tool
 from kit.rounds import Figures, options
 
 SUBSCRIBE = {"type": "subscribe", "data": {"events": ["graph.*"]}}
@@ -34,8 +34,7 @@ class Hub:
 
     def cpu(self) -> float:
         """Seconds of all its threads so far."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        return cpu_seconds(self.process.pid)
 
     def resident(self) -> int:
         """Bytes."""
