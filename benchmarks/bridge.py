@@ -83,12 +83,11 @@ class Route:
         answer(child)
         return child
 
-    def offset(self) -> int:
-        """How far the stream has got, as the emitter's hub knows it."""
-        with urllib.request.urlopen(
-            self._near["publish"].replace("ws:", "http:").removesuffix("/ws") + "/stats"
-        ) as said:
-            return json.load(said)["offset"]
+    def stats(self) -> dict:
+        """What the emitter's hub says of itself."""
+        address = self._near["publish"].replace("ws:", "http:").removesuffix("/ws")
+        with urllib.request.urlopen(f"{address}/stats") as said:
+            return json.load(said)
 
     def flood(self, counter: Popen[str], events: int) -> float:
         """Events per second, from before the first is emitted until the last has reached the subscriber."""
@@ -122,6 +121,10 @@ async def rate(bus: Bus, figures: Figures, args: object) -> None:
                 await bus.client.xadd("plain", {"e": body}, maxlen=10_000, approximate=True)
             figures.add("redis-py, XADD", "events/s", count / (time.perf_counter() - began))
             figures.add("redis-py, XADD", "CPU s per million", (cpu_seconds(bus.pid) - before) / count * 1e6)
+        stream = "{sb1:bench}:stream"
+        last, fields = (await bus.client.xinfo_stream(stream))["first-entry"]  # an entry's id is that of its last event
+        kept = path.stats()["offset"] - int(last.split(b"-")[0]) + int(fields[b"n"])
+        figures.add("ours, 2 hubs", "bytes of Redis per event", await bus.client.memory_usage(stream, samples=0) / kept)
     figures.check("bridge_rate", figures.ratios("ours, 2 hubs", "redis-py, XADD", "events/s"))
 
 
@@ -152,12 +155,12 @@ async def gap(bus: Bus, figures: Figures, args: object) -> None:
         counter = path.counter()
         path.flood(counter, 1000)
         for _ in range(args.rounds):
-            before = path.offset()
+            before = path.stats()["offset"]
             tell(counter, mode="receive", events=args.gap)
             os.kill(path.far.pid, signal.SIGSTOP)
             await bus.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             ask(path.publisher, rate=1000, events=args.gap)
-            while path.offset() < before + args.gap:  # noqa: ASYNC110 it is another process
+            while path.stats()["offset"] < before + args.gap:  # noqa: ASYNC110 it is another process
                 await asyncio.sleep(0.01)
             os.kill(path.far.pid, signal.SIGCONT)
             figures.add("ours", "events/s", received(counter)["frames per second"])
@@ -177,13 +180,18 @@ def hubs(bus: Bus, args: object) -> None:
             for _ in range(args.rounds):
                 for name, pace in (("1000/s", 1000), ("as fast as it goes", 0)):
                     events = int(1000 * args.seconds) if pace else args.events
-                    before, began = cpu_seconds(bus.pid), time.perf_counter()
+                    batches, before, began = (
+                        path.stats()["bridge"]["batches"],
+                        cpu_seconds(bus.pid),
+                        time.perf_counter(),
+                    )
                     tell(counter, mode="receive", events=events)
                     ask(path.publisher, rate=pace, events=events)
                     received(counter)
                     case = f"{count} hub{'s' if count > 1 else ''}, {name}"
-                    figures.add(case, "CPU s per million", (cpu_seconds(bus.pid) - before) / events * 1e6)
                     figures.add(case, "events/s", events / (time.perf_counter() - began))
+                    figures.add(case, "CPU s per million", (cpu_seconds(bus.pid) - before) / events * 1e6)
+                    figures.add(case, "events per batch", events / (path.stats()["bridge"]["batches"] - batches))
     figures.print()
 
 
