@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from safe_broadcaster.config import Durability
+    from safe_broadcaster.mailbox import Reply
 
 __all__ = ["FlushResult", "HealthBus", "Ready", "SafeBroadcaster", "Spill"]
 
@@ -238,7 +239,7 @@ class SafeBroadcaster(_core.Emitter):
         self._settle(mailbox)
         reply = mailbox.reply()
         self._start(mailbox.core, reply.token)
-        await self._in_time(reply.wait(), timeout)
+        await self._in_time(reply, timeout)
 
     def _settle(self, mailbox: Mailbox) -> None:
         """Have reports and requests for a duck-typed client come to the loop that called ``start()`` last."""
@@ -272,15 +273,13 @@ class SafeBroadcaster(_core.Emitter):
         mailbox = Mailbox.current()
         reply = mailbox.reply()
         self._await_live(mailbox.core, reply.token)
-        await self._in_time(reply.wait(), timeout)
+        await self._in_time(reply, timeout)
 
-    async def _in_time(self, waiting: Coroutine[Any, Any, None], timeout: float | None) -> None:
-        try:
-            await asyncio.wait_for(waiting, timeout)
-        except asyncio.TimeoutError:
+    async def _in_time(self, reply: Reply[None], timeout: float | None) -> None:
+        if not await reply.wait_for(timeout):
             last = self.get_stats()["last_error"]
             because = f" (last error: {last})" if last else ""
-            raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background") from None
+            raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background")
 
     async def flush_spill(self) -> FlushResult:
         """Ask for a flush now, without waiting for the backoff, and wait for its end.
@@ -297,11 +296,7 @@ class SafeBroadcaster(_core.Emitter):
         mailbox = Mailbox.current()
         reply = mailbox.reply()
         self._drain(mailbox.core, reply.token)
-        try:
-            await asyncio.wait_for(reply.wait(), timeout)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        return await reply.wait_for(timeout)
 
     async def stop(self, drain_timeout: float = 5.0) -> None:
         """Accept nothing more, send for at most ``drain_timeout`` seconds, leave the rest in the spill, close it.

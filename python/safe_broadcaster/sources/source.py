@@ -145,7 +145,9 @@ class Source:
 
 async def pause(seconds: float, wake: asyncio.Event) -> None:
     """Wait for so long, or until woken."""
+    waking = asyncio.ensure_future(wake.wait())
     try:
-        await asyncio.wait_for(wake.wait(), seconds)
-    except asyncio.TimeoutError:
-        return
+        # Not `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together with the waking.
+        await asyncio.wait({waking}, timeout=seconds)
+    finally:
+        waking.cancel()
