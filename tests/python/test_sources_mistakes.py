@@ -225,6 +225,8 @@ def test_a_source_whose_run_is_cancelled_by_somebody_or_dies_or_returns_is_start
                     task.cancel()
             await asyncio.sleep(6)
             assert began == [0, 5, 10, 16]
+            [status] = tasks.status()
+            assert (status["failures"], status["last_error"]) == (3, "was cancelled by somebody")
 
     runs()
     told = " | ".join(messages(caplog))
@@ -389,6 +391,51 @@ def test_an_event_after_the_stop_is_logged(caplog) -> None:
 
     stops()
     assert "was stopped: an event is not broadcast" in messages(caplog)[0]
+
+
+def test_what_plain_handlers_return_around_the_stop_is_told_and_is_no_news_at_the_next_start(caplog) -> None:
+    @virtual
+    async def stops() -> None:
+        @sources.on_event("x")
+        def handle(n: int) -> int:
+            return n
+
+        manager, tasks = run(handle)
+        manager.takes = 1000.0
+        async with tasks:
+            for n in range(3):
+                handle(n)
+            await asyncio.sleep(1)
+        handle(3)
+        manager.takes = 0.0
+        async with tasks:
+            handle(4)
+            await asyncio.sleep(1)
+        assert manager.data() == [4]
+        assert handle.source.status()["dropped"] == 4
+
+    stops()
+    assert [told for told in messages(caplog) if "stopped" in told] == [
+        "source x (handle) was stopped: 3 results are not broadcast",
+        "source x (handle) was stopped: an event is not broadcast",
+    ]
+
+
+def test_sources_whose_loop_ended_without_a_stop_are_started_in_the_next() -> None:
+    state = State(1)
+    manager, tasks = run(sources.poll(state.fetch, every=60, event_type="x"))
+
+    async def life() -> None:
+        rounds = tasks.status()[0]["rounds"]
+        await tasks.start()
+        await tasks.start()
+        await eventually(lambda: tasks.status()[0]["rounds"] == rounds + 1)
+        assert tasks.status()[0]["state"] == "running"
+
+    asyncio.run(life())
+    assert tasks.status()[0]["state"] == "stopped"
+    asyncio.run(life())
+    assert manager.data() == [1]
 
 
 @virtual

@@ -37,17 +37,22 @@ class BootSequence:
             any case.
 
     Raises:
-        ConfigError: The timeout is not above 0.
+        ConfigError: The timeout is not above 0, or the progress is no plain function.
 
     """
 
     def __init__(self, *, timeout: float = 10.0, progress: Callable[[BootProgress], object] | None = None) -> None:
         self._timeout = _checked_timeout(timeout)
+        if progress is not None:
+            check_callable("progress", progress)
+            if is_async(progress):
+                raise ConfigError(f"progress={name_of(progress)} is not allowed: give a plain function, as nobody waits for it")
         self._progress = progress
         self._steps: dict[str, Step] = {}
         self._begun: list[Step] = []
         self._took: dict[str, float] = {}
         self._running = False
+        self._undoing = asyncio.Lock()
 
     def add(
         self,
@@ -75,9 +80,11 @@ class BootSequence:
             timeout: Seconds until it must be ready. Default: that of the sequence.
 
         Raises:
-            ConfigError: The name is taken, the service is none of these, or the timeout not above 0.
+            ConfigError: The name is taken, the service is none of these, or the timeout not above 0; or it has run already.
 
         """
+        if self._running or self._begun:
+            raise ConfigError(f"name={name!r} is not allowed now: the boot sequence has run already; add all steps before")
         if name in self._steps:
             raise ConfigError(f"name={name!r} is not allowed: there is such a step already; give each its own name")
         if isinstance(depends_on, str):
@@ -131,6 +138,7 @@ class BootSequence:
         if self._running or self._begun:
             raise ConfigError("this boot sequence has run already; stop() it before it runs again")
         self._running = True
+        self._undoing = asyncio.Lock()  # it belongs to the loop in which it was waited for
         self._took = {}
         sorter.prepare()
         began = now()
@@ -162,6 +170,8 @@ class BootSequence:
 
     async def stop(self) -> None:
         """Undo all steps in reverse order. What one of them raises is logged, and the others are undone all the same.
+
+        A second call waits for the end of the first. One that is cancelled leaves the rest to the next call.
 
         Raises:
             ConfigError: It is still starting; cancel `run`, which then undoes what has begun.
@@ -223,11 +233,12 @@ class BootSequence:
 
     async def _undo_all(self) -> list[str]:
         undone: list[str] = []
-        while self._begun:
-            step = self._begun[-1]
-            if step.undo is not None and await self._undo(step, step.undo):
-                undone.append(step.name)
-            self._begun.remove(step)
+        async with self._undoing:
+            while self._begun:
+                step = self._begun[-1]
+                if step.undo is not None and await self._undo(step, step.undo):
+                    undone.append(step.name)
+                self._begun.pop()
         return undone
 
     async def _undo(self, step: Step, undo: Callable[[], Any]) -> bool:

@@ -61,7 +61,7 @@ class EventSource(Source):
         super().__init__(event_type, topic=topic, name=name or event_type, timeout=timeout)
         self._is_named = name is not None
         self.dropped = 0
-        """Results of plain handlers that were dropped because too many waited."""
+        """Results that were not broadcast: too many of them waited, or the source was stopped."""
         self._errors: Errors = errors
         self._when_full: WhenFull = when_full
         self._max_waiting = max_waiting
@@ -109,9 +109,20 @@ class EventSource(Source):
                     await self._tell(result)
                 except Exception as error:  # noqa: BLE001 - a source outlives whatever its manager raises
                     self._failed(error)
+                except BaseException:  # cancelled
+                    self._waiting.appendleft(result)
+                    raise
             self._bell.clear()
             if not self._waiting:
                 await self._bell.wait()
+
+    def end(self) -> None:
+        """See `Source.end`."""
+        super().end()
+        if self._waiting:  # they would be old news at the next start
+            self.dropped += len(self._waiting)
+            logger.error("source %s was stopped: %d results are not broadcast", self.name, len(self._waiting))
+            self._waiting.clear()
 
     def status(self) -> dict[str, Any]:
         """Return its numbers."""
@@ -149,8 +160,7 @@ class EventSource(Source):
 
     async def _tell(self, result: object) -> None:
         if result is not None:
-            if self.state == "stopped":
-                logger.warning("source %s was stopped: an event is not broadcast", self.name)
+            if self._is_stopped():
                 return
             self._watch()
             await self._broadcast(result)
@@ -158,6 +168,8 @@ class EventSource(Source):
 
     def _put(self, result: object) -> None:
         """Have the result of a plain handler broadcast, from whichever thread it runs in."""
+        if result is not None and self._is_stopped():
+            return
         if len(self._waiting) >= self._max_waiting:
             self.dropped += 1
             full = f"{self._max_waiting} results of {self.name} wait to be broadcast"
@@ -169,6 +181,12 @@ class EventSource(Source):
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the source was stopped
                 self._loop.call_soon_threadsafe(self._bell.set)
+
+    def _is_stopped(self) -> bool:
+        if self.state == "stopped":
+            self.dropped += 1
+            logger.warning("source %s was stopped: an event is not broadcast", self.name)
+        return self.state == "stopped"
 
     def _check(self) -> None:
         if self.state == "new":

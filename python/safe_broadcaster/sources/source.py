@@ -54,7 +54,7 @@ class Source:
         self.rounds = 0
         """Rounds, or calls, that ended well, whether or not they had something to broadcast."""
         self.failures = 0
-        """Rounds, or calls, that raised or hung."""
+        """Rounds, or calls, that raised or hung, and runs that ended by themselves."""
         self.failures_in_row = 0
         """Those of them since the last one that ended well."""
         self.last_error: str | None = None
