@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster import _core
 from safe_broadcaster.deadlines import Aside
-from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
+from safe_broadcaster.exceptions import HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["Handler", "call", "check_callable", "check_timeout", "is_async", "name_of"]
+__all__ = ["Handler", "call", "is_async", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +40,6 @@ def is_async(function: object) -> bool:
     """Whether it is to be called on the event loop."""
     of_an_emitter = isinstance(getattr(function, "__self__", None), _core.Emitter)  # safe_emit never blocks
     return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
-
-
-def check_callable(setting: str, function: object) -> None:
-    """Raise `ConfigError` for what cannot be called."""
-    if not callable(function):
-        raise ConfigError(f"{setting}={function!r} is not allowed: give a function, async or not")
-
-
-def check_timeout(setting: str, seconds: float | None) -> None:
-    """Raise `ConfigError` for what is no time."""
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"{setting}={seconds!r} is not allowed: give seconds above 0, or None for no limit")
 
 
 async def call(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:

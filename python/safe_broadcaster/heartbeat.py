@@ -17,7 +17,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from safe_broadcaster.calling import check_callable, name_of
+from safe_broadcaster.calling import name_of
+from safe_broadcaster.checks import check_callable, check_seconds
 from safe_broadcaster.deadlines import TimedOut, call_here, within
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
@@ -85,8 +86,7 @@ class Heartbeat:
             raise ConfigError(f"broadcaster={broadcaster!r} is not allowed: give an object with safe_emit(event)")
         if not isinstance(citizen_id, str) or not citizen_id or "/" in citizen_id:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"citizen_id={citizen_id!r} is not allowed: give a text that is not empty, without '/'")
-        if not 0 < interval < math.inf:
-            raise ConfigError(f"interval={interval!r} is not allowed: give seconds, more than 0")
+        check_seconds("interval", interval)
         if snapshot is not None:
             check_callable("snapshot", snapshot)
         self.citizen_id = citizen_id

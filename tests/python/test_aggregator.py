@@ -295,6 +295,7 @@ async def test_names_are_bounded_and_that_is_told(caplog) -> None:
     [
         {"novelty_threshold": 1.1},
         {"novelty_threshold": float("nan")},
+        {"novelty_threshold": "0.5"},
         {"aggregate": 7},
         {"aggregate_timeout": 0},
         {"event_emitter": 7},

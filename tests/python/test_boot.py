@@ -355,7 +355,7 @@ def test_wrong_steps_are_refused_by_name() -> None:
             boot.add("x", print, ready=gate)
     with pytest.raises(ConfigError, match="undo=7"):
         boot.add("x", print, undo=7)
-    for timeout in (0, -1, float("nan"), float("inf")):
+    for timeout in (0, -1, float("nan"), float("inf"), "5", True):
         with pytest.raises(ConfigError, match="timeout="):
             boot.add("x", print, timeout=timeout)
         with pytest.raises(ConfigError, match="timeout="):

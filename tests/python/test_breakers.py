@@ -129,7 +129,14 @@ def test_a_breaker_for_each_request_is_a_mistake_that_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_consecutive_errors": 0}, {"cooldown_period": -1}, {"cooldown_period": float("nan")}]
+    "wrong",
+    [
+        {"max_consecutive_errors": 0},
+        {"cooldown_period": -1},
+        {"cooldown_period": float("nan")},
+        {"cooldown_period": "60"},
+        {"max_consecutive_errors": 1.5},
+    ],
 )
 def test_a_wrong_setting_is_named(wrong) -> None:
     for make in (CircuitBreaker, CircuitBreakers):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from safe_broadcaster import ConfigError, HandlerTimeout, SafeBroadcaster
-from safe_broadcaster.calling import call, check_callable, check_timeout
+from safe_broadcaster.calling import call
+from safe_broadcaster.checks import check_callable, check_timeout
 from support import NOWHERE, eventually
 from virtual import now, virtual
 

@@ -316,6 +316,8 @@ async def test_two_functions_of_one_name_are_told_apart() -> None:
         {"max_attempts": 0},
         {"base_delay": 0},
         {"base_delay": 31.0},
+        {"max_delay": "30"},
+        {"max_attempts": "3"},
     ],
     ids=str,
 )

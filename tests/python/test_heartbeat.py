@@ -203,7 +203,7 @@ async def test_a_loop_that_was_held_up_does_not_beat_twice_for_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("broadcaster", object()), ("broadcaster", None), ("citizen_id", ""), ("citizen_id", "a/b"), ("citizen_id", 7)]
-    + [("interval", value) for value in (0, -1, float("nan"), float("inf"))]
+    + [("interval", value) for value in (0, -1, float("nan"), float("inf"), "30", None)]
     + [("snapshot", {"a": 1})],
 )
 def test_wrong_arguments_are_named(name: str, value: object) -> None:

@@ -268,9 +268,9 @@ def test_an_interval_that_is_too_short_is_refused_unless_meant(every: float) -> 
 
 
 @pytest.mark.parametrize("make", [sources.poll, sources.hybrid, sources.conditional])
-@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf"), "5", None])
 def test_an_interval_that_is_none_is_refused(make, every: float) -> None:
-    with pytest.raises(ConfigError, match=f"every={every}"):
+    with pytest.raises(ConfigError, match=f"every={every!r}"):
         make(State().fetch, every=every, minimum=0.0, event_type="x")
 
 
@@ -468,12 +468,15 @@ def test_wrong_arguments_are_named() -> None:
     wrong("topic=''", sources.poll, fetch, event_type="x", topic="")
     wrong("key=7", sources.poll, fetch, event_type="x", key=7)
     wrong("timeout=0", sources.poll, fetch, event_type="x", timeout=0)
+    wrong("timeout='9'", sources.poll, fetch, event_type="x", timeout="9")
+    wrong("minimum=-1", sources.poll, fetch, event_type="x", minimum=-1)
     for significant in (0, -0.1, True, "much", float("nan")):
         wrong("significant=", sources.conditional, fetch, event_type="x", significant=significant)
     wrong("listening=7", sources.conditional, fetch, event_type="x", listening=7)
     wrong("errors='no'", sources.on_event, "x", errors="no")
     wrong("when_full='no'", sources.on_event, "x", when_full="no")
     wrong("max_waiting=0", sources.on_event, "x", max_waiting=0)
+    wrong("max_waiting='9'", sources.on_event, "x", max_waiting="9")
     wrong("websocket_manager=", sources.on_event, "x", to=object())
     wrong("to= is not allowed for", sources.on_event("x", to=Manager()), lambda: 1)
     wrong("websocket_manager=None", BackgroundTasks, None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import graphlib
 import logging
-import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safe_broadcaster.boot.progress import BootProgress, BootReport, told
 from safe_broadcaster.boot.step import Gate, Step, how_to_start, now, until_ready
-from safe_broadcaster.calling import check_callable, is_async, name_of
+from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.checks import check_callable, check_seconds
 from safe_broadcaster.deadlines import call_here, within
 from safe_broadcaster.exceptions import BootFailed, ConfigError
 
@@ -42,11 +42,14 @@ class BootSequence:
     """
 
     def __init__(self, *, timeout: float = 10.0, progress: Callable[[BootProgress], object] | None = None) -> None:
-        self._timeout = _checked_timeout(timeout)
+        check_seconds("timeout", timeout)
+        self._timeout = timeout
         if progress is not None:
             check_callable("progress", progress)
             if is_async(progress):
-                raise ConfigError(f"progress={name_of(progress)} is not allowed: give a plain function, as nobody waits for it")
+                raise ConfigError(
+                    f"progress={name_of(progress)} is not allowed: give a plain function, as nobody waits for it"
+                )
         self._progress = progress
         self._steps: dict[str, Step] = {}
         self._begun: list[Step] = []
@@ -80,11 +83,13 @@ class BootSequence:
             timeout: Seconds until it must be ready. Default: that of the sequence.
 
         Raises:
-            ConfigError: The name is taken, the service is none of these, or the timeout not above 0; or it has run already.
+            ConfigError: The name is taken, the service is none of these, the timeout is not above 0, or it has run.
 
         """
         if self._running or self._begun:
-            raise ConfigError(f"name={name!r} is not allowed now: the boot sequence has run already; add all steps before")
+            raise ConfigError(
+                f"name={name!r} is not allowed now: the boot sequence has run already; add all steps before"
+            )
         if name in self._steps:
             raise ConfigError(f"name={name!r} is not allowed: there is such a step already; give each its own name")
         if isinstance(depends_on, str):
@@ -94,7 +99,8 @@ class BootSequence:
             raise ConfigError(f"ready={ready!r} is not allowed: give an object with an async wait(), or a function")
         if undo is not None:
             check_callable("undo", undo)
-        limit = self._timeout if timeout is None else _checked_timeout(timeout)
+        limit = self._timeout if timeout is None else timeout
+        check_seconds("timeout", limit)
         self._steps[name] = Step(name, start, undo or stop, ready, tuple(depends_on), limit)
 
     def step(
@@ -276,9 +282,3 @@ class BootSequence:
                 self._progress(news)
             except Exception:
                 logger.exception("progress=%s failed", name_of(self._progress))
-
-
-def _checked_timeout(timeout: float) -> float:
-    if not 0 < timeout < math.inf:
-        raise ConfigError(f"timeout={timeout!r} is not allowed: give seconds, more than 0")
-    return timeout

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from safe_broadcaster import _core
 from safe_broadcaster.bus.connection import Connection, Socket
 from safe_broadcaster.bus.messages import BadMessage, parse
-from safe_broadcaster.calling import check_timeout
+from safe_broadcaster.checks import check_choice, check_count, check_seconds, check_timeout
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, ConnectRefused
 from safe_broadcaster.hub.sessions import is_connecting
 from safe_broadcaster.metrics import Metric
@@ -74,16 +74,12 @@ class ManagerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is not allowed."""
-        for setting in ("ping_interval", "client_timeout", "batch_interval"):
+        check_seconds("ping_interval", self.ping_interval)
+        for setting in ("client_timeout", "batch_interval"):
             check_timeout(setting, getattr(self, setting))
-        if self.ping_interval is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise ConfigError("ping_interval=None is not allowed: give seconds above 0")
         for setting in ("max_connections", "max_subscriptions", "queue_size"):
-            value = getattr(self, setting)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{setting}={value!r} is not allowed: give a whole number, at least 1")
-        if self.slow not in get_args(Slow):
-            raise ConfigError(f"slow={self.slow!r} is not allowed: give 'disconnect' or 'drop_oldest'")
+            check_count(setting, getattr(self, setting))
+        check_choice("slow", self.slow, get_args(Slow))
 
 
 class ReceivingSocket(Socket, Protocol):

@@ -7,9 +7,10 @@ import collections
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.checks import check_choice, check_count
 from safe_broadcaster.exceptions import ConfigError, SourceNotStarted
 from safe_broadcaster.sources.sink import Sink
 from safe_broadcaster.sources.source import Source
@@ -51,12 +52,9 @@ class EventSource(Source):
         max_waiting: int,
         when_full: WhenFull,
     ) -> None:
-        if errors not in {"log", "raise"}:
-            raise ConfigError(f"errors={errors!r} is not allowed: give 'log' or 'raise'")
-        if when_full not in {"drop_newest", "raise"}:
-            raise ConfigError(f"when_full={when_full!r} is not allowed: give 'drop_newest' or 'raise'")
-        if max_waiting < 1:
-            raise ConfigError(f"max_waiting={max_waiting!r} is not allowed: give a whole number, at least 1")
+        check_choice("errors", errors, get_args(Errors))
+        check_choice("when_full", when_full, get_args(WhenFull))
+        check_count("max_waiting", max_waiting)
         sink = None if to is None else Sink(to)
         super().__init__(event_type, topic=topic, name=name or event_type, timeout=timeout)
         self._is_named = name is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
+from safe_broadcaster.checks import check_seconds
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Source:
             raise ConfigError(f"event_type={event_type!r} is not allowed: give a text that is not empty")
         if topic is not None and (not isinstance(topic, str) or not topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"topic={topic!r} is not allowed: give a text that is not empty, or None")
-        if not 0 < timeout < math.inf:
-            raise ConfigError(f"timeout={timeout!r} is not allowed: give seconds, more than 0")
+        check_seconds("timeout", timeout)
         self.event_type = event_type
         self.topic = topic
         self.name = name
