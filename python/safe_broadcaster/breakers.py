@@ -97,7 +97,8 @@ class CircuitBreaker(WebSocketCircuitBreaker):
 
         Raises:
             CircuitOpen: It was not called: the service failed too often.
-            HandlerTimeout: It took too long, which counts as a failure.
+            HandlerTimeout: It took too long, which counts as a failure. A plain function is left to itself in its
+                thread.
             Exception: What the function raises, which counts as a failure.
 
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import datetime, timezone
 
 import pytest
@@ -97,6 +98,16 @@ async def test_calls_go_through_until_they_fail_too_often() -> None:
     with pytest.raises(HandlerTimeout):
         await breaker.call(asyncio.sleep, 100, timeout=1)
     assert breaker.consecutive_failures == 1
+
+
+async def test_a_plain_function_that_hangs_is_a_failure_like_others() -> None:
+    go, breaker = threading.Event(), CircuitBreaker(2)
+    for _ in range(2):
+        with pytest.raises(HandlerTimeout):
+            await breaker.call(go.wait, 20, timeout=0.01)
+    with pytest.raises(CircuitOpen):
+        await breaker.call(go.wait, 20, timeout=0.01)
+    go.set()
 
 
 @virtual

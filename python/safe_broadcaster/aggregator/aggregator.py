@@ -118,7 +118,14 @@ class Aggregator:
         self._counts = dict.fromkeys(_HELP, 0)
 
     def observe(self, name: str, value: float = 1.0) -> None:
-        """Note a value; from any thread. Of more than 1000 names the further ones are counted and not kept."""
+        """Note a value; from any thread.
+
+        Of more than 1000 names the further ones are counted and not kept, as are NaN and infinities.
+
+        Raises:
+            ConfigError: The value is no number.
+
+        """
         self._observations.observe(name, value)
 
     async def emit(self, event: Mapping[str, Any]) -> bool:
@@ -218,7 +225,7 @@ class Aggregator:
         """Return counts since it was made, and what the queue tells as ``queue``.
 
         ``aggregations``, ``errors``, ``skipped`` (while the breaker was open), ``novelties``, ``unemitted`` (of them,
-        refused by the queue), ``unobserved`` (values of too many names).
+        refused by the queue), ``unobserved`` (values of too many names, NaN and infinities).
         """
         return {
             **self._counts,
