@@ -121,10 +121,12 @@ class Spill:
 class _Outcome(Coroutine[Any, Any, bool]):
     """An outcome that has to be waited for. Unlike a plain coroutine it may be forgotten: the event is accepted."""
 
-    __slots__ = ("_start", "_steps")
+    __slots__ = ("_start", "_steps", "is_accepted")
 
-    def __init__(self, start: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, bool]], *, is_accepted: bool = True) -> None:
         self._start = start
+        self.is_accepted = is_accepted
+        """False only where memory was full at the call, and the policy is to wait: then the await accepts it."""
         self._steps: Coroutine[Any, Any, bool] | None = None
 
     def __await__(self) -> Generator[Any, Any, bool]:
@@ -384,9 +386,12 @@ class SafeBroadcaster(_core.Emitter):
 
         async def retry() -> bool:
             await self._room()
-            return await self.safe_emit(event, durability=durability)
+            again = self.safe_emit(event, durability=durability)
+            outcome.is_accepted = getattr(again, "is_accepted", True)
+            return await again
 
-        return _Outcome(retry)
+        outcome = _Outcome(retry, is_accepted=False)
+        return outcome
 
     async def _room(self) -> None:
         mailbox = Mailbox.current()
@@ -401,7 +406,8 @@ class SafeBroadcaster(_core.Emitter):
         report["timestamp"] = datetime.fromtimestamp(unix, timezone.utc).isoformat()
         content = report["content"]
         log = logger.info if content["success"] else logger.warning
-        log("%s: %s", content["event_type"], content["metrics"])
+        about = {"event_type": content["event_type"], "metrics": content["metrics"]}
+        log("%s: %s", content["event_type"], content["metrics"], extra=about)
         if self.health_bus is None:
             return
         if len(self._reports) >= _MAX_REPORTS:

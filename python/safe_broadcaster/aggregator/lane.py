@@ -149,7 +149,7 @@ class Lane:
 def _is_hopeless(error: Exception) -> bool:
     """Whether the event is at fault and not the service.
 
-    A certificate that is refused is a ValueError too, and so is an answer that cannot be read, as a proxy's page of HTML.
+    A certificate that is refused is a ValueError too, and so is an answer that cannot be read: a proxy's page of HTML.
     """
     return isinstance(error, (TypeError, ValueError)) and not isinstance(
         error, (OSError, json.JSONDecodeError, UnicodeDecodeError)

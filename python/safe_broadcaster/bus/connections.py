@@ -152,17 +152,17 @@ class ConnectionManager:
             ConnectRefused: ``max_connections`` are there already; the client was told 1013, try again later.
 
         """
-        with self._lock:
-            full = len(self._connections) >= self.config.max_connections and id(websocket) not in self._connections
-        if full:
-            await websocket.close(_FULL, "too many connections")
-            raise ConnectRefused(f"there are {self.config.max_connections} connections already (max_connections)")
-        await self.start()
-        if is_connecting(websocket):
-            await websocket.accept()
-        with self._lock:
-            if id(websocket) not in self._connections:
-                self._connections[id(websocket)] = Connection(websocket, self.config, self._end)
+        if self._has_room(websocket):
+            await self.start()
+            if is_connecting(websocket):
+                await websocket.accept()
+            with self._lock:  # others may have come while it was accepted
+                if self._has_room(websocket):
+                    if id(websocket) not in self._connections:
+                        self._connections[id(websocket)] = Connection(websocket, self.config, self._end)
+                    return
+        await websocket.close(_FULL, "too many connections")
+        raise ConnectRefused(f"there are {self.config.max_connections} connections already (max_connections)")
 
     async def disconnect(self, websocket: Socket) -> None:
         """Forget a client, and close its socket if it is open."""
@@ -292,6 +292,9 @@ class ConnectionManager:
         yield Metric("connection_dropped", "counter", "Messages that slow clients did not get.", stats["dropped"])
         yield Metric("connection_slow", "counter", "Clients that were sent away as slow.", stats["slow"])
 
+    def _has_room(self, websocket: Socket) -> bool:
+        return len(self._connections) < self.config.max_connections or id(websocket) in self._connections
+
     def _all(self) -> list[Connection]:
         with self._lock:
             return list(self._connections.values())
@@ -312,6 +315,8 @@ class ConnectionManager:
 
     def _subscribe(self, connection: Connection, ids: list[str]) -> None:
         with self._lock:
+            if self._connections.get(id(connection.websocket)) is not connection:
+                return  # sent away meanwhile by a broadcast on another thread
             if len(connection.subscriptions.union(ids)) > self.config.max_subscriptions:
                 raise BadMessage(f"at most {self.config.max_subscriptions} characteristics for one connection")
             connection.subscriptions.update(ids)
@@ -342,7 +347,9 @@ class ConnectionManager:
         self._dropped += connection.inbox.dropped
         if code == _SLOW:
             self._slow += 1
-            logger.warning("a client reads too slowly and is sent away: %d messages wait", len(connection.inbox))
+            waiting = len(connection.inbox)
+            text = "a client reads too slowly and is sent away: %d messages wait"
+            logger.warning(text, waiting, extra={"waiting": waiting, "code": code})
 
         def close() -> asyncio.Task[None]:
             task = asyncio.get_running_loop().create_task(connection.close(code, reason, drain_timeout=drain_timeout))
