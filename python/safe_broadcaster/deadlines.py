@@ -28,7 +28,7 @@ _GRACE = 1.0
 """Seconds that cancelled work may take to clean up before it is left to itself."""
 
 _abandoned: set[asyncio.Future[Any]] = set()
-"""Work that does not heed its cancellation; held, because a task that nobody holds may vanish."""
+"""Work that has not heeded its cancellation yet; held, because a task that nobody holds may vanish."""
 
 
 class TimedOut(HandlerTimeout):
@@ -65,15 +65,13 @@ async def within(seconds: float, work: Coroutine[Any, Any, T] | asyncio.Future[T
 
 
 async def _cancel(task: asyncio.Future[Any]) -> None:
+    _abandoned.add(task)
+    task.add_done_callback(_abandoned.discard)
+    task.add_done_callback(_tell)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=_GRACE)
-    if done:
-        _tell(task)
-    else:
+    _, undone = await asyncio.wait({task}, timeout=_GRACE)
+    if undone:
         logger.error("%r does not heed its cancellation and is left to itself", task)
-        _abandoned.add(task)
-        task.add_done_callback(_abandoned.discard)
-        task.add_done_callback(_tell)
 
 
 def _tell(task: asyncio.Future[Any]) -> None:
@@ -93,9 +91,14 @@ class Aside:
         self._name = name
         self._thread: threading.Thread | None = None
 
+    def is_running(self) -> bool:
+        """Whether a call has not ended."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
     async def __call__(self) -> Any:
         """Call it, and await what it returns if that can be awaited."""
-        if self._thread is not None and self._thread.is_alive():
+        if self.is_running():
             raise TimedOut("the call before has not ended yet")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -111,11 +114,12 @@ class Aside:
                 if error is None or isinstance(raised, StopIteration):  # would end the loop, or fit no future
                     error = RuntimeError(f"it raised {raised!r}")
                     error.__cause__ = raised
+            self._thread = None  # first: whoever has the result may call again before this thread has quite ended
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(_settle, future, result, error)
 
-        self._thread = threading.Thread(target=run, name=self._name, daemon=True)
-        self._thread.start()
+        self._thread = thread = threading.Thread(target=run, name=self._name, daemon=True)
+        thread.start()
         result = await future
         return await result if inspect.isawaitable(result) else result
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from safe_broadcaster.config import Durability
+    from safe_broadcaster.mailbox import Reply
 
 __all__ = ["FlushResult", "HealthBus", "Ready", "SafeBroadcaster", "Spill"]
 
@@ -120,10 +121,12 @@ class Spill:
 class _Outcome(Coroutine[Any, Any, bool]):
     """An outcome that has to be waited for. Unlike a plain coroutine it may be forgotten: the event is accepted."""
 
-    __slots__ = ("_start", "_steps")
+    __slots__ = ("_start", "_steps", "is_accepted")
 
-    def __init__(self, start: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, bool]], *, is_accepted: bool = True) -> None:
         self._start = start
+        self.is_accepted = is_accepted
+        """False only where memory was full at the call, and the policy is to wait: then the await accepts it."""
         self._steps: Coroutine[Any, Any, bool] | None = None
 
     def __await__(self) -> Generator[Any, Any, bool]:
@@ -238,7 +241,7 @@ class SafeBroadcaster(_core.Emitter):
         self._settle(mailbox)
         reply = mailbox.reply()
         self._start(mailbox.core, reply.token)
-        await self._in_time(reply.wait(), timeout)
+        await self._in_time(reply, timeout)
 
     def _settle(self, mailbox: Mailbox) -> None:
         """Have reports and requests for a duck-typed client come to the loop that called ``start()`` last."""
@@ -272,15 +275,13 @@ class SafeBroadcaster(_core.Emitter):
         mailbox = Mailbox.current()
         reply = mailbox.reply()
         self._await_live(mailbox.core, reply.token)
-        await self._in_time(reply.wait(), timeout)
+        await self._in_time(reply, timeout)
 
-    async def _in_time(self, waiting: Coroutine[Any, Any, None], timeout: float | None) -> None:
-        try:
-            await asyncio.wait_for(waiting, timeout)
-        except asyncio.TimeoutError:
+    async def _in_time(self, reply: Reply[None], timeout: float | None) -> None:
+        if not await reply.wait_for(timeout):
             last = self.get_stats()["last_error"]
             because = f" (last error: {last})" if last else ""
-            raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background") from None
+            raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background")
 
     async def flush_spill(self) -> FlushResult:
         """Ask for a flush now, without waiting for the backoff, and wait for its end.
@@ -297,11 +298,7 @@ class SafeBroadcaster(_core.Emitter):
         mailbox = Mailbox.current()
         reply = mailbox.reply()
         self._drain(mailbox.core, reply.token)
-        try:
-            await asyncio.wait_for(reply.wait(), timeout)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        return await reply.wait_for(timeout)
 
     async def stop(self, drain_timeout: float = 5.0) -> None:
         """Accept nothing more, send for at most ``drain_timeout`` seconds, leave the rest in the spill, close it.
@@ -389,9 +386,12 @@ class SafeBroadcaster(_core.Emitter):
 
         async def retry() -> bool:
             await self._room()
-            return await self.safe_emit(event, durability=durability)
+            again = self.safe_emit(event, durability=durability)
+            outcome.is_accepted = getattr(again, "is_accepted", True)
+            return await again
 
-        return _Outcome(retry)
+        outcome = _Outcome(retry, is_accepted=False)
+        return outcome
 
     async def _room(self) -> None:
         mailbox = Mailbox.current()
@@ -406,7 +406,8 @@ class SafeBroadcaster(_core.Emitter):
         report["timestamp"] = datetime.fromtimestamp(unix, timezone.utc).isoformat()
         content = report["content"]
         log = logger.info if content["success"] else logger.warning
-        log("%s: %s", content["event_type"], content["metrics"])
+        about = {"event_type": content["event_type"], "metrics": content["metrics"]}
+        log("%s: %s", content["event_type"], content["metrics"], extra=about)
         if self.health_bus is None:
             return
         if len(self._reports) >= _MAX_REPORTS:

@@ -17,8 +17,9 @@ from safe_broadcaster import (
     SafeBroadcaster,
     sources,
 )
+from safe_broadcaster.emitter import _Outcome
 from support import NOWHERE, eventually
-from virtual import virtual
+from virtual import now, virtual
 
 
 @virtual
@@ -244,6 +245,29 @@ async def test_sources_broadcast_on_a_hub_or_through_a_broadcaster(tmp_path) -> 
                 await eventually(lambda: kind in str(hub.get_messages_since(0)))  # noqa: B023 - waited for here
         events = [message["data"] for message in hub.get_messages_since(0)]
         assert events == [{"type": kind, "data": {"n": 1}, "topic": "t"} for kind in ("of.hub", "of.engine")]
+
+
+@virtual
+async def test_what_a_broadcaster_has_not_accepted_in_time_is_sent_again() -> None:
+    sent = []
+
+    class Full:
+        """Its memory is full at first, and it is to wait: then the await accepts."""
+
+        def safe_emit(self, event: dict):
+            async def accept() -> bool:
+                await asyncio.sleep(0 if now() > 20 else 1000)
+                sent.append(event["data"])
+                return True
+
+            return _Outcome(accept, is_accepted=False)
+
+    source = sources.poll(State("a").fetch, every=5, event_type="x", timeout=4)
+    _, tasks = run(source, manager=Full())
+    async with tasks:
+        await asyncio.sleep(40)
+    assert (sent, source.emitted) == (["a"], 1)
+    assert source.failures > 0
 
 
 async def test_what_a_broadcaster_has_accepted_is_not_sent_again_because_its_link_is_down(make) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +42,19 @@ class Sink:
     async def send(self, event: dict[str, Any], timeout: float) -> None:
         """Broadcast an event, within so many seconds.
 
-        A broadcaster has accepted it at the call. Its outcome is awaited for as long, and need not be known: to send
-        the event again because its link is down would send it twice.
+        A broadcaster has accepted it at the call (unless its memory is full and it is to wait). Its outcome is awaited
+        for as long, and need not be known: to send the event again because its link is down would send it twice.
         """
         if not self._accepts_at_the_call:
             await within(timeout, call_here(self._method, event))
             return
         outcome = self._method(event)
         if inspect.isawaitable(outcome):
-            with contextlib.suppress(TimedOut):
+            try:
                 await within(timeout, asyncio.ensure_future(outcome))
+            except TimedOut:
+                if not getattr(outcome, "is_accepted", True):
+                    raise
 
     def can_tell_listeners(self) -> bool:
         """Whether the target knows if somebody listens."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-__all__ = ["add_spill", "spill"]
+__all__ = ["TEXT", "add", "run"]
+
+TEXT = "look into a spill, check it, take events out of it, have parked ones sent again"
 
 _CHUNK = 1 << 20
 """Bytes of events read at a time: a spill may be larger than memory."""
@@ -26,34 +28,36 @@ _LISTED = 10
 """Gaps and parked events shown to people; ``--json`` shows all."""
 
 
-def add_spill(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    def add(name: str, act: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=text.partition(":")[0], description=text[0].upper() + text[1:] + ".")
-        action.add_argument("path", metavar="PATH", help="the spill_path of the broadcaster, which may be running")
-        action.set_defaults(act=act)
-        return action
+    def action(name: str, act: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = actions.add_parser(name, help=text.partition(":")[0], description=text[0].upper() + text[1:] + ".")
+        command.add_argument("path", metavar="PATH", help="the spill_path of the broadcaster, which may be running")
+        command.set_defaults(act=act)
+        return command
 
-    show = add("show", _show, "tell what a spill holds: its owner, its events, its gaps, what is parked")
+    show = action("show", _show, "tell what a spill holds: its owner, its events, its gaps, what is parked")
     show.add_argument("--json", action="store_true", help="as one JSON object")
-    add("verify", _verify, "check a spill in full: exit code 1 if something is wrong with it")
-    export = add("export", _export, "write the events of a spill: one JSON a line, oldest first; nothing is changed")
+    verify = action("verify", _verify, "check a spill in full: exit code 1 if something is wrong with it")
+    verify.add_argument("--json", action="store_true", help="the findings as a JSON array")
+    export = action("export", _export, "write the events of a spill: one JSON a line, oldest first; nothing is changed")
     export.add_argument("--parked", action="store_true", help="the parked events instead of those that wait")
     export.add_argument("-o", "--output", metavar="FILE", help="where to (default: the standard output)")
-    requeue = add(
+    requeue = action(
         "requeue",
         _requeue,
         "have parked events sent again: as new events, by the running broadcaster while its link is up, or after its "
         "next start",
     )
+    requeue.add_argument("--json", action="store_true", help="as one JSON object")
     which = requeue.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="all of them")
     which.add_argument("seq", metavar="SEQ", nargs="*", type=int, default=[], help="those with these seqs")
 
 
-def spill(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run the chosen action; returns the exit code."""
     act: Callable[[argparse.Namespace], int] = arguments.act
     return act(arguments)
@@ -92,6 +96,9 @@ def _more(listed: list[Any]) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     findings = _core.spill_verify(arguments.path)
+    if arguments.json:
+        print(orjson.dumps(findings).decode())
+        return 1 if findings else 0
     for finding in findings:
         print(finding)
     if not findings:
@@ -125,6 +132,9 @@ def _events(path: str, *, parked: bool) -> Iterator[bytes]:
 def _requeue(arguments: argparse.Namespace) -> int:
     count = _core.spill_requeue(arguments.path, None if arguments.all else arguments.seq)
     owner = orjson.loads(_core.spill_show(arguments.path))["owner"]
+    if arguments.json:
+        print(orjson.dumps({"requeued": count, "owner": owner}).decode())
+        return 0
     who = "after the next start of the broadcaster" if owner is None else f"by process {owner} while its link is up"
     print(f"{count} parked events are sent again {who}")
     return 0
