@@ -1,44 +1,101 @@
-"""What the commands share: their errors, their stop, and reading without holding up Ctrl-C."""
+"""What the commands share: options, how they end, and reading without holding up Ctrl-C."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import math
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+import orjson
 
 from safe_broadcaster.deadlines import Aside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-__all__ = ["DEFAULT_URL", "PROGRAM", "CommandError", "lines", "positive", "stop_event"]
+__all__ = [
+    "POSITIVE",
+    "PROGRAM",
+    "CommandError",
+    "Exit",
+    "echo_json",
+    "json_option",
+    "lines",
+    "stop_event",
+    "token_option",
+    "url_option",
+    "warn",
+]
 
 PROGRAM = "safe-broadcaster"
 DEFAULT_URL = "ws://127.0.0.1:8000/ws"
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 _CHUNK = 1 << 16
 _LONGEST_LINE = 64 << 20
 """Bytes of a line from which on it is none: far above the largest event, and a bound for what has no line ends."""
 
 
+class Exit:
+    """The exit codes."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    WAITING = 3
+    INTERRUPTED = 130
+
+
 class CommandError(RuntimeError):
-    """A command failed; the message is what the user reads."""
+    """A command failed; the message is what the user reads.
+
+    Args:
+        code: The exit code.
+    """
+
+    def __init__(self, message: str, code: int = Exit.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
-def positive(text: str) -> float:
-    """Read a number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return value
+def url_option(text: str = "The hub.") -> Callable[[Any], Any]:
+    """``--url``, or ``$SAFE_BROADCASTER_URL``."""
+    return click.option(
+        "--url", default=DEFAULT_URL, envvar="SAFE_BROADCASTER_URL", show_default=True, show_envvar=True, help=text
+    )
+
+
+def token_option() -> Callable[[Any], Any]:
+    """``--token``, or ``$SAFE_BROADCASTER_TOKEN``."""
+    return click.option(
+        "--token",
+        envvar="SAFE_BROADCASTER_TOKEN",
+        show_envvar=True,
+        help="For a hub that asks for one. Others on the machine can read a command line, but not the environment.",
+    )
+
+
+def json_option(text: str = "As JSON, for programs.") -> Callable[[Any], Any]:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def echo_json(value: object) -> None:
+    """One line of JSON on the standard output."""
+    click.echo(orjson.dumps(value).decode())
+
+
+def warn(text: str) -> None:
+    """One line on the standard error, under the name of the command."""
+    command = click.get_current_context().info_name
+    click.echo(f"{PROGRAM} {command}: {text}".replace("\n", " "), err=True)
 
 
 def stop_event(*, on_eof: bool = False) -> asyncio.Event:
-    """Return what SIGINT and SIGTERM set, and where wanted the end of the standard input."""
+    """Set by SIGINT and SIGTERM, and where wanted by the end of the standard input."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)

@@ -11,24 +11,23 @@ import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import click
 import orjson
 
 from safe_broadcaster import _core
-from safe_broadcaster.cli.common import PROGRAM, CommandError
+from safe_broadcaster.cli.common import PROGRAM, CommandError, Exit, echo_json, json_option
 from safe_broadcaster.cli.redis import RedisError, ask_redis
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.emitter import SafeBroadcaster
 from safe_broadcaster.exceptions import BroadcastError, ConnectTimeout
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Awaitable, Callable, Iterator
 
-__all__ = ["TEXT", "add", "run"]
-
-TEXT = "check this installation: versions, the disk, limits, ports, a Redis and a hub; and say what to do"
+__all__ = ["doctor"]
 
 _NOBODY = "ws://127.0.0.1:9/ws"
 """The discard port (RFC 863): no hub is there."""
@@ -44,6 +43,10 @@ _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "c
 
 _OLDEST_REDIS = (6, 2)
 
+_SYNCS = 5
+_SLOW_SYNC = 0.05
+"""Seconds from which a sync is slow: a spinning disk takes less."""
+
 
 class _Finding(NamedTuple):
     """What a check found."""
@@ -53,57 +56,60 @@ class _Finding(NamedTuple):
     advice: str | None = None
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
-    parser.add_argument("--url", help="a hub to reach (default: none is tried)")
-    parser.add_argument(
-        "--folder", type=Path, default=Path(), help="where spills and logs will be (default: the current one)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="the port of a hub to be (default: 8000)")
-    parser.add_argument(
-        "--redis",
-        metavar="URL",
-        default=os.environ.get("SAFE_BROADCASTER_REDIS"),
-        help="a Redis to ask (default: $SAFE_BROADCASTER_REDIS, else none is)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as a JSON object")
+_COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red"}
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run all checks; 1 if one of them failed."""
+@click.command()
+@click.option("--url", help="A hub to reach.  [default: none is tried]")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=".",
+    show_default=True,
+    help="Where spills and logs will be.",
+)
+@click.option("--port", type=int, default=8000, show_default=True, help="The port of a hub to be.")
+@click.option(
+    "--redis",
+    metavar="URL",
+    envvar="SAFE_BROADCASTER_REDIS",
+    show_envvar=True,
+    help="A Redis to ask.  [default: none is]",
+)
+@json_option("The findings as one JSON object.")
+def doctor(*, url: str | None, folder: Path, port: int, redis: str | None, as_json: bool) -> int:
+    """Check this machine: versions, the disk, limits, ports, a Redis and a hub.
+
+    Each finding is ok, warn or FAIL, with what to do; the exit code is 1 after a FAIL. Nothing is left behind.
+    """
     versions = {
         PROGRAM: _core.__version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "orjson": orjson.__version__,
         "platform": f"{platform.platform()}, {os.cpu_count()} cores",
     }
-    if not arguments.json:
+    findings = asyncio.run(_all(folder.resolve(), port, redis, url))
+    if as_json:
+        echo_json({"versions": versions, "findings": [each._asdict() for each in findings]})
+    else:
         for name, version in versions.items():
-            print(f"      {name} {version}")
-    findings: list[_Finding] = []
-    for finding in asyncio.run(_all(arguments)):
-        findings.append(finding)
-        if not arguments.json:
-            print(f"{finding.state:4}  {finding.what}")
+            click.echo(f"      {name} {version}")
+        for finding in findings:
+            click.echo(f"{click.style(f'{finding.state:4}', fg=_COLOURS[finding.state])}  {finding.what}")
             if finding.advice is not None:
-                print(f"      → {finding.advice}")
-    if arguments.json:
-        print(orjson.dumps({"versions": versions, "findings": [each._asdict() for each in findings]}).decode())
-    return 1 if any(finding.state == "FAIL" for finding in findings) else 0
+                click.echo(f"      → {finding.advice}")
+    return Exit.FAILED if any(finding.state == "FAIL" for finding in findings) else Exit.DONE
 
 
-async def _all(arguments: argparse.Namespace) -> list[_Finding]:
-    folder: Path = arguments.folder.resolve()
+async def _all(folder: Path, port: int, redis: str | None, url: str | None) -> list[_Finding]:
     findings = [await _tried(f"a spill in {folder}", lambda: _spill(folder), "give a folder where you may write")]
     if findings[0].state == "ok":
-        findings += _disk(folder)
-    findings += [_files(), _port(arguments.port)]
-    if arguments.redis:
-        findings.append(await _redis(arguments.redis))
-    if arguments.url:
-        findings.append(
-            await _tried(arguments.url, lambda: _hub(arguments.url), "start one there: safe-broadcaster serve")
-        )
+        findings += [*_disk(folder), _sync(folder)]
+    findings += [_files(), _port(port)]
+    if redis:
+        findings.append(await _redis(redis))
+    if url:
+        findings.append(await _tried(url, lambda: _hub(url), "start one there: safe-broadcaster serve"))
     return findings
 
 
@@ -155,6 +161,23 @@ def _file_system(folder: Path) -> str:
             if folder.is_relative_to(here) and len(here) > longest:
                 kind, longest = named, len(here)
     return kind
+
+
+def _sync(folder: Path) -> _Finding:
+    """What an emit at ``durability="power"`` waits for here."""
+    took: list[float] = []
+    with tempfile.TemporaryFile(prefix=".safe-broadcaster-doctor-", dir=folder) as file:
+        for _ in range(_SYNCS):
+            file.write(bytes(4096))
+            file.flush()
+            began = perf_counter()
+            os.fdatasync(file.fileno())
+            took.append(perf_counter() - began)
+    median = sorted(took)[_SYNCS // 2]
+    text = f"what is written is on the disk after {median * 1e3:.2f} ms (median of {_SYNCS})"
+    if median > _SLOW_SYNC:
+        return _Finding("warn", text, 'emits at durability="power" wait so long: gather them, or take "process"')
+    return _Finding("ok", text)
 
 
 def _files() -> _Finding:

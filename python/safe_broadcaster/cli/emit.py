@@ -1,139 +1,145 @@
-"""``safe-broadcaster emit``."""
+"""``safe-broadcaster emit``: events from arguments, a file, or the standard input."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import stat
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import IO, Any
 
+import click
 import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from safe_broadcaster.cli.common import DEFAULT_URL, PROGRAM, CommandError, lines, positive
+from safe_broadcaster.cli.common import (
+    POSITIVE,
+    CommandError,
+    Exit,
+    echo_json,
+    json_option,
+    lines,
+    token_option,
+    url_option,
+    warn,
+)
 from safe_broadcaster.emitter import SafeBroadcaster
 from safe_broadcaster.exceptions import ConnectTimeout
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import AsyncIterator
+__all__ = ["emit"]
 
-__all__ = ["TEXT", "add", "run"]
-
-TEXT = "send events to a hub: from an argument, a file or the standard input, one JSON a line"
-
-_SHOWN_EVERY = 0.1
-"""Seconds between two looks at the progress."""
-_BAR = 20
-"""Characters of the bar."""
+_HINT = "what follows was not sent; --keep-going sends it"
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("event", nargs="?", help="one event as JSON; without it, JSON lines from the standard input")
-    source.add_argument("--file", type=Path, metavar="FILE", help="JSON lines from this file")
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"the hub (default: {DEFAULT_URL})")
-    parser.add_argument(
-        "--spill",
-        default=".broadcaster_spill.db",
-        metavar="PATH",
-        help="where events wait that cannot be delivered now (default: .broadcaster_spill.db)",
-    )
-    parser.add_argument("--timeout", type=positive, default=10.0, help="seconds to wait for delivery (default: 10)")
-    parser.add_argument(
-        "--keep-going", action="store_true", help="go on after a line that is no event; the exit code is 1 all the same"
-    )
-    parser.add_argument("--json", action="store_true", help="print what became of them as a JSON object")
+@click.command()
+@click.argument("events", nargs=-1, metavar="[EVENT]...")
+@click.option("-f", "--file", "path", metavar="FILE", help="One event a line from this file; - is the standard input.")
+@click.option(
+    "--keep-going", is_flag=True, help="Go on after a line that is no event; the exit code is 1 all the same."
+)
+@url_option()
+@token_option()
+@click.option(
+    "--spill",
+    default=".broadcaster_spill.db",
+    show_default=True,
+    metavar="PATH",
+    help="Where events wait that cannot be delivered now.",
+)
+@click.option("--timeout", type=POSITIVE, default=10.0, show_default=True, help="Seconds to wait for delivery.")
+@json_option("Say at the end what became of them, as JSON.")
+def emit(
+    *, events: tuple[str, ...], path: str | None, keep_going: bool, url: str, token: str | None, spill: str,
+    timeout: float, as_json: bool,
+) -> int:  # fmt: skip
+    """Send events to a hub: the EVENTs, each a JSON object, or else lines of a file or of the standard input.
+
+    What cannot be delivered in time waits in the spill, and the exit code is 3: the next emit with the same spill takes
+    it along.
+    """
+    if events and path is not None:
+        raise click.UsageError("events as arguments or --file, not both")
+    sending = _Sending(SafeBroadcaster(url, spill_path=spill, token=token), timeout, keep_going)
+    asyncio.run(sending.run(events, path or "-"))
+    if as_json:
+        echo_json(
+            {"accepted": sending.accepted, "refused": sending.refused, "delivered": sending.delivered, "spill": spill}
+        )
+    if not sending.delivered:
+        raise CommandError(
+            f"{url} has not confirmed everything within {timeout:g} s: what is missing of {sending.accepted} events "
+            f"waits in the spill {spill} and goes out with the next emit from there",
+            Exit.WAITING,
+        )
+    return Exit.FAILED if sending.refused else Exit.DONE
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run it."""
-    return asyncio.run(_Emission(arguments).run())
+class _Sending:
+    """One run, and what became of its events."""
 
+    def __init__(self, broadcaster: SafeBroadcaster, timeout: float, keep_going: bool) -> None:
+        self.accepted = self.refused = 0
+        self.delivered = False
+        self._broadcaster = broadcaster
+        self._timeout = timeout
+        self._keep_going = keep_going
 
-class _Emission:
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._arguments = arguments
-        self._broadcaster = SafeBroadcaster(arguments.url, spill_path=arguments.spill)
-        self._accepted = self._refused = 0
-        self._shows = sys.stderr.isatty()
-        self._shown = 0.0
-        self._input: int | None = None
-        self._size = 0
-
-    async def run(self) -> int:
-        patience: float = self._arguments.timeout
-        deadline = monotonic() + patience
-        delivered = False
+    async def run(self, events: tuple[str, ...], path: str) -> None:
+        deadline = monotonic() + self._timeout
         try:
             with suppress(ConnectTimeout):
-                await self._broadcaster.start(timeout=patience)
-            async for number, line in self._lines():
-                if not await self._emit(number, line) and not self._arguments.keep_going:
-                    print(f"{PROGRAM} emit: what follows was not read; --keep-going reads it", file=sys.stderr)
-                    break
-                deadline = max(deadline, monotonic() + patience)
-                self._show()
-            while not delivered and monotonic() < deadline:
-                delivered = await self._broadcaster.drain(min(_SHOWN_EVERY, deadline - monotonic()))
-                self._show()
+                await self._broadcaster.start(timeout=self._timeout)
+            if events:
+                await self._arguments(events)
+            else:
+                await self._source(path)
+            deadline = max(deadline, monotonic() + self._timeout)
+            self.delivered = await self._broadcaster.drain(max(0.0, deadline - monotonic()))
         finally:
-            self._show(over=True)
             await self._broadcaster.stop(drain_timeout=0.0)
-        return self._judge(delivered=delivered)
 
-    async def _lines(self) -> AsyncIterator[tuple[int, bytes]]:
-        if self._arguments.event is not None:
-            yield 1, self._arguments.event.encode()
-            return
-        with nullcontext(sys.stdin) if self._arguments.file is None else self._arguments.file.open("rb") as source:
-            self._input = source.fileno()
-            self._size = os.fstat(self._input).st_size
-            async for each in lines(self._input):
-                yield each
+    async def _arguments(self, events: tuple[str, ...]) -> None:
+        for number, event in enumerate(events, 1):
+            if not await self._emit(event.encode(), f"event {number}") and not self._keep_going:
+                if number < len(events):
+                    warn(_HINT)
+                return
 
-    async def _emit(self, number: int, line: bytes) -> bool:
+    async def _source(self, path: str) -> None:
+        with _opened(path) as source:
+            descriptor = source.fileno()
+            info = os.fstat(descriptor)
+            total = info.st_size if stat.S_ISREG(info.st_mode) else None
+            with _bar(total) as bar:
+                task = bar.add_task("", total=total, events=0)
+                async for number, line in lines(descriptor):
+                    if not await self._emit(line, f"line {number}") and not self._keep_going:
+                        return warn(_HINT)
+                    read = os.lseek(descriptor, 0, os.SEEK_CUR) if total else 0
+                    bar.update(task, completed=read, events=self.accepted)
+
+    async def _emit(self, json: bytes, where: str) -> bool:
         try:
-            await self._broadcaster.safe_emit(orjson.loads(line))
+            await self._broadcaster.safe_emit(orjson.loads(json))
         except (ValueError, TypeError) as error:
-            self._refused += 1
-            self._show(over=True)
-            print(f"{PROGRAM} emit: line {number} was refused: {error}", file=sys.stderr)
+            self.refused += 1
+            warn(f"{where} was refused: {error}")
             return False
-        self._accepted += 1
+        self.accepted += 1
         return True
 
-    def _judge(self, *, delivered: bool) -> int:
-        arguments = self._arguments
-        if arguments.json:
-            outcome = {"accepted": self._accepted, "refused": self._refused, "delivered": delivered}
-            print(json.dumps(outcome | {"spill": arguments.spill}))
-        if not delivered:
-            raise CommandError(
-                f"{arguments.url} has not confirmed everything within {arguments.timeout:g} s: what is missing of "
-                f"{self._accepted} events waits in the spill {arguments.spill} and goes out with the next emit from "
-                "there"
-            )
-        return 1 if self._refused else 0
 
-    def _show(self, *, over: bool = False) -> None:
-        """Show people how far it is, in a line of its own that is gone in the end."""
-        if not self._shows or (monotonic() - self._shown < _SHOWN_EVERY and not over):
-            return
-        self._shown = monotonic()
-        stats = self._broadcaster.get_stats()
-        waiting = stats["last_seq"] - stats["acked_seq"]
-        text = "" if over else f"{self._bar()}{self._accepted} accepted, {waiting} on their way"
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+def _opened(path: str) -> AbstractContextManager[IO[Any]]:
+    return nullcontext(sys.stdin) if path == "-" else Path(path).open("rb")
 
-    def _bar(self) -> str:
-        """How much of the input was read, where it has an end."""
-        if not self._size or self._input is None:
-            return ""
-        share = os.lseek(self._input, 0, os.SEEK_CUR) / self._size
-        return f"[{'#' * int(share * _BAR):.<{_BAR}}] {share:4.0%}  "
+
+def _bar(total: int | None) -> Progress:
+    """On the standard error, where that is a terminal; without a length, only a count."""
+    bar = (BarColumn(), TaskProgressColumn()) if total else ()
+    columns = (TextColumn("{task.fields[events]:,} events"), *bar, TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -10,108 +10,91 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import click
 import orjson
 
 from safe_broadcaster import _core
+from safe_broadcaster.cli.common import Exit, echo_json, json_option
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["TEXT", "add", "run"]
-
-TEXT = "look into a spill, check it, take events out of it, have parked ones sent again"
+__all__ = ["spill"]
 
 _CHUNK = 1 << 20
 """Bytes of events read at a time: a spill may be larger than memory."""
 _LISTED = 10
 """Gaps and parked events shown to people; ``--json`` shows all."""
 
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands."""
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, act: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = actions.add_parser(name, help=text.partition(":")[0], description=text[0].upper() + text[1:] + ".")
-        command.add_argument("path", metavar="PATH", help="the spill_path of the broadcaster, which may be running")
-        command.set_defaults(act=act)
-        return command
-
-    show = action("show", _show, "tell what a spill holds: its owner, its events, its gaps, what is parked")
-    show.add_argument("--json", action="store_true", help="as one JSON object")
-    verify = action("verify", _verify, "check a spill in full: exit code 1 if something is wrong with it")
-    verify.add_argument("--json", action="store_true", help="the findings as a JSON array")
-    export = action("export", _export, "write the events of a spill: one JSON a line, oldest first; nothing is changed")
-    export.add_argument("--parked", action="store_true", help="the parked events instead of those that wait")
-    export.add_argument("-o", "--output", metavar="FILE", help="where to (default: the standard output)")
-    requeue = action(
-        "requeue",
-        _requeue,
-        "have parked events sent again: as new events, by the running broadcaster while its link is up, or after its "
-        "next start",
-    )
-    requeue.add_argument("--json", action="store_true", help="as one JSON object")
-    which = requeue.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="all of them")
-    which.add_argument("seq", metavar="SEQ", nargs="*", type=int, default=[], help="those with these seqs")
+_path = click.argument("path", metavar="PATH")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the chosen action; returns the exit code."""
-    act: Callable[[argparse.Namespace], int] = arguments.act
-    return act(arguments)
+@click.group()
+def spill() -> None:
+    """Look into a spill, check it, take events out of it, have parked ones sent again.
+
+    PATH is the spill_path of a broadcaster, which may be running.
+    """
 
 
-def _show(arguments: argparse.Namespace) -> int:
-    text = _core.spill_show(arguments.path)
-    if arguments.json:
-        print(text.decode())
-        return 0
+@spill.command()
+@_path
+@json_option("As one JSON object.")
+def show(path: str, as_json: bool) -> None:
+    """Tell what a spill holds: its owner, its events, its gaps, what is parked."""
+    text = _core.spill_show(path)
+    if as_json:
+        click.echo(text.decode())
+        return
     summary: dict[str, Any] = orjson.loads(text)
     gaps, parked = summary["gaps"], summary["parked"]
     oldest, owner = summary["oldest_age"], summary["owner"]
     stored = f"{summary['first_seq']} to {summary['last_seq']}" if summary["last_seq"] is not None else "nothing"
     age = "" if oldest is None else f", the oldest {oldest:.0f} s old"
-    print(f"emitter    {summary['emitter']}, epoch {summary['epoch']}")
-    print(f"owner      {'none is running' if owner is None else f'process {owner}'}")
-    print(f"events     {summary['events']} ({summary['bytes']} bytes of {summary['file_bytes']} in the file){age}")
-    print(f"seqs       confirmed to {summary['acked_seq']}, stored: {stored}")
-    print(f"gaps       {len(gaps)}")
+    click.echo(f"emitter    {summary['emitter']}, epoch {summary['epoch']}")
+    click.echo(f"owner      {'none is running' if owner is None else f'process {owner}'}")
+    click.echo(f"events     {summary['events']} ({summary['bytes']} bytes of {summary['file_bytes']} in the file){age}")
+    click.echo(f"seqs       confirmed to {summary['acked_seq']}, stored: {stored}")
+    click.echo(f"gaps       {len(gaps)}")
     for gap in gaps[:_LISTED]:
-        print(f"           {gap['from']} to {gap['to']}: {gap['reason']}")
+        click.echo(f"           {gap['from']} to {gap['to']}: {gap['reason']}")
     _more(gaps)
-    print(f"parked     {len(parked)}")
+    click.echo(f"parked     {len(parked)}")
     for event in parked[:_LISTED]:
         when = f"{event['age']:.0f} s ago" + (", to be sent again" if event["wanted"] else "")
-        print(f"           seq {event['seq']}, {event['bytes']} bytes, {when}: {event['reason']}")
+        click.echo(f"           seq {event['seq']}, {event['bytes']} bytes, {when}: {event['reason']}")
     _more(parked)
-    return 0
 
 
 def _more(listed: list[Any]) -> None:
     if len(listed) > _LISTED:
-        print(f"           and {len(listed) - _LISTED} more (--json shows all)")
+        click.echo(f"           and {len(listed) - _LISTED} more (--json shows all)")
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    findings = _core.spill_verify(arguments.path)
-    if arguments.json:
-        print(orjson.dumps(findings).decode())
-        return 1 if findings else 0
-    for finding in findings:
-        print(finding)
-    if not findings:
-        print("ok")
-    return 1 if findings else 0
+@spill.command()
+@_path
+@json_option("The findings as one JSON array.")
+def verify(path: str, as_json: bool) -> int:
+    """Check a spill in full: exit code 1 if something is wrong with it."""
+    findings = _core.spill_verify(path)
+    if as_json:
+        echo_json(findings)
+    else:
+        for finding in findings or ["ok"]:
+            click.echo(finding)
+    return Exit.FAILED if findings else Exit.DONE
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    with _target(arguments.output) as out:
-        for event in _events(arguments.path, parked=arguments.parked):
+@spill.command()
+@_path
+@click.option("--parked", is_flag=True, help="The parked events instead of those that wait.")
+@click.option("-o", "--output", metavar="FILE", help="Where to.  [default: the standard output]")
+def export(path: str, parked: bool, output: str | None) -> None:
+    """Write the events of a spill: one JSON a line, oldest first; nothing is changed."""
+    with _target(output) as out:
+        for event in _events(path, parked=parked):
             out.write(event + b"\n")
         out.flush()
-    return 0
 
 
 def _target(output: str | None) -> Any:
@@ -129,12 +112,22 @@ def _events(path: str, *, parked: bool) -> Iterator[bytes]:
             after = key
 
 
-def _requeue(arguments: argparse.Namespace) -> int:
-    count = _core.spill_requeue(arguments.path, None if arguments.all else arguments.seq)
-    owner = orjson.loads(_core.spill_show(arguments.path))["owner"]
-    if arguments.json:
-        print(orjson.dumps({"requeued": count, "owner": owner}).decode())
-        return 0
+@spill.command()
+@_path
+@click.argument("seqs", metavar="[SEQ]...", nargs=-1, type=int)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@json_option("How many, and by which process, as one JSON object.")
+def requeue(path: str, seqs: tuple[int, ...], everything: bool, as_json: bool) -> None:
+    """Have parked events sent again, those with these SEQs or all.
+
+    As new events: by the running broadcaster while its link is up, or after its next start.
+    """
+    if everything == bool(seqs):
+        raise click.UsageError("either SEQs or --all")
+    count = _core.spill_requeue(path, None if everything else list(seqs))
+    owner = orjson.loads(_core.spill_show(path))["owner"]
+    if as_json:
+        echo_json({"requeued": count, "owner": owner})
+        return
     who = "after the next start of the broadcaster" if owner is None else f"by process {owner} while its link is up"
-    print(f"{count} parked events are sent again {who}")
-    return 0
+    click.echo(f"{count} parked events are sent again {who}")

@@ -3,80 +3,85 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import click
 import orjson
 
-from safe_broadcaster.cli.common import DEFAULT_URL, PROGRAM, CommandError, stop_event
+from safe_broadcaster.cli.common import CommandError, stop_event, token_option, url_option, warn
+from safe_broadcaster.demo.subscriber import Position, Subscriber
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
-    from safe_broadcaster.demo.subscriber import Position, Subscriber
-
-__all__ = ["TEXT", "add", "run"]
-
-TEXT = "print a hub's events as they come: one JSON a line, or for people where the output is a terminal"
+__all__ = ["tail"]
 
 _KEPT_EVERY = 1.0
 """Seconds between two notes of the position: what a kill may have printed twice."""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
-    parser.add_argument(
-        "pattern",
-        nargs="*",
-        help="alert.* is of the type, alert/ada/* (with a slash) of the topic; quote it for the shell (default: all)",
-    )
-    parser.add_argument("--match", action="append", default=[], metavar="PATTERN", help="the same, as an option")
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"the hub (default: {DEFAULT_URL})")
-    parser.add_argument("--count", type=int, metavar="N", help="end after N events (default: go on until Ctrl-C)")
-    parser.add_argument("--all", action="store_true", help="begin with the oldest event that the hub still has")
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="FILE",
-        help="keep the position in this file, and go on there next time: nothing that the hub still has is missed",
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON a line, whatever the output is")
-    form.add_argument("--pretty", action="store_true", help="for people, whatever the output is")
-    parser.add_argument(
-        "--token", help="for a hub that asks for one (better in the environment: SAFE_BROADCASTER_TOKEN)"
-    )
+@click.command()
+@click.option(
+    "-m",
+    "--match",
+    "patterns",
+    multiple=True,
+    default=("*",),
+    metavar="PATTERN",
+    help="alert.* is of the type, alert/ada/* (with a slash) of the topic; quote it for the shell. Several: any of "
+    "them.  [default: all]",
+)
+@url_option()
+@token_option()
+@click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many events.  [default: at Ctrl-C]")
+@click.option("--all", "everything", is_flag=True, help="Begin with the oldest event that the hub still has.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the position in this file, and go on there next time: nothing that the hub still has is missed.",
+)
+@click.option("--pretty/--json", default=None, help="For people, or one JSON a line.  [default: pretty on a terminal]")
+def tail(
+    *,
+    patterns: tuple[str, ...],
+    url: str,
+    token: str | None,
+    count: int | None,
+    everything: bool,
+    resume: Path | None,
+    pretty: bool | None,
+) -> None:
+    """Print a hub's events as they come, across restarts of the hub.
+
+    What was missed is told on the standard error.
+    """
+    for_people = sys.stdout.isatty() if pretty is None else pretty
+    subscribe = partial(Subscriber, url, patterns=patterns, token=token, pause=0.5)
+    asyncio.run(_tail(subscribe, _pretty if for_people else _line, count, resume, everything=everything))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run it."""
-    asyncio.run(_tail(arguments))
-    return 0
-
-
-async def _tail(arguments: argparse.Namespace) -> None:
-    from safe_broadcaster.demo.subscriber import Position, Subscriber  # noqa: PLC0415 - only tail needs it
-
+async def _tail(
+    subscribe: Callable[..., Subscriber],
+    form: Callable[[dict[str, Any]], bytes],
+    count: int | None,
+    resume: Path | None,
+    *,
+    everything: bool,
+) -> None:
     stop = stop_event()
-    for_people = arguments.pretty or (sys.stdout.isatty() and not arguments.json)
-    printer = _Printer(_pretty if for_people else _line, arguments.count, stop)
-    subscriber = Subscriber(
-        arguments.url,
-        printer.print,
-        patterns=[*arguments.pattern, *arguments.match] or ["*"],
-        on_notice=_Notices(is_expected=arguments.all).tell,
-        token=arguments.token or os.environ.get("SAFE_BROADCASTER_TOKEN"),
-        pause=0.5,
-    )
-    if arguments.all:
+    printer = _Printer(form, count, stop)
+    notices = _Notices(is_expected=everything)
+    subscriber = subscribe(printer.print, on_notice=notices.tell)
+    if everything:
         subscriber.position = Position("", 0)  # of a log that never was: so all of the one that is
-    printer.place = _Place(arguments.resume, subscriber)
+    printer.place = _Place(resume, subscriber)
     following, stopped = asyncio.create_task(subscriber.run()), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([following, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -155,8 +160,6 @@ class _Place:
 
 
 def _read(path: Path) -> Position:
-    from safe_broadcaster.demo.subscriber import Position  # noqa: PLC0415 - as above
-
     try:
         kept = orjson.loads(path.read_bytes())
         return Position(str(kept["epoch"]), int(kept["offset"]))
@@ -171,12 +174,20 @@ def _line(event: dict[str, Any]) -> bytes:
 def _pretty(event: dict[str, Any]) -> bytes:
     """Time, type, topic, and the rest."""
     rest = {name: value for name, value in event.items() if name not in {"type", "topic", "timestamp"}}
-    now = datetime.now().astimezone().strftime("%H:%M:%S")
-    parts = [now, str(event.get("type", "-")), str(event.get("topic", "")), orjson.dumps(rest).decode() if rest else ""]
-    text = "  ".join(filter(None, parts))
-    # A terminal acts on control characters: they come from whoever emits.
-    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    parts = [
+        click.style(datetime.now().astimezone().strftime("%H:%M:%S"), dim=True),
+        click.style(_printable(str(event.get("type", "-"))), fg="cyan", bold=True),
+        click.style(_printable(str(event.get("topic", ""))), fg="magenta"),
+        _printable(orjson.dumps(rest).decode()) if rest else "",
+    ]
+    line = "  ".join(part for part in parts if click.unstyle(part))
+    shown = line if sys.stdout.isatty() else click.unstyle(line)
     return shown.encode(errors="backslashreplace") + b"\n"
+
+
+def _printable(text: str) -> str:
+    """A terminal acts on control characters: they come from whoever emits."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class _Notices:
@@ -202,4 +213,4 @@ class _Notices:
         if frame.get("action") == "subscribed":
             self._is_expected = False
         if text:
-            print(f"{PROGRAM} tail: {text}", file=sys.stderr)
+            warn(text)
