@@ -86,10 +86,7 @@ class Ready:
         if core is None:
             raise BroadcastError("the broadcaster is gone")
         if not core._is_ready:
-            mailbox = Mailbox.current()
-            reply = mailbox.reply()
-            core._await_ready(mailbox.core, reply.token)
-            await reply.wait()
+            await core._is_answered("ready", core._await_ready, None)
         return True
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from safe_broadcaster import BroadcasterClosed, ConnectTimeout, EventBroadcaster
 from safe_broadcaster.mailbox import Mailbox
 from support import NOWHERE, event
@@ -21,6 +23,10 @@ async def test_waiting_again_and_again_for_a_link_that_is_not_there_leaves_nothi
     for n in range(100):
         await broadcaster.safe_emit(event(n))
         await asyncio.gather(*map(give_up, (broadcaster.start, broadcaster.wait_connected, broadcaster.drain)))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(broadcaster.ready.wait(), 0)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(broadcaster.ready.wait(), 0.001)
         known = known or len(Mailbox.current()._handlers)
     assert len(Mailbox.current()._handlers) == known
 
