@@ -112,7 +112,7 @@ async def test_what_was_started_on_one_loop_may_be_stopped_on_another(part, else
 
     assert elsewhere(tasks())
     await asyncio.wait_for(part.stop(), 10)
-    await eventually(lambda: not elsewhere(tasks()))
+    assert not elsewhere(tasks()), "it has ended when the stop returns"
 
 
 @virtual
