@@ -12,20 +12,24 @@ import contextvars
 import inspect
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safe_broadcaster.exceptions import HandlerTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
-__all__ = ["Aside", "TimedOut", "call_here", "within"]
+__all__ = ["Aside", "TimedOut", "call_here", "end_tasks", "is_alive", "within"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _GRACE = 1.0
 """Seconds that cancelled work may take to clean up before it is left to itself."""
+
+_LOOK = 0.005
+"""Seconds between two looks at what ends on another loop."""
 
 _abandoned: set[asyncio.Future[Any]] = set()
 """Work that has not heeded its cancellation yet; held, because a task that nobody holds may vanish."""
@@ -62,6 +66,37 @@ async def within(seconds: float, work: Coroutine[Any, Any, T] | asyncio.Future[T
     if task.cancelled():
         raise RuntimeError("it was cancelled from within")
     return task.result()
+
+
+def is_alive(task: asyncio.Task[Any] | None) -> bool:
+    """Whether a task goes on; one whose loop was closed under it never will."""
+    return task is not None and not task.done() and not task.get_loop().is_closed()
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]], patience: float | None = None) -> set[asyncio.Task[Any]]:
+    """Cancel tasks, whichever loop they are of, and wait for their end; returns those of this loop that do not heed it.
+
+    Args:
+        tasks: The tasks; those that are done already are fine.
+        patience: Seconds to wait for those of this loop. None: any. Those of others have a second.
+
+    """
+    ours: set[asyncio.Task[Any]] = set()
+    others: set[asyncio.Task[Any]] = set()
+    for task in filter(is_alive, tasks):
+        loop = task.get_loop()
+        if loop is asyncio.get_running_loop():
+            task.cancel()
+            ours.add(task)
+        else:
+            with contextlib.suppress(RuntimeError):  # closed in this moment
+                loop.call_soon_threadsafe(task.cancel)
+                others.add(task)
+    deadline = time.monotonic() + _GRACE
+    while others and time.monotonic() < deadline:
+        others = {task for task in others if is_alive(task) and task.get_loop().is_running()}
+        await asyncio.sleep(_LOOK)  # another loop has no bell for this one
+    return (await asyncio.wait(ours, timeout=patience))[1] if ours else set()
 
 
 async def _cancel(task: asyncio.Future[Any]) -> None:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import inspect
 import logging
+import math
 import os
 import time
 import weakref
@@ -85,10 +86,7 @@ class Ready:
         if core is None:
             raise BroadcastError("the broadcaster is gone")
         if not core._is_ready:
-            mailbox = Mailbox.current()
-            reply = mailbox.reply()
-            core._await_ready(mailbox.core, reply.token)
-            await reply.wait()
+            await core._is_answered("ready", core._await_ready, None)
         return True
 
 
@@ -207,6 +205,7 @@ class SafeBroadcaster(_core.Emitter):
         self._unsynced: dict[asyncio.AbstractEventLoop, list[tuple[int, bool, _Kept]]] = {}
         self._home: tuple[Mailbox, int] | None = None
         self._peer: PeerServer | None = None
+        self._asked: dict[str, tuple[Mailbox, Reply[None]]] = {}
         self._reports: set[asyncio.Future[Any]] = set()
         target: object = ws_client
         probe: Callable[[], bool] | None = None
@@ -237,11 +236,8 @@ class SafeBroadcaster(_core.Emitter):
             BroadcasterClosed: It was stopped.
 
         """
-        mailbox = Mailbox.current()
-        self._settle(mailbox)
-        reply = mailbox.reply()
-        self._start(mailbox.core, reply.token)
-        await self._in_time(reply, timeout)
+        self._settle(Mailbox.current())
+        await self._in_time("start", self._start, timeout)
 
     def _settle(self, mailbox: Mailbox) -> None:
         """Have reports and requests for a duck-typed client come to the loop that called ``start()`` last."""
@@ -272,13 +268,10 @@ class SafeBroadcaster(_core.Emitter):
             ConnectTimeout: Not live in time.
 
         """
-        mailbox = Mailbox.current()
-        reply = mailbox.reply()
-        self._await_live(mailbox.core, reply.token)
-        await self._in_time(reply, timeout)
+        await self._in_time("live", self._await_live, timeout)
 
-    async def _in_time(self, reply: Reply[None], timeout: float | None) -> None:
-        if not await reply.wait_for(timeout):
+    async def _in_time(self, what: str, ask: Callable[[_core.Mailbox, int], None], timeout: float | None) -> None:
+        if not await self._is_answered(what, ask, timeout):
             last = self.get_stats()["last_error"]
             because = f" (last error: {last})" if last else ""
             raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background")
@@ -295,10 +288,22 @@ class SafeBroadcaster(_core.Emitter):
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Wait until everything accepted so far has been acknowledged; False if not in time."""
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        if (known := self._asked.get("drain")) is not None and not known[1].is_answered():
+            if not await self._is_answered("drain", self._drain, timeout):
+                return False  # not even what was accepted before an earlier call
+            timeout = None if timeout is None else deadline - time.monotonic()
+        return await self._is_answered("drain", self._drain, timeout)
+
+    async def _is_answered(self, what: str, ask: Callable[[_core.Mailbox, int], None], timeout: float | None) -> bool:
+        """Ask the core, unless the same was asked and is not answered: each question stays there until it is."""
         mailbox = Mailbox.current()
-        reply = mailbox.reply()
-        self._drain(mailbox.core, reply.token)
-        return await reply.wait_for(timeout)
+        known = self._asked.get(what)
+        if known is None or known[0] is not mailbox or known[1].is_answered():
+            known = mailbox, mailbox.reply()
+            ask(mailbox.core, known[1].token)
+            self._asked[what] = known
+        return await known[1].wait_for(timeout)
 
     async def stop(self, drain_timeout: float = 5.0) -> None:
         """Accept nothing more, send for at most ``drain_timeout`` seconds, leave the rest in the spill, close it.

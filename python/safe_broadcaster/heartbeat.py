@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from safe_broadcaster.calling import name_of
 from safe_broadcaster.checks import check_callable, check_seconds
-from safe_broadcaster.deadlines import TimedOut, call_here, within
+from safe_broadcaster.deadlines import TimedOut, call_here, end_tasks, is_alive, within
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
     ConfigError,
@@ -108,9 +108,7 @@ class Heartbeat:
         task, self._task = self._task, None
         if task is None:
             return
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+        await end_tasks([task])
         try:
             await self._emit("graph.delta.heartbeat.gone", {}, _GOODBYE_TIMEOUT)
         except (BroadcasterClosed, ForkedProcess):
@@ -120,7 +118,7 @@ class Heartbeat:
 
     def is_beating(self) -> bool:
         """Whether it beats."""
-        return self._task is not None and not self._task.done()
+        return is_alive(self._task)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, get_args
 
 from safe_broadcaster.checks import check_choice, check_count, check_number
 from safe_broadcaster.config import WhenFull
+from safe_broadcaster.deadlines import end_tasks
 from safe_broadcaster.exceptions import BroadcasterClosed, BroadcastError, QueueFull
 
 if TYPE_CHECKING:
@@ -165,19 +166,9 @@ class Inbox(Generic[T]):
         with self._lock:
             left, task = len(self), self.task
             self._items.clear()
-        if task is not None and not mine:
-            await self._end(task)
+        if task is not None and not mine and await end_tasks([task], _GRACE):
+            logger.error("%s: what consumes it does not let itself be cancelled", self.name)
         return left
-
-    async def _end(self, task: asyncio.Task[None]) -> None:
-        loop = task.get_loop()
-        if loop is asyncio.get_running_loop():
-            task.cancel()
-            _, undone = await asyncio.wait({task}, timeout=_GRACE)
-            if undone:
-                logger.error("%s: what consumes it does not let itself be cancelled", self.name)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(task.cancel)
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         if self._closed:

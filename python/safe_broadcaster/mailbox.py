@@ -42,15 +42,25 @@ class Reply(Generic[T]):
     async def wait_for(self, seconds: float | None) -> bool:
         """Wait for at most so many seconds; False if there was no answer. Raises it if it is an exception.
 
-        Unlike `asyncio.wait_for`, before Python 3.12, it loses no cancellation that comes together with the answer.
+        Whoever gives up may wait again, and others at the same time. Unlike `asyncio.wait_for`, before Python 3.12, it
+        loses no cancellation that comes together with the answer.
         """
         try:
-            done, _ = await asyncio.wait({self._future}, timeout=seconds)
-            if done:
+            await asyncio.wait({self._future}, timeout=seconds)
+            if self._future.done():
                 self._future.result()
-            return bool(done)
+            return self._future.done()
         finally:
-            self._future.cancel()  # an answer that comes later is for nobody
+            self._future.add_done_callback(_look)  # an error that comes later may be for nobody
+
+    def is_answered(self) -> bool:
+        """Whether the answer is there."""
+        return self._future.done()
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 class Mailbox:

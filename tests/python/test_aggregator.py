@@ -20,6 +20,7 @@ from safe_broadcaster import (
     TimeScale,
 )
 from safe_broadcaster.aggregator import Outcome, Series, Window, summarise
+from support import eventually
 from virtual import now, virtual
 
 MICRO, MESO, MACRO = TimeScale
@@ -278,6 +279,18 @@ async def test_threads_may_observe() -> None:
         thread.join()
     outcome = await agg.look(MICRO)
     assert outcome.content["series"]["a"]["count"] == 20_000
+
+
+def test_after_a_loop_that_ended_without_a_stop_it_looks_on_the_next() -> None:
+    agg = Aggregator(intervals={MICRO: AdaptiveInterval(0.01, 0.01, 0.01, 0), MESO: None, MACRO: None})
+
+    async def life() -> None:
+        before = agg.get_stats()["aggregations"]
+        await agg.start()
+        await eventually(lambda: agg.get_stats()["aggregations"] > before)
+
+    for _ in range(2):
+        asyncio.run(life())
 
 
 async def test_what_is_no_number_is_refused_and_what_json_cannot_carry_is_counted_and_spoils_nothing(caplog) -> None:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from safe_broadcaster import Aggregator, ConnectionManager, Heartbeat
 from safe_broadcaster.deadlines import Aside, TimedOut, within
 from safe_broadcaster.mailbox import Mailbox
 from safe_broadcaster.sources.source import pause
@@ -80,6 +81,38 @@ async def test_an_answer_that_comes_too_late_harms_nobody() -> None:
     with pytest.raises(OSError, match="no"):
         await reply.wait_for(1000)
     assert not mailbox._handlers
+
+
+@pytest.fixture
+def elsewhere():
+    """Runs things on a loop in another thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(20)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+class Broadcaster:
+    def safe_emit(self, _: object):
+        return asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "part", [Heartbeat(Broadcaster(), "ada"), Aggregator(), ConnectionManager()], ids=["heart", "aggregator", "manager"]
+)
+async def test_what_was_started_on_one_loop_may_be_stopped_on_another(part, elsewhere) -> None:
+    elsewhere(part.start())
+
+    async def tasks() -> list[asyncio.Task]:
+        return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+    assert elsewhere(tasks())
+    await asyncio.wait_for(part.stop(), 10)
+    assert not elsewhere(tasks()), "it has ended when the stop returns"
 
 
 @virtual

@@ -135,6 +135,31 @@ async def test_who_listens_may_be_told_by_a_function() -> None:
 
 
 @virtual
+async def test_who_listens_may_have_to_be_awaited() -> None:
+    class AsyncManager(Manager):
+        count = 0
+
+        async def get_connection_count(self) -> int:
+            return self.count
+
+    answers = [False, False, True]
+
+    async def listening() -> bool:
+        return answers.pop(0) if answers else True
+
+    manager = AsyncManager()
+    asked = sources.conditional(State("a").fetch, every=5, event_type="x", listening=listening)
+    known = sources.conditional(State("b").fetch, every=5, event_type="x")
+    _, tasks = run(asked, known, manager=manager)
+    async with tasks:
+        await asyncio.sleep(7)
+        assert (asked.unheard, known.unheard, manager.data()) == (2, 2, [])
+        manager.count = 1
+        await asyncio.sleep(5)
+    assert sorted(manager.data()) == ["a", "b"]
+
+
+@virtual
 async def test_a_change_counts_by_its_size_and_a_slow_drift_is_told_in_the_end() -> None:
     state = State({"count": 100, "name": "a"})
     manager, tasks = run(sources.conditional(state.fetch, event_type="x", significant=0.1))

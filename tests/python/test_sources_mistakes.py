@@ -472,6 +472,8 @@ def test_wrong_arguments_are_named() -> None:
     wrong("minimum=-1", sources.poll, fetch, event_type="x", minimum=-1)
     for significant in (0, -0.1, True, "much", float("nan")):
         wrong("significant=", sources.conditional, fetch, event_type="x", significant=significant)
+    wrong("key=.*fetch", sources.poll, fetch, event_type="x", key=fetch)
+    wrong("significant=.*fetch", sources.conditional, fetch, event_type="x", significant=fetch)
     wrong("listening=7", sources.conditional, fetch, event_type="x", listening=7)
     wrong("errors='no'", sources.on_event, "x", errors="no")
     wrong("when_full='no'", sources.on_event, "x", when_full="no")

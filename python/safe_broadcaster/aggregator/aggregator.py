@@ -22,6 +22,7 @@ from safe_broadcaster.aggregator.window import Outcome, Window, summarise
 from safe_broadcaster.breakers import CircuitBreaker
 from safe_broadcaster.calling import call
 from safe_broadcaster.checks import check_callable, check_number, check_timeout
+from safe_broadcaster.deadlines import end_tasks, is_alive
 from safe_broadcaster.exceptions import BroadcasterClosed, QueueFull
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.timestamps import utc_now
@@ -150,7 +151,7 @@ class Aggregator:
         """
         if self._stopped:
             raise BroadcasterClosed("the aggregator was stopped; make a new one")
-        if self._tasks:
+        if any(map(is_alive, self._tasks)):
             return
         now = asyncio.get_running_loop().time()
         self._looked = dict.fromkeys(self.intervals, now)
@@ -163,10 +164,7 @@ class Aggregator:
         """Look no more, and emit what is queued for at most so many seconds; what is left then is logged and lost."""
         self._stopped = True
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end_tasks(tasks)
         if self._own is not None:
             await self._own.stop(drain_timeout)
         elif self.queue is not None:
@@ -248,7 +246,10 @@ class Aggregator:
         interval = self.intervals[scale]
         while True:
             await asyncio.sleep(interval.current)
-            await self.look(scale)
+            try:
+                await self.look(scale)
+            except Exception:
+                logger.exception("looking at %s failed", scale.value, extra={"scale": scale.value})
 
     def _window(self, scale: TimeScale) -> Window:
         now = asyncio.get_running_loop().time()

@@ -26,6 +26,7 @@ from safe_broadcaster import _core
 from safe_broadcaster.bus.connection import Connection, Socket
 from safe_broadcaster.bus.messages import BadMessage, parse
 from safe_broadcaster.checks import check_choice, check_count, check_seconds, check_timeout
+from safe_broadcaster.deadlines import end_tasks, is_alive
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, ConnectRefused
 from safe_broadcaster.hub.sessions import is_connecting
 from safe_broadcaster.metrics import Metric
@@ -121,18 +122,14 @@ class ConnectionManager:
 
     async def start(self) -> None:
         """Ping clients from now on; the first client does the same."""
-        task = self._heartbeat
-        if task is None or task.done() or task.get_loop().is_closed():
+        if not is_alive(self._heartbeat):
             self._heartbeat = asyncio.create_task(self._beat(), name="safe_broadcaster connections")
 
     async def stop(self) -> None:
         """Send every client away with 3001, which means that it may come back; what waits for it is sent first."""
         task, self._heartbeat = self._heartbeat, None
-        if task is not None and _is_running(task.get_loop()):
-            task.cancel()
-            await asyncio.wait({task})
-        elif task is not None and not task.get_loop().is_closed():
-            task.get_loop().call_soon_threadsafe(task.cancel)
+        if task is not None:
+            await end_tasks([task])
         ending = [self._end(connection, _STOPS, "the server stops", drain_timeout=1.0) for connection in self._all()]
         await _ended(ending)
 

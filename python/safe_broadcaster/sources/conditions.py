@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Union, cast
 import orjson
 
 from safe_broadcaster import _core
+from safe_broadcaster.calling import is_async, name_of
 from safe_broadcaster.checks import is_number
 from safe_broadcaster.exceptions import ConfigError
 
@@ -51,6 +52,11 @@ class Memory:
                 f"significant={significant!r} is not allowed: give a relative threshold above 0, as 0.1 for a tenth, "
                 "or a function of the new and the old state"
             )
+        for setting, function in (("key", key), ("significant", significant)):
+            if is_async(function):
+                raise ConfigError(
+                    f"{setting}={name_of(function)} is not allowed: give a plain function, as nobody awaits it"
+                )
         self._key = key
         self._significant = significant
         self._mark: bytes | None = None

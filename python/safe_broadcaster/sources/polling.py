@@ -110,7 +110,7 @@ class PollSource(Source):
 
     async def _round(self) -> None:
         try:
-            if not self._is_heard():
+            if not await within(self.timeout, self._is_heard()):
                 self.unheard += 1
                 return
             await self._offer(await self._fetched())
@@ -141,10 +141,10 @@ class PollSource(Source):
             self._memory.keep(seen)
             return True
 
-    def _is_heard(self) -> bool:
+    async def _is_heard(self) -> bool:
         if callable(self._listening):
-            return bool(self._listening())
-        return not self._listening or self._sink is None or self._sink.is_heard()
+            return bool(await call_here(self._listening))
+        return not self._listening or self._sink is None or await self._sink.is_heard()
 
     def _hint(self) -> str:
         return f"{self._fetch_name} returned None each time; let it return the state"

@@ -60,10 +60,10 @@ class Sink:
         """Whether the target knows if somebody listens."""
         return any(hasattr(self.target, name) for name in ("get_connection_count", "active_connections"))
 
-    def is_heard(self) -> bool:
+    async def is_heard(self) -> bool:
         """Whether somebody listens; True where that cannot be known."""
-        count: Callable[[], int] | None = getattr(self.target, "get_connection_count", None)
+        count: Callable[[], int | Awaitable[int]] | None = getattr(self.target, "get_connection_count", None)
         if count is not None:
-            return count() > 0
+            return await call_here(count) > 0
         connections: Sized | None = getattr(self.target, "active_connections", None)
         return True if connections is None else bool(connections)

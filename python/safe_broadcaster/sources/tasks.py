@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.deadlines import end_tasks, is_alive
 from safe_broadcaster.exceptions import ConfigError
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.sources.sink import Sink
@@ -120,7 +120,7 @@ class BackgroundTasks:
 
         Those whose loop has ended without a `stop` do not run any more, and are started.
         """
-        self._tasks = {task: source for task, source in self._tasks.items() if not task.get_loop().is_closed()}
+        self._tasks = {task: source for task, source in self._tasks.items() if is_alive(task)}
         if self._running and (self._tasks or not self._sources):
             return
         self._running = True
@@ -133,19 +133,9 @@ class BackgroundTasks:
         self._running = False
         if self._stray_check is not None:
             self._stray_check.cancel()
-        loop = asyncio.get_running_loop()
         tasks = dict(self._tasks)
-        for task in tasks:
-            if task.get_loop() is loop:
-                task.cancel()
-            else:
-                with contextlib.suppress(RuntimeError):  # that loop is closed, and the task with it
-                    task.get_loop().call_soon_threadsafe(task.cancel)
-        ours = {task for task in tasks if task.get_loop() is loop}
-        if ours:
-            _, stuck = await asyncio.wait(ours, timeout=_STOP_GRACE + 1)
-            for task in stuck:
-                logger.error("source %s does not heed its end", tasks[task].name)
+        for task in await end_tasks(tasks, _STOP_GRACE + 1):
+            logger.error("source %s does not heed its end", tasks[task].name)
         for source in self._sources:
             if source.state == "running":
                 source.end()
