@@ -34,10 +34,31 @@ class Reply(Generic[T]):
     def __init__(self, token: int, future: asyncio.Future[T]) -> None:
         self.token = token
         self._future = future
+        future.add_done_callback(_look)  # an error may come when nobody waits any more
 
     async def wait(self) -> T:
         """Wait for the answer; raises it if it is an exception."""
         return await self._future
+
+    async def wait_for(self, seconds: float | None) -> bool:
+        """Wait for at most so many seconds; False if there was no answer. Raises it if it is an exception.
+
+        Whoever gives up may wait again, and others at the same time. Unlike `asyncio.wait_for`, before Python 3.12, it
+        loses no cancellation that comes together with the answer.
+        """
+        await asyncio.wait({self._future}, timeout=seconds)
+        if self._future.done():
+            self._future.result()
+        return self._future.done()
+
+    def is_answered(self) -> bool:
+        """Whether the answer is there."""
+        return self._future.done()
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 class Mailbox:
