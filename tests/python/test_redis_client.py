@@ -30,8 +30,8 @@ META = "{sb1:safe_broadcaster}:meta"
 PASSWORD = "p@ss/w:rd?#%"
 
 RIGHTS = (
-    "+eval +evalsha +script|load +info +select +multi +exec +subscribe +publish +get +set +del +hget +hset +hmget +hdel "
-    "+zadd +zcard +zpopmin +rpush +lindex +lpop +xadd +xtrim +xrange +time"
+    "+eval +evalsha +script|load +info +select +multi +exec +subscribe +publish +get +set +del +hget +hset +hmget "
+    "+hdel +zadd +zcard +zpopmin +rpush +lindex +lpop +xadd +xtrim +xrange +time"
 )
 """As docs/hub.md tells."""
 
@@ -121,7 +121,7 @@ async def test_tls_is_spoken_and_the_certificate_checked(serve, client, certific
     url = f"rediss://127.0.0.1:{server.port}/0"
     async with EventBroadcaster(url, redis_ca=certificate[0], **FAST) as hub:
         assert await hub.broadcast("t", 1) == 1
-    with pytest.raises(BusUnavailable, match="(?i)certificate"):
+    with pytest.raises(BusUnavailable, match=r"(?i)certificate"):
         await EventBroadcaster(url, **FAST).start()
     with pytest.raises(ConfigError, match=r"redis_ca=.*nothing\.pem is not allowed"):
         await EventBroadcaster(url, redis_ca="nothing.pem", **FAST).start()
@@ -167,7 +167,8 @@ async def test_the_rights_that_are_documented_are_enough(serve, client, tmp_path
         assert not hub.is_degraded()
 
 
-LACKING = ["xadd", "publish", "subscribe", "evalsha", "info", "hset", "zpopmin", "hdel", "lpop", "xtrim", "xrange", "exec"]
+LACKING = ["xadd", "xtrim", "xrange", "hset", "hdel", "lpop", "zpopmin"]  # in the scripts, and beside them:
+LACKING += ["publish", "subscribe", "evalsha", "info", "exec"]
 
 
 @pytest.mark.parametrize("command", LACKING)
@@ -184,7 +185,7 @@ async def test_a_right_that_is_missing_is_named_at_the_start(serve, client, comm
 async def test_keys_or_channels_that_are_somebody_elses_are_told_at_the_start(serve, client, rules) -> None:
     server = serve(*user(*rules, "+@all"))
     theirs = client(host="127.0.0.1", port=server.port, username="app", password=PASSWORD)
-    with pytest.raises(BusUnavailable, match="(?i)(permissions|can't access).*(key|channel)"):
+    with pytest.raises(BusUnavailable, match=r"(?i)(permissions|can't access).*(key|channel)"):
         await asyncio.wait_for(EventBroadcaster(theirs, **{**FAST, "bus_timeout": 60.0}).start(), 20)
 
 
@@ -195,7 +196,7 @@ async def test_a_replica_is_no_place_for_a_hub(serve, tmp_path) -> None:
     replica.start()
     try:
         await eventually(lambda: "master_link_status:up" in replica.command("INFO", "replication"))
-        with pytest.raises(BusUnavailable, match="(?i)read ?only"):
+        with pytest.raises(BusUnavailable, match=r"(?i)read ?only"):
             await EventBroadcaster(replica.url, **FAST).start()
     finally:
         replica.stop()

@@ -87,7 +87,7 @@ async def test_sentinels_are_asked_with_their_own_password_and_a_database_is_use
             assert await one.broadcast("t", 0) == 2
             await eventually(lambda: two.get_stats()["offset"] == 1)
             assert leader.command("-a", "s3cret", "-n", "3", "EXISTS", "{sb1:safe_broadcaster}:meta") == "1"
-        with pytest.raises(BusUnavailable, match="(?i)auth"):
+        with pytest.raises(BusUnavailable, match=r"(?i)auth"):
             await EventBroadcaster(url.partition("?")[0], **FAST).start()
     finally:
         for server in (sentinel, leader):

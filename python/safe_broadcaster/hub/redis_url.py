@@ -77,7 +77,9 @@ def _by_sentinels(client: object, pool: Any, settings: dict[str, Any]) -> dict[s
     if not pool.is_master:
         raise _refused(client, "it reads from replicas: give the one of master_for()")
     sentinels = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
-    hosts = ",".join(f"{_bracketed(each.get('host', 'localhost'))}:{int(each.get('port', 26379))}" for each in sentinels)
+    hosts = ",".join(
+        f"{_bracketed(each.get('host', 'localhost'))}:{int(each.get('port', 26379))}" for each in sentinels
+    )
     login = [(name, _quoted(sentinels[0].get(name))) for name in ("username", "password")]
     query = "&".join(f"sentinel_{name}={value}" for name, value in login if value)
     scheme, rest = settings["redis_url"].split("://")
