@@ -34,6 +34,7 @@ class Reply(Generic[T]):
     def __init__(self, token: int, future: asyncio.Future[T]) -> None:
         self.token = token
         self._future = future
+        future.add_done_callback(_look)  # an error may come when nobody waits any more
 
     async def wait(self) -> T:
         """Wait for the answer; raises it if it is an exception."""
@@ -45,13 +46,10 @@ class Reply(Generic[T]):
         Whoever gives up may wait again, and others at the same time. Unlike `asyncio.wait_for`, before Python 3.12, it
         loses no cancellation that comes together with the answer.
         """
-        try:
-            await asyncio.wait({self._future}, timeout=seconds)
-            if self._future.done():
-                self._future.result()
-            return self._future.done()
-        finally:
-            self._future.add_done_callback(_look)  # an error that comes later may be for nobody
+        await asyncio.wait({self._future}, timeout=seconds)
+        if self._future.done():
+            self._future.result()
+        return self._future.done()
 
     def is_answered(self) -> bool:
         """Whether the answer is there."""
