@@ -99,7 +99,7 @@ class Supervisor:
 
     def _look_at_parts(self) -> None:
         numbers: dict[str, Any] = orjson.loads(self._core.stats() or b"{}")
-        bridge = numbers.get("bridge") or {}
+        bridge: dict[str, Any] = numbers.get("bridge") or {}
         if bridge.get("degraded"):
             numbers["bus_error"] = self._told["bus_error"] or bridge.get("error")  # its words change with each attempt
         for name, (broken, mended) in _PARTS.items():

@@ -261,7 +261,6 @@ impl RedisLink {
         let batch = |number| Batch { number, known: Known::default(), fresh: "f".to_owned(), entries: entries.clone() };
         let live = format!("{}:rehearsal", self.names.live);
         let mut all = pipe();
-        all.atomic();
         for (number, verb, script) in [(1, "EVALSHA", &*self.scripts.append), (2, "EVAL", APPEND)] {
             // Nothing is kept and nobody remembered, so that something is trimmed and somebody forgotten.
             let args = |call: &mut Cmd| self.batch(call, &batch(number), &live, 0, 0);
@@ -300,18 +299,27 @@ impl Link for RedisLink {
     }
 
     async fn fill(&self, from: u64, most: usize) -> Result<Filled> {
+        // No transaction: a Redis without memory refuses those, and what it has must still be read. Whatever is read
+        // between two looks at the same epoch belongs to it, for none comes twice.
         let mut reading = pipe();
-        // Of one moment: between two commands another epoch could begin.
-        reading.atomic();
-        reading.cmd("HMGET").arg(self.key("meta")).arg("epoch").arg("head");
-        reading.cmd("XRANGE").arg(self.key("stream")).arg(format!("{from}-0")).arg("+").arg("COUNT").arg(most);
-        let answer: ((Option<String>, Option<u64>), Vec<Value>) = reading
+        let (meta, stream) = (self.key("meta"), self.key("stream"));
+        reading.cmd("HMGET").arg(&meta).arg("epoch").arg("head");
+        reading.cmd("XRANGE").arg(stream).arg(format!("{from}-0")).arg("+").arg("COUNT").arg(most);
+        reading.cmd("HMGET").arg(&meta).arg("epoch").arg("head");
+        type Look = (Option<String>, Option<u64>);
+        let (before, entries, after): (Look, Vec<Value>, Look) = reading
             .query_async(&mut self.connection.clone())
             .await
             .map_err(|error| failure("Redis refused to give a stretch of the stream", &error, ""))?;
-        let ((epoch, head), entries) = answer;
-        let (epoch, head) = (epoch.unwrap_or_default(), head.unwrap_or_default());
-        let place = Place { epoch, head, ..Place::default() };
+        let as_place = |(epoch, head): Look| Place {
+            epoch: epoch.unwrap_or_default(),
+            head: head.unwrap_or_default(),
+            ..Place::default()
+        };
+        if before.0 != after.0 {
+            return Ok(Filled { place: as_place(after), blocks: Vec::new() });
+        }
+        let place = as_place(before);
         let blocks = entries.into_iter().map(block).collect::<Option<Vec<_>>>();
         Ok(Filled { place, blocks: blocks.ok_or_else(|| misunderstood("the stream"))? })
     }
