@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use support::{Client, PATIENCE};
 
 const INTERVAL: Duration = Duration::from_millis(300);
-const TIMEOUT: Duration = Duration::from_millis(1000);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 fn quick(bus: &MemoryBus) -> BridgeConfig {
     BridgeConfig {

@@ -61,15 +61,11 @@ impl Speaker {
                 load.fetch_add(cost, Ordering::Relaxed);
                 return self.sender.send(message).is_ok();
             }
-            return match message {
-                Message::Block { epoch, by, block } => {
-                    self.tell(Message::Head { epoch, head: block.last(), by: Some(by) })
-                }
-                _ => {
-                    self.load.lost.fetch_add(1, Ordering::Relaxed);
-                    !self.sender.is_closed()
-                }
-            };
+            if let Message::Block { epoch, by, block } = message {
+                return self.tell(Message::Head { epoch, head: block.last(), by: Some(by) });
+            }
+            self.load.lost.fetch_add(1, Ordering::Relaxed);
+            return !self.sender.is_closed();
         }
         match message {
             Message::Head { .. } => self.tell(message),

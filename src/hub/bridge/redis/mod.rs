@@ -306,7 +306,6 @@ impl Link for RedisLink {
         reading.cmd("HMGET").arg(&meta).arg("epoch").arg("head");
         reading.cmd("XRANGE").arg(stream).arg(format!("{from}-0")).arg("+").arg("COUNT").arg(most);
         reading.cmd("HMGET").arg(&meta).arg("epoch").arg("head");
-        type Look = (Option<String>, Option<u64>);
         let (before, entries, after): (Look, Vec<Value>, Look) = reading
             .query_async(&mut self.connection.clone())
             .await
@@ -341,6 +340,9 @@ impl Link for RedisLink {
         left.map_err(|error| failure("Redis refused a goodbye", &error, LEAVE))
     }
 }
+
+/// The head of the stream in an epoch, where there is one.
+type Look = (Option<String>, Option<u64>);
 
 /// An entry of the stream; its records are taken, not copied.
 fn block(entry: Value) -> Option<super::Stretch> {
