@@ -175,7 +175,7 @@ impl<B: Bus> Driver<B> {
                 let doubtful = self.doubtful;
                 return shared.with(|state, _| {
                     if state.log.epoch() == place.epoch {
-                        state.log.settle(doubtful, place.head);
+                        state.log.judge(doubtful, place.head);
                     }
                 });
             }
