@@ -13,10 +13,12 @@ use bytes::Bytes;
 use safe_broadcaster::hub::auth::Grant;
 use safe_broadcaster::hub::entry::Record;
 use safe_broadcaster::hub::log::LogLimits;
-use safe_broadcaster::hub::machine::{Access, CREDIT, EmitterMachine, Step, SubscriberMachine};
+use safe_broadcaster::hub::machine::{
+    Access, Asked, CREDIT, CentrifugoMachine, EmitterMachine, Step, SubscriberMachine,
+};
 use safe_broadcaster::hub::outbox::Item;
 use safe_broadcaster::hub::registry::{Role, SessionId};
-use safe_broadcaster::hub::state::State;
+use safe_broadcaster::hub::state::{Published, State};
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::block::Block;
 use safe_broadcaster::wire::frame::HubFrame;
@@ -26,8 +28,14 @@ use safe_broadcaster::wire::topic::Pattern;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 5] =
-    [("block", block), ("emitter", emitter), ("http", http), ("pattern", pattern), ("subscriber", subscriber)];
+pub const TARGETS: [Target; 6] = [
+    ("block", block),
+    ("centrifugo", centrifugo),
+    ("emitter", emitter),
+    ("http", http),
+    ("pattern", pattern),
+    ("subscriber", subscriber),
+];
 
 const LIMITS: LogLimits = LogLimits { events: 50, bytes: 1 << 16, age: None };
 
@@ -122,6 +130,81 @@ pub fn subscriber(data: &[u8]) {
         drop(machine.on_text(subscribe, &mut access, &mut state, Duration::ZERO));
         let event = Record::event(Bytes::from_static(b"{\"type\":\"last\"}")).expect("valid");
         assert_eq!(state.append(event, Duration::ZERO).sessions, 1);
+    }
+}
+
+/// Frames of a client of Centrifugo's protocol, an empty line between them; one that begins with `!` is an event that is
+/// published. Whatever was said, every line of every answer is JSON, offsets of a channel go up between its answers, and
+/// as long as the session lives it does what it is asked.
+pub fn centrifugo(data: &[u8]) {
+    let mut state = state();
+    let id = state.registry.open(Role::Centrifugo);
+    let mut machine = CentrifugoMachine::new(id, Duration::from_secs(25));
+    let mut access = Access::granted(id, Grant::everything(), None);
+    let mut last = 0;
+    let mut check = |state: &mut State| {
+        let (mut pushes, mut answers) = (0, 0);
+        for item in heard(state, id) {
+            let Item::Text(frame) = item else { continue };
+            for line in std::str::from_utf8(&frame).expect("UTF-8").split('\n') {
+                let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                answers += usize::from(line.get("id").is_some());
+                if line.get("subscribe").is_some() {
+                    last = 0; // what it missed may follow
+                }
+                if let Some(offset) = line["push"]["pub"]["offset"].as_u64() {
+                    assert!(offset >= last, "{offset} after {last}");
+                    (last, pushes) = (offset, pushes + 1);
+                }
+            }
+        }
+        (pushes, answers)
+    };
+    // Says something, or lets it go on; whether commands wait for room.
+    let mut say = |text: Option<&str>, state: &mut State| {
+        if let Some(text) = text {
+            machine.on_text(text, state);
+        }
+        while let Some(asked) = machine.next(&mut access, state, Duration::ZERO) {
+            match asked {
+                Asked::Check(_) => {
+                    machine.on_checked(Ok((Grant::everything(), None)), &mut access, state, Duration::ZERO);
+                }
+                Asked::Publish(event) => {
+                    let published = Record::event(event).map(|record| state.append(record, Duration::ZERO));
+                    let refused =
+                        |_| safe_broadcaster::error::Error::new(safe_broadcaster::ErrorKind::NotAllowed, "none");
+                    machine.on_published(published.map_err(refused), state);
+                }
+            }
+        }
+        machine.has_rest()
+    };
+    let text = String::from_utf8_lossy(data);
+    for frame in text.split("\n\n") {
+        match frame.strip_prefix('!') {
+            Some(event) => {
+                if let Ok(record) = Record::event(Bytes::copy_from_slice(event.as_bytes())) {
+                    let _: Published = state.append(record, Duration::ZERO);
+                }
+            }
+            None => {
+                let mut rest = say(Some(frame), &mut state);
+                while rest {
+                    check(&mut state);
+                    rest = say(None, &mut state);
+                }
+            }
+        }
+        check(&mut state);
+    }
+    let patterns = state.registry.filter(id);
+    if !state.registry.is_closing(id) && !patterns.patterns().is_empty() && patterns.patterns().len() < 200 {
+        assert!(!say(Some(r#"{"id":1,"subscribe":{"channel":"the.last"}}"#), &mut state));
+        assert_eq!(check(&mut state).1, 1);
+        let event = Record::event(Bytes::from_static(b"{\"type\":\"the.last\"}")).expect("valid");
+        assert_eq!(state.append(event, Duration::ZERO).sessions, 1);
+        assert!(check(&mut state).0 >= 1);
     }
 }
 

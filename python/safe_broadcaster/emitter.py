@@ -24,7 +24,7 @@ import orjson
 from safe_broadcaster import _core
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, ConnectTimeout
-from safe_broadcaster.mailbox import Mailbox
+from safe_broadcaster.mailbox import Mailbox, Questions
 from safe_broadcaster.peer import PeerServer, is_peer
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from safe_broadcaster.config import Durability
-    from safe_broadcaster.mailbox import Reply
 
 __all__ = ["FlushResult", "HealthBus", "Ready", "SafeBroadcaster", "Spill"]
 
@@ -72,8 +71,9 @@ class FlushResult(NamedTuple):
 class Ready:
     """The gate that engines wait for: opens when the link is up for the first time and stays open."""
 
-    def __init__(self, core: SafeBroadcaster) -> None:
+    def __init__(self, core: SafeBroadcaster, questions: Questions) -> None:
         self._core = weakref.ref(core)
+        self._questions = questions
 
     def is_set(self) -> bool:
         """Whether the link has been up."""
@@ -86,7 +86,7 @@ class Ready:
         if core is None:
             raise BroadcastError("the broadcaster is gone")
         if not core._is_ready:
-            await core._is_answered("ready", core._await_ready, None)
+            await self._questions.answered("ready", core._await_ready, None)
         return True
 
 
@@ -195,7 +195,8 @@ class SafeBroadcaster(_core.Emitter):
     ) -> None:
         self.config = EmitterConfig.build(config, settings)
         self.health_bus = health_bus
-        self.ready = Ready(self)
+        self._questions = Questions()
+        self.ready = Ready(self, self._questions)
         self.spill = Spill(self)
         try:
             self.spill_path = os.fspath(spill_path)
@@ -205,7 +206,6 @@ class SafeBroadcaster(_core.Emitter):
         self._unsynced: dict[asyncio.AbstractEventLoop, list[tuple[int, bool, _Kept]]] = {}
         self._home: tuple[Mailbox, int] | None = None
         self._peer: PeerServer | None = None
-        self._asked: dict[str, tuple[Mailbox, Reply[None]]] = {}
         self._reports: set[asyncio.Future[Any]] = set()
         target: object = ws_client
         probe: Callable[[], bool] | None = None
@@ -271,7 +271,7 @@ class SafeBroadcaster(_core.Emitter):
         await self._in_time("live", self._await_live, timeout)
 
     async def _in_time(self, what: str, ask: Callable[[_core.Mailbox, int], None], timeout: float | None) -> None:
-        if not await self._is_answered(what, ask, timeout):
+        if not await self._questions.answered(what, ask, timeout):
             last = self.get_stats()["last_error"]
             because = f" (last error: {last})" if last else ""
             raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background")
@@ -289,21 +289,11 @@ class SafeBroadcaster(_core.Emitter):
     async def drain(self, timeout: float | None = None) -> bool:
         """Wait until everything accepted so far has been acknowledged; False if not in time."""
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        if (known := self._asked.get("drain")) is not None and not known[1].is_answered():
-            if not await self._is_answered("drain", self._drain, timeout):
+        if self._questions.is_open("drain"):
+            if not await self._questions.answered("drain", self._drain, timeout):
                 return False  # not even what was accepted before an earlier call
             timeout = None if timeout is None else deadline - time.monotonic()
-        return await self._is_answered("drain", self._drain, timeout)
-
-    async def _is_answered(self, what: str, ask: Callable[[_core.Mailbox, int], None], timeout: float | None) -> bool:
-        """Ask the core, unless the same was asked and is not answered: each question stays there until it is."""
-        mailbox = Mailbox.current()
-        known = self._asked.get(what)
-        if known is None or known[0] is not mailbox or known[1].is_answered():
-            known = mailbox, mailbox.reply()
-            ask(mailbox.core, known[1].token)
-            self._asked[what] = known
-        return await known[1].wait_for(timeout)
+        return await self._questions.answered("drain", self._drain, timeout)
 
     async def stop(self, drain_timeout: float = 5.0) -> None:
         """Accept nothing more, send for at most ``drain_timeout`` seconds, leave the rest in the spill, close it.

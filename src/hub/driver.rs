@@ -8,7 +8,9 @@
 //! frames and however small the events. So a subscriber whose socket takes what it is given is never closed as slow for
 //! bytes that it had no chance to send.
 
+mod asked;
 mod library;
+mod reading;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -18,24 +20,29 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::SinkExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, Sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role as WsRole};
+use tokio_tungstenite::tungstenite::protocol::Role as WsRole;
 
-use super::auth::{Denied, Grant};
+use super::auth::Grant;
 use super::doors::Wire;
-use super::machine::{Access, Beat, EmitterMachine, Intake, Liveness, PublisherMachine, Step, SubscriberMachine};
+use super::entry::Encoding;
+use super::machine::{
+    Access, Beat, CentrifugoMachine, Checked, EmitterMachine, Intake, Liveness, PublisherMachine, SubscriberMachine,
+};
 use super::meter::{Metered, Pace};
 use super::ops::Flow;
 use super::outbox::Item;
 use super::registry::{Interest, Registry, Role, SessionId};
 use super::shared::{Admission, Seat, Shared};
+use super::state::Published;
+use crate::error::Result;
 use crate::wire::close::CloseCode;
-use crate::wire::subscriber;
-use library::{EMITTER_READ_BUFFER, message, refusal, websocket_config};
+use library::{message, websocket_config};
 
 /// How much is read from a peer before others have their turn: enough for thousands of small events.
 pub(super) const READ_BATCH: usize = 128 << 10;
@@ -49,11 +56,12 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest that the timer of a session is set for: it looks again, and clocks have ends.
 const LONGEST_SLEEP: Duration = Duration::from_secs(86_400);
 
-type Checking = Pin<Box<dyn Future<Output = Result<(Grant, Option<Duration>), Denied>> + Send>>;
+type Checking = Pin<Box<dyn Future<Output = Checked> + Send>>;
 
 enum Machine {
     Emitter(Box<EmitterMachine>),
     Subscriber(SubscriberMachine),
+    Centrifugo(Box<CentrifugoMachine>),
     Publisher(PublisherMachine),
 }
 
@@ -63,7 +71,7 @@ impl Machine {
         match self {
             Self::Emitter(machine) => machine.is_full(),
             Self::Publisher(machine) => machine.is_full(),
-            Self::Subscriber(_) => false,
+            Self::Subscriber(_) | Self::Centrifugo(_) => false,
         }
     }
 }
@@ -111,6 +119,8 @@ struct Session<W> {
     access: Access,
     /// A token is being checked; nothing is read until it is.
     checking: Option<Checking>,
+    /// A subscriber's event is on its way to the log; nothing is read until it is there.
+    publishing: Option<oneshot::Receiver<Result<Published>>>,
     outgoing: VecDeque<Item>,
     output: Output,
     ending: Ending,
@@ -155,14 +165,14 @@ pub(super) async fn run_on<W: Wire>(seat: Seat, wire: W) {
 
 /// How many frames may come, where that is bounded.
 pub(super) fn pace(shared: &Shared, role: Role) -> Option<Pace> {
-    (role == Role::Subscriber).then(|| Pace::new(shared.config.frame_rate))
+    role.subscribes().then(|| Pace::new(shared.config.frame_rate))
 }
 
 /// Most bytes of one message that is taken from a peer.
 pub(super) fn largest_message(shared: &Shared, role: Role) -> usize {
     match role {
         Role::Emitter | Role::Publisher => shared.config.max_message_bytes,
-        Role::Subscriber => shared.config.max_subscriber_message_bytes,
+        Role::Subscriber | Role::Centrifugo => shared.config.max_subscriber_message_bytes,
     }
 }
 
@@ -188,6 +198,9 @@ impl<W: Wire> Session<W> {
         let machine = match seat.role {
             Role::Emitter => Machine::Emitter(Box::new(EmitterMachine::new(seat.id).taking(intake))),
             Role::Subscriber => Machine::Subscriber(SubscriberMachine::new(seat.id)),
+            Role::Centrifugo => {
+                Machine::Centrifugo(Box::new(CentrifugoMachine::new(seat.id, shared.config.ping_interval)))
+            }
             Role::Publisher => Machine::Publisher(PublisherMachine::new(seat.id).taking(intake)),
         };
         if shared.auth.is_on() && seat.role == Role::Subscriber {
@@ -201,6 +214,7 @@ impl<W: Wire> Session<W> {
             timer: None,
             access,
             checking,
+            publishing: None,
             outgoing: VecDeque::new(),
             output: Output::Flushed,
             ending: Ending::Open,
@@ -222,32 +236,9 @@ impl<W: Wire> Session<W> {
             let done = self.ending == Ending::Sent && self.output == Output::Flushed;
             return if done { Poll::Ready(Event::Ended) } else { Poll::Pending };
         }
-        let polled = if self.poll_checked(cx).is_ready() { self.poll_read(cx) } else { Poll::Pending };
+        let polled = if self.poll_asked(cx).is_ready() { self.poll_read(cx) } else { Poll::Pending };
         self.poll_timer(cx);
         polled
-    }
-
-    /// Ready when no token is being checked.
-    fn poll_checked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(checking) = &mut self.checking {
-            let checked = std::task::ready!(checking.as_mut().poll(cx));
-            self.checking = None;
-            // Whoever is refused is not listened to while it is told so.
-            self.deaf = checked.is_err();
-            let role = self.seat.role;
-            self.seat.shared.with(|state, _| self.access.on_checked(checked, role, state));
-            let publish = self.access.grant().and_then(|grant| grant.publish.clone());
-            match &mut self.machine {
-                Machine::Emitter(machine) => machine.limit_to(publish),
-                Machine::Publisher(machine) => machine.limit_to(publish),
-                Machine::Subscriber(_) => {}
-            }
-            if self.deaf {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(())
     }
 
     /// Does what is due, and has the task woken for what will be.
@@ -286,7 +277,7 @@ impl<W: Wire> Session<W> {
     }
 
     /// Sends what waits, as far as the socket takes it.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), WsError> {
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> std::result::Result<(), WsError> {
         while self.ending != Ending::Sent && (!self.outgoing.is_empty() || self.refill(cx)) {
             if self.wire.poll_ready_unpin(cx)?.is_pending() {
                 self.output = Output::Full;
@@ -300,7 +291,7 @@ impl<W: Wire> Session<W> {
                     *self.seat.shared.closes.lock().entry(code.code()).or_default() += 1;
                     self.ending = Ending::Sent;
                 }
-                self.wire.start_send_unpin(message(item))?;
+                self.wire.start_send_unpin(message(item, self.seat.role))?;
             }
         }
         if self.output != Output::Flushed {
@@ -332,163 +323,26 @@ impl<W: Wire> Session<W> {
         !self.outgoing.is_empty()
     }
 
-    /// Reads a batch, and hands what it brought to the hub.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if self.poll_flow(cx).is_pending() {
-            return Poll::Pending;
-        }
-        if self.gives_way() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let mut budget = READ_BATCH;
-        self.wire.begin_turn(READ_BATCH + EMITTER_READ_BUFFER);
-        let ended = loop {
-            if budget == 0 || self.machine.is_full() {
-                cx.waker().wake_by_ref();
-                break false;
-            }
-            if let Machine::Emitter(machine) = &mut self.machine
-                && machine.has_rest()
-            {
-                if machine.resume() == Step::Commit {
-                    self.commit();
-                }
-                continue;
-            }
-            match self.wire.poll_next_unpin(cx) {
-                Poll::Pending => {
-                    if self.wire.exceeded() && !self.deaf {
-                        self.deaf = true;
-                        self.with_registry(|registry, id| {
-                            let message = "too many frames in a second, pings, pongs and fragments included";
-                            registry.push(id, subscriber::error("too_many_frames", message));
-                            registry.order_close(id, CloseCode::TooMany);
-                        });
-                    }
-                    break false;
-                }
-                Poll::Ready(None) => break true,
-                Poll::Ready(Some(Ok(message))) => {
-                    // A frame without content costs a turn too.
-                    budget = budget.saturating_sub(64 + message.len());
-                    self.liveness.progress();
-                    self.on_message(message);
-                    if self.flow.is_shut() || self.checking.is_some() {
-                        // Not read on before the keeper has caught up, or the token is checked: the next poll asks to
-                        // be woken then.
-                        cx.waker().wake_by_ref();
-                        break false;
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => match refusal(&error) {
-                    None => break true,
-                    Some(code) => {
-                        self.deaf = true;
-                        self.with_registry(|registry, id| registry.order_close(id, code));
-                        break false;
-                    }
-                },
-            }
-        };
-        self.commit();
-        if ended { Poll::Ready(Event::Ended) } else { Poll::Pending }
-    }
-
-    /// Ready when nothing on its way to a keeper forbids reading.
-    fn poll_flow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(greeted) = std::task::ready!(self.flow.poll_open(cx)) {
-            if let Machine::Emitter(machine) = &mut self.machine {
-                machine.greeted(greeted);
-            }
-        }
-        if let Machine::Emitter(machine) = &mut self.machine {
-            machine.acknowledged(self.flow.acknowledged());
-        }
-        Poll::Ready(())
-    }
-
-    /// Whether others must have their turn before this session is read.
-    fn gives_way(&mut self) -> bool {
-        if matches!(self.machine, Machine::Subscriber(_)) {
-            return false;
-        }
-        let (last, times) = self.gave_way;
-        let turn = self.with_registry(|registry, id| {
-            let turn = registry.must_give_way(id).filter(|turn| *turn != last || times < ROUNDS);
-            if turn.is_none() {
-                registry.reads(id);
-            }
-            turn
-        });
-        if let Some(turn) = turn {
-            self.gave_way = (turn, if turn == last { times + 1 } else { 1 });
-        }
-        turn.is_some()
-    }
-
-    fn on_message(&mut self, message: Message) {
-        let step = match (&mut self.machine, &message) {
-            (Machine::Emitter(machine), Message::Text(text)) => machine.on_text(text),
-            (Machine::Emitter(machine), Message::Binary(block)) => machine.on_block(block.clone()),
-            (Machine::Subscriber(machine), Message::Text(text)) => {
-                let access = &mut self.access;
-                let shown = self.seat.shared.with(|state, now| machine.on_text(text, access, state, now));
-                self.checking = shown.map(|token| Box::pin(self.seat.shared.clone().check(token)) as Checking);
-                Step::More
-            }
-            (Machine::Subscriber(machine), Message::Binary(_)) => {
-                self.seat.shared.with(|state, _| machine.on_binary(&mut self.access, state));
-                Step::More
-            }
-            (Machine::Publisher(machine), Message::Text(_) | Message::Binary(_)) => {
-                if let Err(answer) = machine.on_event(message.into_data()) {
-                    self.seat.shared.with(|state, _| state.refuse(self.seat.id, answer));
-                }
-                Step::More
-            }
-            // Pings and closes are answered by the WebSocket layer.
-            _ => Step::More,
-        };
-        if step == Step::Commit {
-            self.commit();
-        }
-    }
-
-    fn commit(&mut self) {
-        let shared = &self.seat.shared;
-        let turn = match (&mut self.machine, &shared.keeper) {
-            (Machine::Emitter(machine), _) if !machine.wants_commit(shared.now()) => return,
-            (Machine::Publisher(machine), _) if !machine.wants_commit() => return,
-            (Machine::Subscriber(_), _) => return,
-            (Machine::Emitter(machine), None) => return shared.with(|state, now| machine.commit(state, now)),
-            (Machine::Publisher(machine), None) => {
-                return shared.with(|state, now| drop(machine.turn().settle(None, state, now)));
-            }
-            (Machine::Emitter(machine), Some(_)) => machine.turn(shared.now()),
-            (Machine::Publisher(machine), Some(_)) => machine.turn(),
-        };
-        if !turn.records.is_empty() {
-            // Here, because some keepers bring the records to the log by another way.
-            shared.with(|state, now| state.presence.hear(&turn.name, &turn.records, now));
-        }
-        if shared.keeper.as_ref().is_some_and(|keeper| !keeper.submit(turn, &self.flow)) {
-            self.with_registry(|registry, id| registry.order_close(id, CloseCode::Degraded));
-        }
-    }
-
     fn beat(&mut self) {
-        if !W::PINGS && !self.with_registry(|registry, id| self.seat.role == Role::Subscriber && !registry.is_raw(id)) {
+        let told = |registry: &mut Registry, id| registry.encoding(id) != Encoding::Raw;
+        if !W::PINGS && !(self.seat.role.subscribes() && self.with_registry(told)) {
             return; // whether it is there is for the server to find out that holds its socket
         }
-        if self.flow.is_shut() || self.checking.is_some() {
+        if self.flow.is_shut() || self.checking.is_some() || self.publishing.is_some() {
             self.liveness.progress(); // a peer that is not read cannot be heard
         }
         let beat = self.liveness.beat();
-        self.with_registry(|registry, id| match beat {
-            Beat::Ping if !W::PINGS => registry.push(id, subscriber::ping(registry.prev(id))),
-            Beat::Ping => registry.push_ping(id),
-            Beat::Dead => registry.order_close(id, CloseCode::NoPong),
+        let id = self.seat.id;
+        self.seat.shared.with(|state, _| match beat {
+            Beat::Ping => match &self.machine {
+                Machine::Centrifugo(machine) if machine.ping(state) || !W::PINGS => {}
+                _ if W::PINGS => state.registry.push_ping(id),
+                _ => {
+                    let ping = state.heartbeat(id).ping();
+                    state.registry.push(id, ping);
+                }
+            },
+            Beat::Dead => state.registry.order_close(id, CloseCode::NoPong),
         });
     }
 

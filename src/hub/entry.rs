@@ -11,8 +11,9 @@ use super::auth::{Scope, not_granted};
 use super::entities::{Entities, MAX_IDS};
 use super::outbox::Item;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::centrifugo;
 use crate::wire::event::EventHead;
-use crate::wire::subscriber::{Carried, Envelope};
+use crate::wire::subscriber::{Carried, Envelope, Wrapping};
 use crate::wire::topic::Pattern;
 
 /// A valid event, or a gap, that has no place in the log yet. Cloning shares the bytes.
@@ -176,6 +177,27 @@ impl Record {
     }
 }
 
+/// What brings entries to a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// Frames with `seq` and `prev`, see [`Entry::frame`].
+    #[default]
+    Event,
+    /// Events alone, see [`Entry::bare`].
+    Raw,
+    /// Pushes of Centrifugo's protocol, see [`Entry::pushes`].
+    Push,
+}
+
+impl From<Wrapping> for Encoding {
+    fn from(wrapping: Wrapping) -> Self {
+        match wrapping {
+            Wrapping::Event => Self::Event,
+            Wrapping::Raw => Self::Raw,
+        }
+    }
+}
+
 /// A record with its place in the log.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -211,6 +233,29 @@ impl Entry {
     #[must_use]
     pub fn bare(&self) -> Option<Item> {
         (self.record.carried == Carried::Event).then(|| Item::Text(self.record.json.clone()))
+    }
+
+    /// The same for a client of Centrifugo's protocol: a push for each channel, which is a pattern of the filter, that
+    /// the event matches. A gap belongs to no channel.
+    #[must_use]
+    pub fn pushes(&self, filter: &Filter) -> Item {
+        let Record { carried, json, .. } = &self.record;
+        Item::Text(match carried {
+            Carried::Event => {
+                let (kind, topic, entities) = (self.record.kind(), self.record.topic(), self.record.entities());
+                let wants = |pattern: &&Pattern| {
+                    pattern.matches(kind, topic) || entities.iter().any(|topic| pattern.matches("", topic))
+                };
+                let channels = filter.patterns.iter().filter(wants).map(Pattern::as_str);
+                centrifugo::pushes(channels, self.offset, json)
+            }
+            Carried::Gap => {
+                let mut gap = format!(r#"{{"type":"gap","seq":{},"data":"#, self.offset).into_bytes();
+                gap.extend_from_slice(json);
+                gap.push(b'}');
+                centrifugo::message(&gap)
+            }
+        })
     }
 
     fn envelope(&self, prev: u64, replay: bool) -> Envelope {

@@ -42,15 +42,15 @@ pub enum NotRecovered {
 }
 
 impl NotRecovered {
-    /// The word on the wire.
+    /// The word on the wire; there is none for a doubt, which is no answer.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn word(self) -> Option<&'static str> {
         match self {
-            Self::Epoch => "epoch",
-            Self::Truncated => "truncated",
-            Self::Ahead => "ahead",
-            Self::Limit => "limit",
-            Self::Doubtful => "doubtful",
+            Self::Epoch => Some("epoch"),
+            Self::Truncated => Some("truncated"),
+            Self::Ahead => Some("ahead"),
+            Self::Limit => Some("limit"),
+            Self::Doubtful => None,
         }
     }
 }
@@ -156,7 +156,7 @@ impl Log {
     }
 
     /// It has answered what it was asked last: the stream has `known` entries.
-    pub fn settle(&mut self, known: u64) {
+    pub fn judge(&mut self, known: u64) {
         self.expect(known);
         if let Some(doubts) = &mut self.doubts {
             doubts.judged.append(&mut doubts.asked);
@@ -223,7 +223,7 @@ impl Log {
     }
 
     /// What is kept of the entries from an offset to before another.
-    pub fn range(&self, from: u64, to: u64) -> impl Iterator<Item = &Entry> {
+    pub fn range(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = &Entry> {
         let index = |offset: u64| (offset.saturating_sub(self.first()) as usize).min(self.entries.len());
         let (begin, end) = (index(from), index(to));
         self.entries.range(begin..end.max(begin)).map(|(_, entry)| entry)
@@ -267,7 +267,8 @@ impl Log {
         self.entries.range(skip as usize..).map(|(_, entry)| entry)
     }
 
-    fn evict(&mut self, now: Duration) {
+    /// Gives up what is too old, or too much.
+    pub fn evict(&mut self, now: Duration) {
         while let Some((at, entry)) = self.entries.front() {
             let expired = self.limits.age.is_some_and(|age| now.saturating_sub(*at) > age);
             if !expired && self.entries.len() <= self.limits.events && self.bytes <= self.limits.bytes {
@@ -348,7 +349,7 @@ mod tests {
         }
         log.ask();
         assert_eq!(since(&mut log, "e", 11, "*", 9), Err(NotRecovered::Doubtful));
-        log.settle(7);
+        log.judge(7);
         assert_eq!(since(&mut log, "e", 7, "*", 9), Ok(vec![]));
         for position in [9, u64::MAX] {
             assert_eq!(since(&mut log, "e", position, "*", 9), Err(NotRecovered::Ahead), "the bus has no such entry");
@@ -368,7 +369,7 @@ mod tests {
                 assert_eq!(since(&mut log, "e", position, "*", 9), Err(NotRecovered::Doubtful));
             }
             log.ask();
-            log.settle(5);
+            log.judge(5);
         }
         let doubts = log.doubts.as_ref().expect("it is shared");
         assert!(doubts.open.len() + doubts.asked.len() + doubts.judged.len() <= 3 * DOUBTS);

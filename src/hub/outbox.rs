@@ -7,10 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::compression::Compression;
-use super::entry::Filter;
+use super::entry::{Encoding, Filter};
 use super::log::Log;
 use super::replay::{Cursor, Lost, Replays};
 use super::slow::{Left, LeftOut, Mark, conflate, leave_out};
+use crate::wire::centrifugo;
 use crate::wire::close::CloseCode;
 use crate::wire::subscriber::{Missed, Slow};
 
@@ -71,15 +72,14 @@ pub struct Outbox {
     slow: Slow,
     replays: usize,
     closing: bool,
-    /// Nothing is told of what is left out: its client knows events and nothing else.
-    raw: bool,
+    encoding: Encoding,
 }
 
 impl Outbox {
     /// An empty queue of at most `limit` bytes. A frame that is larger is taken while nothing else waits.
     #[must_use]
     pub fn new(limit: usize, slow: Slow) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, limit, slow, replays: 0, closing: false, raw: false }
+        Self { queue: VecDeque::new(), bytes: 0, limit, slow, replays: 0, closing: false, encoding: Encoding::Event }
     }
 
     /// What happens at the bound.
@@ -93,15 +93,15 @@ impl Outbox {
         self.slow = slow;
     }
 
-    /// Whether it brings events alone, see [`Wrapping::Raw`](crate::wire::subscriber::Wrapping::Raw).
+    /// What brings entries to its session.
     #[must_use]
-    pub fn is_raw(&self) -> bool {
-        self.raw
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
     }
 
-    /// Chooses whether it brings events alone.
-    pub fn set_raw(&mut self, raw: bool) {
-        self.raw = raw;
+    /// Chooses what does.
+    pub fn set_encoding(&mut self, encoding: Encoding) {
+        self.encoding = encoding;
     }
 
     /// Adds a text frame that is never left out. Ignored after a close.
@@ -157,10 +157,9 @@ impl Outbox {
     }
 
     /// Adds what is to be sent again, behind everything that waits.
-    pub fn push_replay(&mut self, mut cursor: Cursor) {
+    pub fn push_replay(&mut self, cursor: Cursor) {
         if !self.closing && !cursor.is_done() {
             self.replays += 1;
-            cursor.set_raw(self.raw);
             self.queue.push_back(Queued::Replay(Box::new(cursor)));
         }
     }
@@ -178,6 +177,12 @@ impl Outbox {
                 cursor.narrow(grant, replays);
             }
         }
+    }
+
+    /// Gives up the replays of a filter.
+    pub fn forget(&mut self, filter: &Filter) {
+        self.queue.retain(|queued| !matches!(queued, Queued::Replay(cursor) if *cursor.filter() == *filter));
+        self.replays = self.queue.iter().filter(|queued| matches!(queued, Queued::Replay(_))).count();
     }
 
     /// Adds a ping.
@@ -248,9 +253,12 @@ impl Outbox {
                     }
                     into.push_back(item);
                 }
-                Some(Queued::Left(_)) if self.raw => {}
+                // Its client knows events and nothing else.
+                Some(Queued::Left(_)) if self.encoding == Encoding::Raw => {}
                 Some(Queued::Left(left)) => {
-                    let item = Item::Text(left.frame());
+                    let gap = left.frame();
+                    let item =
+                        Item::Text(if self.encoding == Encoding::Push { centrifugo::message(&gap) } else { gap });
                     taken += item.cost();
                     into.push_back(item);
                 }
@@ -340,11 +348,13 @@ mod tests {
         let (mut log, mut replays) = (log(4), Replays::default());
         let mut outbox = Outbox::new(1000, Slow::Disconnect);
         outbox.push("subscribed".into()).expect("room");
-        outbox.push_replay(replays.cursor(filter("a"), 0, &log));
+        let mut cursor = |pattern, since| replays.cursor(filter(pattern), since, &log, Encoding::Event);
+        let [first, second, third] = [cursor("a", 0), cursor("b", 1), cursor("none", 1)];
+        outbox.push_replay(first);
         outbox.push("live".into()).expect("room");
         outbox.push("subscribed again".into()).expect("room");
-        outbox.push_replay(replays.cursor(filter("b"), 1, &log));
-        outbox.push_replay(replays.cursor(filter("none"), 1, &log));
+        outbox.push_replay(second);
+        outbox.push_replay(third);
         outbox.push("more".into()).expect("room");
         assert_eq!(outbox.replays(), 2);
         log.append(Record::event(Bytes::from_static(b"{\"type\":\"b\"}")).expect("valid"), Duration::ZERO);

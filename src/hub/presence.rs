@@ -10,8 +10,8 @@
 
 mod heart;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry::{Occupied, Vacant};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -318,18 +318,26 @@ impl Presence {
         let mut summary = Summary { unwatched: self.unwatched, ..Summary::default() };
         let Some((_, patience)) = &self.watched else { return summary };
         let now = moment(now);
+        // Only those that are named are put in order and copied: the hub waits meanwhile.
+        let mut longest = BinaryHeap::new();
         for (key, beat) in &self.hearts {
-            let state = beat.state(*patience, now);
-            match state {
+            match beat.state(*patience, now) {
                 Freshness::Active => summary.active += 1,
                 Freshness::Late => summary.late += 1,
                 Freshness::Dead => summary.dead += 1,
                 Freshness::Gone => continue,
             }
-            summary.hearts.push(heart(key, beat, state, now));
+            let named = (beat.last, key);
+            if longest.len() < most {
+                longest.push(named);
+            } else if let Some(mut newest) = longest.peek_mut()
+                && named < *newest
+            {
+                *newest = named;
+            }
         }
-        summary.hearts.sort_by(|a, b| b.silent.total_cmp(&a.silent).then_with(|| a.topic.cmp(&b.topic)));
-        summary.hearts.truncate(most);
+        let beat = |key| self.hearts.get(key).map(|beat| heart(key, beat, beat.state(*patience, now), now));
+        summary.hearts = longest.into_sorted_vec().into_iter().filter_map(|(_, key)| beat(key)).collect();
         summary
     }
 }

@@ -5,6 +5,8 @@
 //! group that stand at the same `prev`, which after their first event is all of them.
 
 mod choices;
+mod forms;
+mod numbers;
 mod turns;
 
 use std::collections::VecDeque;
@@ -16,15 +18,18 @@ use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
 use super::compression::Compression;
-use super::entry::{Entry, Filter, Record};
+use super::entry::{Encoding, Entry, Filter, Record};
 use super::log::Log;
 use super::matching::Groups;
 use super::outbox::{FRAME_BYTES, Item, Outbox};
 use super::replay::{Cursor, Replays};
-use super::slow::{self, LeftOut};
+use super::slow;
+use crate::wire::centrifugo;
 use crate::wire::close::CloseCode;
 use crate::wire::frame::HubFrame;
-use crate::wire::subscriber::{Carried, Slow, Wrapping};
+use crate::wire::subscriber::{Slow, Wrapping};
+use forms::Forms;
+pub use numbers::{Counts, Laggard};
 use turns::Turns;
 
 /// A session; never reused for another one.
@@ -60,8 +65,18 @@ pub enum Role {
     Emitter,
     /// `sb.v1.json`.
     Subscriber,
+    /// Centrifugo's, for subscribers that speak it.
+    Centrifugo,
     /// One event in each frame.
     Publisher,
+}
+
+impl Role {
+    /// Whether its sessions receive what others bring.
+    #[must_use]
+    pub fn subscribes(self) -> bool {
+        matches!(self, Self::Subscriber | Self::Centrifugo)
+    }
 }
 
 /// What the task of a session waits for.
@@ -123,34 +138,6 @@ pub struct Registry {
     counts: Counts,
 }
 
-/// How far a subscriber is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Laggard {
-    /// The session.
-    pub session: SessionId,
-    /// The last seq that it acknowledged, if it ever did.
-    pub acked: Option<u64>,
-    /// How many offsets of the log lie between that and the last one that was queued for it.
-    pub lag: Option<u64>,
-    /// Bytes that wait for its socket.
-    pub queued_bytes: usize,
-}
-
-/// How many sessions there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Emitter sessions open now.
-    pub emitters: usize,
-    /// Subscriber sessions open now.
-    pub subscribers: usize,
-    /// Plain publishers open now.
-    pub publishers: usize,
-    /// Sessions closed so far because they read too slowly.
-    pub slow: u64,
-    /// Events left out so far because sessions that allow it read too slowly.
-    pub left_out: LeftOut,
-}
-
 impl Registry {
     /// Nobody is connected. Each outbox will hold `queue_bytes`.
     #[must_use]
@@ -187,30 +174,6 @@ impl Registry {
         Self { wrapping, ..self }
     }
 
-    /// Frames put together for subscribers so far, and data compressed.
-    #[must_use]
-    pub fn work(&self) -> (u64, u64) {
-        (self.encoded + self.replays.encoded(), self.compression.runs())
-    }
-
-    /// How many sessions there are.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        self.counts
-    }
-
-    /// How many sessions are open.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.counts.emitters + self.counts.subscribers + self.counts.publishers
-    }
-
-    /// Whether none is open.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// A connection begins.
     pub fn open(&mut self, role: Role) -> SessionId {
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -218,7 +181,11 @@ impl Registry {
             self.slots.len() as u32 - 1
         });
         let mut outbox = Outbox::new(self.queue_bytes, self.slow);
-        outbox.set_raw(self.wrapping == Wrapping::Raw && role == Role::Subscriber);
+        outbox.set_encoding(match role {
+            Role::Subscriber => self.wrapping.into(),
+            Role::Centrifugo => Encoding::Push,
+            Role::Emitter | Role::Publisher => Encoding::Event,
+        });
         let entry = &mut self.slots[slot as usize];
         entry.session = Some(Session {
             role,
@@ -265,28 +232,6 @@ impl Registry {
         })
     }
 
-    /// The subscribers that are furthest behind with their acks, or with reading where they do not acknowledge: at
-    /// most `most` of them.
-    #[must_use]
-    pub fn laggards(&self, most: usize) -> Vec<Laggard> {
-        let of = |(id, session): (SessionId, &Session)| Laggard {
-            session: id,
-            acked: session.acked,
-            lag: session.acked.map(|acked| session.prev - acked),
-            queued_bytes: session.outbox.bytes(),
-        };
-        let mut all: Vec<_> = self.each().filter(|(_, session)| session.role == Role::Subscriber).map(of).collect();
-        all.sort_unstable_by_key(|laggard| std::cmp::Reverse((laggard.lag, laggard.queued_bytes)));
-        all.truncate(most);
-        all
-    }
-
-    /// Bytes that wait for the sockets of all sessions.
-    #[must_use]
-    pub fn queued_bytes(&self) -> usize {
-        self.each().map(|(_, session)| session.outbox.bytes()).sum()
-    }
-
     /// Queues a frame for one session; closes it as slow if its outbox is full.
     pub fn push(&mut self, id: SessionId, frame: Bytes) {
         let Some(session) = self.get_mut(id) else { return };
@@ -296,19 +241,36 @@ impl Registry {
         self.wake(id);
     }
 
+    /// Queues a frame that one session has not asked for, as its protocol says such things; where it has no words for
+    /// them, the session is not told.
+    pub fn tell(&mut self, id: SessionId, frame: Bytes) {
+        match self.encoding(id) {
+            Encoding::Event => self.push(id, frame),
+            Encoding::Push => self.push(id, centrifugo::message(&frame)),
+            Encoding::Raw => {}
+        }
+    }
+
     /// Queues a ping.
     pub fn push_ping(&mut self, id: SessionId) {
         self.with_outbox(id, Outbox::push_ping);
     }
 
-    /// A replay of what matches after an offset; the log has all of that.
-    pub fn cursor(&mut self, filter: Filter, since: u64, log: &Log) -> Cursor {
-        self.replays.cursor(filter, since, log)
+    /// A replay, for a session, of what matches after an offset; the log has all of that.
+    pub fn cursor(&mut self, id: SessionId, filter: Filter, since: u64, log: &Log) -> Cursor {
+        self.replays.cursor(filter, since, log, self.encoding(id))
     }
 
     /// Queues what is to be sent again, see [`Outbox::push_replay`].
     pub fn push_replay(&mut self, id: SessionId, cursor: Cursor) {
         self.with_outbox(id, |outbox| outbox.push_replay(cursor));
+    }
+
+    /// Gives up a session's replays of a filter.
+    pub fn forget_replays(&mut self, id: SessionId, filter: &Filter) {
+        if let Some(session) = self.get_mut(id) {
+            session.outbox.forget(filter);
+        }
     }
 
     /// How many replays are on their way to the session.
@@ -354,25 +316,22 @@ impl Registry {
         let Self { groups, slots, compression, encoded, woken, turns, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
             reached += members.len();
-            let mut forms: [Option<(u64, Item)>; 2] = [None, None];
+            let mut forms = Forms::of(entry);
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
                 if session.prev >= entry.offset {
                     continue; // it had this from another hub
                 }
-                if session.outbox.is_raw() && entry.record.carried() == Carried::Gap {
-                    continue;
-                }
-                let zlib =
-                    if session.deflates { zlib.get_or_insert_with(|| compression.of(entry)).as_ref() } else { None };
-                let form = &mut forms[usize::from(zlib.is_some())];
-                let item = match form {
-                    _ if session.outbox.is_raw() => Item::Text(entry.record.json().clone()),
-                    Some((prev, item)) if *prev == session.prev => item.clone(),
-                    _ => {
-                        *encoded += 1;
-                        form.insert((session.prev, entry.item(session.prev, false, zlib))).1.clone()
+                let item = match session.outbox.encoding() {
+                    Encoding::Event if session.deflates => {
+                        forms.framed(session.prev, zlib.get_or_insert_with(|| compression.of(entry)).as_ref())
                     }
+                    Encoding::Event => forms.framed(session.prev, None),
+                    Encoding::Push => forms.pushed(&session.filter),
+                    Encoding::Raw => match entry.bare() {
+                        Some(item) => item,
+                        None => continue,
+                    },
                 };
                 session.prev = entry.offset;
                 let pushed = if session.outbox.slow() == Slow::Disconnect {
@@ -386,6 +345,7 @@ impl Registry {
                     Err(_) => overflown.push(*id),
                 }
             }
+            *encoded += forms.made();
         });
         for id in overflown {
             self.close_slow(id);
@@ -449,7 +409,7 @@ impl Registry {
         self.replays.clear();
         self.compression.clear();
         let positioned = |(id, session): (SessionId, &Session)| {
-            (session.role == Role::Subscriber && !session.filter.patterns().is_empty()).then_some(id)
+            (session.role.subscribes() && !session.filter.patterns().is_empty()).then_some(id)
         };
         for id in self.each().filter_map(positioned).collect::<Vec<_>>() {
             self.leave(id);
@@ -501,16 +461,6 @@ impl Session {
         woken.push(waker);
         // One whose socket is full will not take anything at its turn, and is not waited for.
         interest == Interest::Items && !std::mem::replace(&mut self.unserved, true)
-    }
-}
-
-impl Counts {
-    fn of(&mut self, role: Role) -> &mut usize {
-        match role {
-            Role::Emitter => &mut self.emitters,
-            Role::Subscriber => &mut self.subscribers,
-            Role::Publisher => &mut self.publishers,
-        }
     }
 }
 

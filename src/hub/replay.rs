@@ -11,7 +11,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::compression::Compression;
-use super::entry::Filter;
+use super::entry::{Encoding, Filter};
 use super::log::Log;
 use super::matching::Matcher;
 use super::outbox::Item;
@@ -42,8 +42,7 @@ pub struct Cursor {
     prev: u64,
     /// At most so many entries are still to come.
     left: u64,
-    /// Events come alone.
-    raw: bool,
+    encoding: Encoding,
 }
 
 impl Cursor {
@@ -59,9 +58,10 @@ impl Cursor {
         self.left == 0 || self.next > self.end
     }
 
-    /// Chooses whether events come alone.
-    pub(super) fn set_raw(&mut self, raw: bool) {
-        self.raw = raw;
+    /// What it looks for.
+    #[must_use]
+    pub fn filter(&self) -> &Filter {
+        &self.filter
     }
 
     /// Goes on with fewer patterns.
@@ -84,8 +84,9 @@ impl Cursor {
     ) -> Result<usize, Lost> {
         let mut taken = 0;
         while taken < budget && !self.is_done() {
-            let Replays { chunks, encoded, bytes, .. } = replays.covering(&self.filter, self.next, log)?;
-            let chunk = chunks.get_mut(&key(&self.filter, self.next)).ok_or(Lost)?;
+            let key = key(&self.filter, self.encoding, self.next);
+            let Replays { chunks, encoded, bytes, .. } = replays.covering(&self.filter, key, self.next, log)?;
+            let chunk = chunks.get_mut(&key).ok_or(Lost)?;
             let begin = chunk.frames.partition_point(|framed| framed.offset < self.next);
             let end = chunk.frames.partition_point(|framed| framed.offset <= self.end);
             let mut rest = chunk.frames[begin..end].iter_mut();
@@ -96,15 +97,21 @@ impl Cursor {
                 let Some(framed) = rest.next() else { break };
                 let compression = compression.as_deref_mut().filter(|_| framed.is_large);
                 let form = &mut framed.forms[usize::from(compression.is_some())];
+                // A push does not say what came before it.
+                let prev = if self.encoding == Encoding::Push { 0 } else { self.prev };
                 let item = match form {
-                    _ if self.raw => log.get(framed.offset).ok_or(Lost)?.bare(),
-                    Some((prev, item)) if *prev == self.prev => Some(item.clone()),
+                    _ if self.encoding == Encoding::Raw => log.get(framed.offset).ok_or(Lost)?.bare(),
+                    Some((of, item)) if *of == prev => Some(item.clone()),
                     _ => {
                         let entry = log.get(framed.offset).ok_or(Lost)?;
                         *encoded += 1;
-                        let zlib = compression.and_then(|compression| compression.of(entry));
-                        let item = entry.item(self.prev, true, zlib.as_ref());
-                        keep(form, self.prev, &item, bytes);
+                        let item = if self.encoding == Encoding::Push {
+                            entry.pushes(&self.filter)
+                        } else {
+                            let zlib = compression.and_then(|compression| compression.of(entry));
+                            entry.item(prev, true, zlib.as_ref())
+                        };
+                        keep(form, prev, &item, bytes);
                         Some(item)
                     }
                 };
@@ -138,11 +145,11 @@ pub struct Replays {
     large: usize,
 }
 
-/// Address of a filter and number of a chunk. A chunk holds its filter, so the address stays its own.
-type Key = (usize, u64);
+/// Address of a filter, encoding and number of a chunk. A chunk holds its filter, so the address stays its own.
+type Key = (usize, Encoding, u64);
 
-fn key(filter: &Arc<Filter>, offset: u64) -> Key {
-    (Arc::as_ptr(filter).addr(), offset / CHUNK)
+fn key(filter: &Arc<Filter>, encoding: Encoding, offset: u64) -> Key {
+    (Arc::as_ptr(filter).addr(), encoding, offset / CHUNK)
 }
 
 #[derive(Debug)]
@@ -215,11 +222,11 @@ impl Replays {
     }
 
     /// A cursor over what matches after `since`, up to the log's head. The log has all of that.
-    pub fn cursor(&mut self, filter: Filter, since: u64, log: &Log) -> Cursor {
+    pub fn cursor(&mut self, filter: Filter, since: u64, log: &Log, encoding: Encoding) -> Cursor {
         let filter = self.shared(filter);
         let (next, end) = (since + 1, log.head());
-        let left = self.count(&filter, next, end, log);
-        Cursor { filter, next, end, prev: since, left, raw: false }
+        let left = self.count(&filter, encoding, next, end, log);
+        Cursor { filter, next, end, prev: since, left, encoding }
     }
 
     /// Frames made so far.
@@ -241,11 +248,12 @@ impl Replays {
         self.bytes = 0;
     }
 
-    fn count(&mut self, filter: &Arc<Filter>, mut next: u64, end: u64, log: &Log) -> u64 {
+    fn count(&mut self, filter: &Arc<Filter>, encoding: Encoding, mut next: u64, end: u64, log: &Log) -> u64 {
         let mut count = 0;
         while next <= end && !filter.patterns().is_empty() {
-            let Ok(Self { chunks, .. }) = self.covering(filter, next, log) else { break };
-            let Some(chunk) = chunks.get(&key(filter, next)) else { break };
+            let key = key(filter, encoding, next);
+            let Ok(Self { chunks, .. }) = self.covering(filter, key, next, log) else { break };
+            let Some(chunk) = chunks.get(&key) else { break };
             count += chunk.frames.iter().filter(|framed| (next..=end).contains(&framed.offset)).count() as u64;
             next = chunk.to;
         }
@@ -266,12 +274,11 @@ impl Replays {
     }
 
     /// Sees to it that there is a chunk with `offset`, which lies at or before the log's head.
-    fn covering(&mut self, filter: &Arc<Filter>, offset: u64, log: &Log) -> Result<&mut Self, Lost> {
+    fn covering(&mut self, filter: &Arc<Filter>, key: Key, offset: u64, log: &Log) -> Result<&mut Self, Lost> {
         while self.bytes > CACHE_BYTES {
             let Some(oldest) = self.order.pop_front() else { break };
             self.forget(oldest);
         }
-        let key = key(filter, offset);
         match self.chunks.get(&key) {
             Some(chunk) if (chunk.from..chunk.to).contains(&offset) => return Ok(self),
             _ if offset < log.first() => return Err(Lost),
@@ -288,10 +295,10 @@ impl Replays {
         let chunk = self.chunks.entry(key).or_insert_with(|| {
             self.order.push_back(key);
             self.bytes += CHUNK_BYTES + filter.bytes();
-            let from = log.first().max(key.1 * CHUNK);
+            let from = log.first().max(key.2 * CHUNK);
             Chunk { filter: filter.clone(), from, to: from, frames: Vec::new() }
         });
-        let to = ((key.1 + 1) * CHUNK).min(log.head() + 1);
+        let to = ((key.2 + 1) * CHUNK).min(log.head() + 1);
         let before = chunk.frames.len();
         for entry in log.range(chunk.to, to) {
             if self.matcher.matches(&entry.record) {

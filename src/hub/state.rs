@@ -16,7 +16,8 @@ use super::registry::{Registry, Role, SessionId};
 use super::service::{Part, Service};
 use crate::wire::close::CloseCode;
 use crate::wire::frame::{HubFrame, Reconnect};
-use crate::wire::subscriber::{self, Carried, DEFLATE, Slow, Subscribe, Subscribed, Wrapping};
+use crate::wire::position::Position;
+use crate::wire::subscriber::{self, Carried, DEFLATE, Heartbeat, Reached, Slow, Subscribe, Subscribed, Wrapping};
 use crate::wire::topic::Pattern;
 
 /// Where a published event came to lie, and whom it reached.
@@ -149,6 +150,17 @@ impl State {
 
     /// Adds patterns to a session, answers, and queues what it missed.
     pub fn subscribe(&mut self, id: SessionId, wanted: &Subscribe, now: Duration) {
+        self.subscribe_with(id, wanted, now, |answer| answer.encode());
+    }
+
+    /// The same, answering in the words of the session's own protocol.
+    pub fn subscribe_with(
+        &mut self,
+        id: SessionId,
+        wanted: &Subscribe,
+        now: Duration,
+        words: impl FnOnce(&Subscribed<'_>) -> bytes::Bytes,
+    ) {
         if let Some(slow) = wanted.slow {
             self.registry.set_slow(id, slow);
         }
@@ -158,15 +170,8 @@ impl State {
         let filter_before = self.registry.own_filter(id);
         let filter = filter_before.with(events.patterns());
         let recovery = wanted.since.as_ref().map(|position| {
-            drop(self.log.since(position, now)?);
-            // One that stands where other hubs are already is left out until this one is there.
-            if position.offset > self.log.head() && !filter_before.patterns().is_empty() {
-                return Err(NotRecovered::Ahead);
-            }
-            if self.registry.replays(id) >= MAX_REPLAYS {
-                return Err(NotRecovered::Limit);
-            }
-            Ok(self.registry.cursor(events, position.offset, &self.log))
+            self.can_recover(id, position, now)?;
+            Ok(self.registry.cursor(id, events, position.offset, &self.log))
         });
         if matches!(recovery, Some(Err(NotRecovered::Doubtful))) {
             // Whoever says "ahead" now could be wrong, and whoever waited would keep events from the session: it comes
@@ -191,19 +196,60 @@ impl State {
                 self.counters.replayed += cursor.left();
             }
             Some(Err(reason)) => {
-                answer.reason = Some(reason.as_str());
+                answer.reason = reason.word();
                 self.counters.not_recovered += 1;
             }
         }
-        self.registry.push(id, answer.encode());
+        self.registry.push(id, words(&answer));
         if let Some(Ok(cursor)) = recovery {
             self.registry.push_replay(id, cursor);
         }
-        if let Some(notice) = self.service.notice().filter(|_| !self.registry.is_raw(id)) {
-            self.registry.push(id, notice);
+        if let Some(notice) = self.service.notice() {
+            self.registry.tell(id, notice);
         }
         self.registry.set_filter(id, filter);
         self.registry.set_prev(id, offset);
+    }
+
+    /// Whether a session can be given everything since a position.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn can_recover(&mut self, id: SessionId, position: &Position, now: Duration) -> Result<(), NotRecovered> {
+        drop(self.log.since(position, now)?);
+        // One that stands where other hubs are already is left out until this one is there.
+        if position.offset > self.log.head() && !self.registry.own_filter(id).patterns().is_empty() {
+            return Err(NotRecovered::Ahead);
+        }
+        if self.registry.replays(id) >= MAX_REPLAYS {
+            return Err(NotRecovered::Limit);
+        }
+        Ok(())
+    }
+
+    /// Whether a session that listens already stands, or would stand with a position, where other hubs are and this one is
+    /// not yet. Its one place could not be right for what it has and for what is added.
+    pub fn would_overtake(&mut self, id: SessionId, since: Option<&Position>, now: Duration) -> bool {
+        let head = self.log.head();
+        let ahead = |position: &Position| position.offset > head && self.log.since(position, now).is_ok();
+        !self.registry.own_filter(id).patterns().is_empty()
+            && (self.registry.prev(id) > head || since.is_some_and(ahead))
+    }
+
+    /// How far a session is once it has read what waits for it: all that it wants up to there was queued, or told to be
+    /// left out. `None` if it listens to nothing.
+    #[must_use]
+    pub fn reached(&self, id: SessionId) -> Option<u64> {
+        let listens = !self.registry.filter(id).patterns().is_empty();
+        // It may have come from a hub that is ahead of this one.
+        listens.then(|| self.log.head().max(self.registry.prev(id)))
+    }
+
+    /// What a sign of life tells a session that is queued for it now.
+    #[must_use]
+    pub fn heartbeat(&self, id: SessionId) -> Heartbeat<'_> {
+        let reached = self.reached(id).map(|offset| Reached { epoch: self.log.epoch(), offset });
+        Heartbeat { last_seq: self.registry.prev(id), reached }
     }
 
     /// Moves what is queued for a session to `into`, about `budget` bytes, see [`Registry::take`].
@@ -257,8 +303,8 @@ impl State {
     pub fn trouble(&mut self, part: Part, trouble: Option<String>) {
         let Some(news) = self.service.set(part, trouble, self.log.head()) else { return };
         for (id, _) in self.registry.sessions() {
-            if !self.registry.filter(id).patterns().is_empty() && !self.registry.is_raw(id) {
-                self.registry.push(id, news.clone());
+            if !self.registry.filter(id).patterns().is_empty() {
+                self.registry.tell(id, news.clone());
             }
         }
     }
@@ -275,11 +321,11 @@ impl State {
         entries.map(|entry| entry.frame(entry.offset - 1, replay)).collect()
     }
 
-    /// Takes patterns from a session.
-    pub fn unsubscribe(&mut self, id: SessionId, events: &[Pattern]) {
+    /// Takes patterns from a session, and answers.
+    pub fn unsubscribe(&mut self, id: SessionId, events: &[Pattern], answer: bytes::Bytes) {
         let filter = self.registry.filter(id).without(events);
         self.registry.set_filter(id, filter);
-        self.registry.push(id, subscriber::unsubscribed(events));
+        self.registry.push(id, answer);
     }
 
     /// Answers a publisher whose event is none.
@@ -296,12 +342,10 @@ impl State {
         for (id, role) in self.registry.sessions() {
             let bye = match role {
                 Role::Emitter => to_emitters.clone(),
-                Role::Subscriber | Role::Publisher => to_subscribers.clone(),
+                Role::Subscriber | Role::Centrifugo | Role::Publisher => to_subscribers.clone(),
             };
             self.registry.acknowledge(id);
-            if !self.registry.is_raw(id) {
-                self.registry.push(id, bye);
-            }
+            self.registry.tell(id, bye);
             self.registry.order_close(id, CloseCode::Shutdown);
         }
     }

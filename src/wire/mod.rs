@@ -2,6 +2,7 @@
 //! `tests/vectors/` fixes the exact bytes.
 
 pub mod block;
+pub mod centrifugo;
 pub mod close;
 pub mod event;
 pub mod frame;

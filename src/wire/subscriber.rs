@@ -317,16 +317,49 @@ pub fn unsubscribed(events: &[Pattern]) -> Bytes {
     json(&Frame { action: "unsubscribed", events: events.iter().map(Pattern::as_str).collect() })
 }
 
-/// Answer to `ping`: `last_seq` is the last seq sent to this session, so that a client sees whether it missed the end.
-#[must_use]
-pub fn pong(last_seq: u64) -> Bytes {
-    format!(r#"{{"type":"pong","lastSeq":{last_seq}}}"#).into()
+/// What a sign of life says beside that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Heartbeat<'a> {
+    /// The last seq sent to this session, so that a client sees whether it missed the end.
+    #[serde(rename = "lastSeq")]
+    pub last_seq: u64,
+    /// Epoch and offset up to which all that the session wants was sent: its client goes on from there, though nothing
+    /// may have been for it for long. Absent while it wants nothing.
+    #[serde(flatten)]
+    pub reached: Option<Reached<'a>>,
 }
 
-/// Asks whether the subscriber is there, where nobody else does; `last_seq` as in [`pong`].
-#[must_use]
-pub fn ping(last_seq: u64) -> Bytes {
-    format!(r#"{{"type":"ping","lastSeq":{last_seq}}}"#).into()
+/// See [`Heartbeat::reached`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Reached<'a> {
+    /// Epoch of the hub's log.
+    pub epoch: &'a str,
+    /// Offset in it.
+    pub offset: u64,
+}
+
+impl Heartbeat<'_> {
+    /// Answer to `ping`.
+    #[must_use]
+    pub fn pong(&self) -> Bytes {
+        self.encode("pong")
+    }
+
+    /// Asks whether the subscriber is there, where nobody else does.
+    #[must_use]
+    pub fn ping(&self) -> Bytes {
+        self.encode("ping")
+    }
+
+    fn encode(&self, kind: &'static str) -> Bytes {
+        #[derive(Serialize)]
+        struct Frame<'a> {
+            r#type: &'static str,
+            #[serde(flatten)]
+            beat: &'a Heartbeat<'a>,
+        }
+        json(&Frame { r#type: kind, beat: self })
+    }
 }
 
 /// Tells of the hub's own health; `since` is the offset from which it is so.
@@ -467,6 +500,14 @@ mod tests {
         for (name, slow) in Slow::ALL {
             assert_eq!(serde_json::to_value(slow).expect("a text"), name);
         }
+    }
+
+    #[test]
+    fn a_sign_of_life_tells_how_far_the_session_is() {
+        let mut beat = Heartbeat { last_seq: 3, reached: None };
+        assert_eq!(&beat.pong()[..], br#"{"type":"pong","lastSeq":3}"#);
+        beat.reached = Some(Reached { epoch: "k3f9", offset: 9 });
+        assert_eq!(&beat.ping()[..], br#"{"type":"ping","lastSeq":3,"epoch":"k3f9","offset":9}"#);
     }
 
     #[test]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import websockets.asyncio.server as websockets_server
 
+from safe_broadcaster import EventBroadcaster
 from safe_broadcaster.demo.modules import find_modules, part_of, read_module
 from safe_broadcaster.demo.subscriber import Refused, Subscriber, connect
 from safe_broadcaster.demo.verdict import EngineReport, Tally, judge
@@ -229,6 +230,9 @@ class PlayedHub:
             frame = json.loads(text)
             if frame["type"] == "subscribe":
                 await self.subscribe(socket, frame["data"])
+            if frame["type"] == "ping":
+                reached = {"epoch": f"k{self.epoch}", "offset": len(self.log)}
+                await socket.send(json.dumps({"type": "pong", "lastSeq": 0, **reached}))
         self.sockets.discard(socket)
 
     async def subscribe(self, socket, request: dict) -> None:
@@ -306,6 +310,25 @@ async def test_a_gap_is_counted_and_passed(played) -> None:
         await socket.send(json.dumps({"type": "gap", "seq": 8, "prev": 7, "data": lost}))
     await eventually(lambda: subscriber.position == ("k1", 8))
     assert (subscriber.holes, seen) == (2, [])
+
+
+async def test_who_waits_for_rare_events_does_not_stay_at_an_old_position() -> None:
+    async with EventBroadcaster(port=0, replay_events=2) as hub:
+        seen: list[dict] = []
+        subscriber = Subscriber(hub.url, seen.append, patterns=["rare"], heartbeat=0.05)
+        task = asyncio.create_task(subscriber.run())
+        await asyncio.wait_for(subscriber.connected.wait(), 10)
+        for n in range(9):
+            await hub.broadcast("common", n)
+        await eventually(lambda: subscriber.position.offset == 9)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await hub.broadcast("rare", 1)
+        task = asyncio.create_task(subscriber.run())
+        await eventually(lambda: seen == [{"type": "rare", "data": 1}])
+        assert subscriber.holes == 0, "the log has forgotten what it did not want"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_it_does_not_come_back_where_it_is_not_wanted(played) -> None:

@@ -17,7 +17,7 @@ use safe_broadcaster::wire::frame::HubFrame;
 use safe_broadcaster::wire::topic::Pattern;
 use serde_json::{Value, json};
 use support::{Client, PATIENCE, ask, ask_with, hub};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -295,6 +295,39 @@ async fn a_stream_of_events_ends_with_its_token_though_nobody_reads_it() {
         hub.publish(large.clone().into()).expect("published");
     }
     until("its token is over", || hub.stats().subscribers == 0).await;
+    assert_eq!(hub.stats().slow, 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_never_silent_ends_with_its_token_and_says_why() {
+    let hub = jwt_hub(|_| {});
+    let mut socket = TcpStream::connect(("127.0.0.1", hub.port())).await.expect("connects");
+    let expires = from_now(1.5);
+    let token = jwt(&["*"], &[], expires);
+    let head = format!("GET /events?match=* HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n", bearer(&token));
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    until("it is there", || hub.stats().subscribers == 1).await;
+    let mut heard = Vec::new();
+    let reading = async { tokio::time::timeout(PATIENCE, socket.read_to_end(&mut heard)).await };
+    let publishing = async {
+        // There is always something to send, and never too much.
+        while hub.stats().subscribers > 0 && from_now(0.0) < expires + 10.0 {
+            while hub.stats().queued_bytes < 64 << 10 && hub.stats().subscribers > 0 {
+                for _ in 0..500 {
+                    hub.publish(r#"{"type":"busy"}"#.into()).expect("published");
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (read, ()) = tokio::join!(reading, publishing);
+    read.expect("the stream ends").expect("it is read to its end");
+    let late = from_now(0.0) - expires;
+    assert!((0.0..5.0).contains(&late), "{late} s late");
+    let heard = String::from_utf8(heard).expect("UTF-8");
+    let (_, end) = heard.rsplit_once("busy").expect("it was busy");
+    let (error, bye) = (end.find("token_expired"), end.find("event: bye"));
+    assert!(error.is_some() && error < bye && end.contains(r#""code":3005"#), "{end}");
     assert_eq!(hub.stats().slow, 0);
 }
 

@@ -175,6 +175,34 @@ async fn a_silent_stream_is_kept_alive_and_one_that_is_gone_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_brings_the_position_of_a_stream_that_gets_nothing() {
+    let hub = hub(|config| {
+        config.ping_interval = Duration::from_millis(100);
+        config.replay_events = 2;
+    });
+    let epoch = hub.stats().epoch;
+    let mut events = Events::open(&hub, "/events?match=rare", "").await;
+    let (first, _) = events.expect("subscribed").await;
+    for _ in 0..9 {
+        publish(&hub, "common");
+    }
+    let beat = loop {
+        let fields = events.next().await.expect("a heartbeat");
+        assert!(!fields.contains_key("data"), "{fields:?}");
+        if fields["id"] != first {
+            break fields["id"].clone();
+        }
+    };
+    assert_eq!(beat, format!("{epoch}:9"));
+    publish(&hub, "rare");
+    let mut behind = Events::open(&hub, "/events?match=rare", &format!("Last-Event-ID: {first}\r\n")).await;
+    assert_eq!(behind.expect("subscribed").await.1["reason"], "truncated");
+    let mut events = Events::open(&hub, "/events?match=rare", &format!("Last-Event-ID: {beat}\r\n")).await;
+    assert_eq!(events.expect("subscribed").await.1["recovered"], true);
+    assert_eq!(events.expect("event").await.0, format!("{epoch}:10"));
+}
+
+#[tokio::test]
 async fn streams_and_metrics_want_the_token_too() {
     let hub = hub(|config| config.auth = Auth::Tokens(vec![Secret::new("t")]));
     for path in ["/events?match=*", "/metrics"] {

@@ -1,5 +1,6 @@
 //! The hub's log, sessions and fan-out against a shadow that knows everything: random publishing, subscribing, reading,
-//! dawdling, vanishing and coming back, acks, restarts with and without a durable log, trims by number, bytes and age.
+//! dawdling, vanishing and coming back, acks, tokens that are fresh, narrower, wrong or over, restarts with and without a
+//! durable log, trims by number, bytes and age.
 //!
 //! The oracle: what a subscriber got is exactly what its patterns matched in the log from its position on, in order and
 //! once, with the right `prev`; or it was told that it cannot have that, with the right reason. `recovered: true` is
@@ -17,7 +18,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use fastrand::Rng;
-use safe_broadcaster::hub::auth::Grant;
+use safe_broadcaster::hub::auth::{Denied, Grant, Scope};
 use safe_broadcaster::hub::entry::Record;
 use safe_broadcaster::hub::log::{ENTRY_BYTES, Log, LogLimits};
 use safe_broadcaster::hub::machine::{Access, SubscriberMachine};
@@ -25,6 +26,7 @@ use safe_broadcaster::hub::outbox::Item;
 use safe_broadcaster::hub::registry::{Role, SessionId};
 use safe_broadcaster::hub::state::State;
 use safe_broadcaster::wire::close::CloseCode;
+use safe_broadcaster::wire::topic::Pattern;
 use serde_json::{Value, json};
 use shadow::{Expected, Kept, Shadow};
 
@@ -90,6 +92,13 @@ struct Seen {
     overtaken: u64,
     restarts: u64,
     acks: u64,
+    /// Positions moved by a pong.
+    moved: u64,
+    tokens: u64,
+    /// Subscriptions that no token granted.
+    not_granted: u64,
+    /// Sessions that ended for a wrong token, and for one that was over.
+    ended: [u64; 2],
 }
 
 impl World {
@@ -120,6 +129,7 @@ impl World {
 
     fn step(&mut self) {
         self.now += TICK * self.rng.u32(0..3);
+        self.expire();
         let client = self.rng.usize(0..self.clients.len());
         match self.rng.u32(0..100) {
             0..45 => self.publish(),
@@ -127,9 +137,11 @@ impl World {
                 let budget = if self.rng.bool() { usize::MAX } else { self.rng.usize(1..2000) };
                 self.read(client, budget);
             }
-            75..84 => self.subscribe(client, None),
-            84 => self.subscribe_again_and_again(client),
-            85..88 => self.unsubscribe(client),
+            75..83 => self.subscribe(client, None),
+            83 => self.subscribe_again_and_again(client),
+            84 => self.show_token(client),
+            85..87 => self.unsubscribe(client),
+            87 => self.ping(client),
             88..92 => self.acknowledge(client),
             92..98 => self.vanish(client),
             _ => self.restart(),
@@ -204,7 +216,9 @@ impl World {
         }
         let link = client.link.as_mut().expect("connected");
         let mut data = json!({"events": add});
-        if self.rng.u32(0..6) == 0 {
+        let granted = link.shadow.may_subscribe(&add);
+        // When a session is closed that may be left something out, only the hub knows: no such end is foretold for it.
+        if self.rng.u32(0..6) == 0 && granted && !link.shadow.expires() {
             let slow = ["disconnect", "conflate", "drop_with_gap"][self.rng.usize(..3)];
             data["slow"] = slow.into();
             link.shadow.set_slow(slow);
@@ -236,10 +250,50 @@ impl World {
         link.shadow.look(self.state.registry.is_closing(link.id));
     }
 
+    /// A token that is good, for less or not for long; or one that is wrong.
+    fn show_token(&mut self, client: usize) {
+        let Some(link) = self.clients[client].link.as_mut() else { return };
+        // What a narrower grant takes from a replay on its way is tested beside the machine.
+        if link.shadow.is_lossy() || self.state.registry.replays(link.id) > 0 {
+            return;
+        }
+        let checked = if self.rng.u32(0..6) == 0 {
+            link.shadow.refuse();
+            Err(Denied::Invalid(shadow::WRONG.into()))
+        } else {
+            let scope: Option<Vec<_>> =
+                self.rng.bool().then(|| (0..3).map(|_| PATTERNS[self.rng.usize(..PATTERNS.len())]).collect());
+            let until = self.rng.bool().then(|| self.now + TICK * self.rng.u32(1..20));
+            link.shadow.authenticate(scope.clone(), until);
+            let parse = |text: &str| Pattern::parse(text).expect("valid");
+            let subscribe = scope.map(|scope| Scope::new(scope.into_iter().map(parse)));
+            Ok((Grant { subscribe, ..Grant::everything() }, until))
+        };
+        link.access.on_checked(checked, Role::Subscriber, &mut self.state);
+        link.shadow.look(self.state.registry.is_closing(link.id));
+        self.seen.tokens += 1;
+    }
+
+    /// Tokens are over when their time is.
+    fn expire(&mut self) {
+        for link in self.clients.iter_mut().filter_map(|client| client.link.as_mut()) {
+            link.shadow.on_time(self.now);
+            link.access.on_time(self.now, Role::Subscriber, &mut self.state);
+            assert_eq!(self.state.registry.is_closing(link.id), link.shadow.is_over(), "when its time is over");
+        }
+    }
+
+    fn ping(&mut self, client: usize) {
+        let Some(link) = self.clients[client].link.as_mut() else { return };
+        link.shadow.ping(&self.shadow);
+        drop(link.machine.on_text(r#"{"type":"ping"}"#, &mut link.access, &mut self.state, self.now));
+        link.shadow.look(self.state.registry.is_closing(link.id));
+    }
+
     fn acknowledge(&mut self, client: usize) {
         let client = &mut self.clients[client];
         let (Some(link), Some((_, offset))) = (client.link.as_mut(), &client.position) else { return };
-        if link.shadow.overflowed {
+        if link.shadow.is_over() {
             return; // it is to be closed, and nothing that it says counts
         }
         let sequence = match self.rng.u32(0..4) {
@@ -309,9 +363,16 @@ impl World {
                         Expected::Subscribed { position, recovered, .. } if !recovered.is_some_and(|yes| yes) => {
                             client.position = Some(position);
                         }
-                        Expected::Entry { position, .. } => client.position = Some(position),
+                        Expected::Entry { position, .. } | Expected::Pong { reached: Some(position), .. } => {
+                            client.position = Some(position);
+                        }
                         _ => {}
                     }
+                }
+                Item::Close(code) if link.shadow.ended == Some(code) => {
+                    assert!(link.shadow.expected.is_empty(), "not told before: {:?}", link.shadow.expected.front());
+                    self.seen.ended[usize::from(code == CloseCode::TokenExpired)] += 1;
+                    closed = true;
                 }
                 Item::Close(CloseCode::Slow) => {
                     let most = self.queue_bytes;
@@ -329,7 +390,7 @@ impl World {
             self.state.registry.close(link.id);
             client.link = None;
         } else if budget == usize::MAX {
-            assert!(!link.shadow.overflowed, "{} bytes wait and it is not closed", link.shadow.queued);
+            assert!(!link.shadow.is_over(), "{} bytes wait and it is not closed", link.shadow.queued);
             assert!(link.shadow.expected.is_empty(), "not delivered: {:?}", link.shadow.expected.front());
             assert_eq!(link.shadow.queued, 0);
         }
@@ -344,6 +405,8 @@ impl Seen {
                 let index = ["epoch", "truncated", "ahead", "limit"].iter().position(|known| known == reason);
                 self.not_recovered[index.expect("a known reason")] += 1;
             }
+            Expected::Pong { reached: Some(_), .. } => self.moved += 1,
+            Expected::Error { code: "not_allowed", .. } => self.not_granted += 1,
             Expected::Entry { replay: true, .. } => self.replayed += 1,
             Expected::Entry { .. } => self.live += 1,
             _ => {}
@@ -364,6 +427,12 @@ impl Seen {
         self.overtaken += other.overtaken;
         self.restarts += other.restarts;
         self.acks += other.acks;
+        self.moved += other.moved;
+        self.tokens += other.tokens;
+        self.not_granted += other.not_granted;
+        for (sum, more) in self.ended.iter_mut().zip(other.ended) {
+            *sum += more;
+        }
     }
 }
 
@@ -398,6 +467,7 @@ fn every_subscriber_gets_exactly_what_it_asked_for_or_knows_why_not() {
     }
     eprintln!("{seen:?}");
     let tried = [seen.live, seen.replayed, seen.recovered, seen.slow, seen.overtaken, seen.restarts, seen.acks];
-    let tried = tried.iter().chain(&seen.not_recovered).chain(&seen.left_out);
+    let tried = tried.iter().chain(&seen.not_recovered).chain(&seen.left_out).chain(&seen.ended);
+    let tried = tried.chain([&seen.moved, &seen.tokens, &seen.not_granted]);
     assert!(tried.into_iter().all(|count| *count > 0), "not everything was tried: {seen:?}");
 }

@@ -29,6 +29,10 @@ CHUNK = 256 * 1024
 OPENING_TIMEOUT = 5.0
 CLOSING_TIMEOUT = 1.0
 
+HEARTBEAT = 20.0
+"""Seconds of silence after which the hub is asked for a sign of life. It says how far it is: whoever wants rare events
+would else stay at an old position, until the hub's log has forgotten it."""
+
 IDLE_TIMEOUT = 60.0
 """Seconds of silence after which the link is dead: more than two of the hub's ping intervals."""
 
@@ -61,6 +65,7 @@ class Subscriber:
         on_notice: Called with every other frame of the hub, and with ``{"type": "offline", …}`` when the link is lost.
         token: Sent as ``auth`` frame where the hub wants one.
         pause: Seconds between attempts to connect, with up to half as much again at random.
+        heartbeat: Seconds of silence after which the hub is asked for a sign of life, and for the position.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Subscriber:
         on_notice: Callable[[dict[str, Any]], None] = lambda _frame: None,
         token: str | None = None,
         pause: float = 0.05,
+        heartbeat: float = HEARTBEAT,
     ) -> None:
         self.url = url
         self.position: Position | None = None
@@ -84,6 +90,7 @@ class Subscriber:
         self._patterns = list(patterns)
         self._token = token
         self._pause = pause
+        self._heartbeat = heartbeat
         self._rewinding = False
         self._offline = False
 
@@ -116,7 +123,7 @@ class Subscriber:
                 _send(writer, {"type": "auth", "data": {"token": self._token}})
             self._subscribe(writer)
             frames = Reader()
-            while data := await _within(IDLE_TIMEOUT, reader.read(CHUNK)):
+            while data := await self._read(reader, writer):
                 for message in frames.feed(data):
                     self._message(message, writer)
                 await writer.drain()
@@ -125,6 +132,13 @@ class Subscriber:
             writer.close()
             with suppress(OSError, asyncio.TimeoutError):
                 await _within(CLOSING_TIMEOUT, writer.wait_closed())
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        try:
+            return await _within(self._heartbeat, reader.read(CHUNK))
+        except asyncio.TimeoutError:
+            _send(writer, {"type": "ping"})
+        return await _within(IDLE_TIMEOUT - self._heartbeat, reader.read(CHUNK))
 
     def _subscribe(self, writer: asyncio.StreamWriter) -> None:
         request: dict[str, Any] = {"events": self._patterns}
@@ -159,8 +173,11 @@ class Subscriber:
                 return
             case {"action": "subscribed", "epoch": str(epoch), "offset": int(offset)}:
                 self._subscribed(frame, Position(epoch, offset), writer)
-            case {"type": "ping"}:
-                _send(writer, {"type": "pong"})
+            case {"type": "ping" | "pong" as kind, **more}:
+                if kind == "ping":
+                    _send(writer, {"type": "pong"})
+                self._reached(more)
+                return
             case {"type": "gap", "seq": int(offset)}:  # an emitter has lost events, and that is an entry of the log
                 self._gap(offset)
             case {"type": "gap", "data": {"to": int(offset)}}:  # the hub has left out entries of its log for us
@@ -179,6 +196,15 @@ class Subscriber:
         self.holes += 1
         if not self._rewinding:
             self._advance(offset)
+
+    def _reached(self, told: dict[str, Any]) -> None:
+        """All up to there was sent if it was for us: a position that no event has moved for long is moved by this."""
+        match told:
+            case {"epoch": str(epoch), "offset": int(offset)}:
+                if not self._rewinding and self.position is not None and self.position.epoch == epoch:
+                    self._advance(max(self.position.offset, offset))
+            case _:
+                pass
 
     def _advance(self, offset: int) -> None:
         if self.position is not None:

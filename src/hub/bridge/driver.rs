@@ -192,7 +192,7 @@ impl<B: Bus> Driver<B> {
                 // As a sign of life it counts when it comes round.
                 return shared.with(|state, _| {
                     if state.log.epoch() == place.epoch {
-                        state.log.settle(place.head);
+                        state.log.judge(place.head);
                     }
                 });
             }

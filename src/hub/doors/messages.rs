@@ -140,7 +140,14 @@ pub(in crate::hub) fn admit(
     let (role, protocol) = match path {
         "/ws" => http::negotiate(headers).ok_or(unspoken)?,
         "/publish" => (Role::Publisher, None),
-        _ => return Err(Refusal { status: 404, reason: "there is no WebSocket at this path; /ws and /publish are" }),
+        http::CENTRIFUGO => {
+            let spoken = http::negotiate_centrifugo(headers, query);
+            (Role::Centrifugo, spoken.map_err(|reason| Refusal { status: 400, reason })?)
+        }
+        _ => {
+            let reason = "there is no WebSocket at this path; /ws, /publish and /connection/websocket are";
+            return Err(Refusal { status: 404, reason });
+        }
     };
     let admission = http::admission(shared, role, headers)
         .ok_or(Refusal { status: 401, reason: "show a token: Authorization: Bearer …" })?;

@@ -10,6 +10,7 @@ use super::{WRITE_BATCH, largest_message};
 use crate::hub::outbox::Item;
 use crate::hub::registry::Role;
 use crate::hub::shared::Shared;
+use crate::wire::centrifugo;
 use crate::wire::close::CloseCode;
 
 /// Buffer of a session that sends little: thousands of dashboards must not cost a buffer for bulk input each.
@@ -23,7 +24,7 @@ pub(super) fn websocket_config(shared: &Shared, role: Role) -> WebSocketConfig {
     let incoming = largest_message(shared, role);
     let read_buffer = match role {
         Role::Emitter | Role::Publisher => EMITTER_READ_BUFFER,
-        Role::Subscriber => SUBSCRIBER_READ_BUFFER,
+        Role::Subscriber | Role::Centrifugo => SUBSCRIBER_READ_BUFFER,
     };
     WebSocketConfig::default()
         .read_buffer_size(read_buffer)
@@ -45,14 +46,17 @@ pub(super) fn refusal(error: &WsError) -> Option<CloseCode> {
     }
 }
 
-/// An item as the WebSocket library has it.
-pub(super) fn message(item: Item) -> Message {
+/// An item as the WebSocket library has it; closes have the code that a client of this role knows.
+pub(super) fn message(item: Item, role: Role) -> Message {
     match item {
         // Frames are JSON that was checked when it came, or made here: not checked for UTF-8 once more.
         Item::Text(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Text), true)),
         Item::Binary(frame) => Message::Frame(Frame::message(frame, OpCode::Data(Data::Binary), true)),
         Item::Ping => Message::Ping(Bytes::new()),
-        Item::Close(code) => Message::Close(Some(CloseFrame { code: code.code().into(), reason: reason(code).into() })),
+        Item::Close(code) => {
+            let number = if role == Role::Centrifugo { centrifugo::close_code(code) } else { code.code() };
+            Message::Close(Some(CloseFrame { code: number.into(), reason: reason(code).into() }))
+        }
     }
 }
 

@@ -27,7 +27,6 @@ use sqlite::{LogStore, Recovered};
 use super::emitters::{Emitters, REMEMBERED};
 use super::log::{Log, LogLimits, Noting, cost};
 use super::ops::{self, Op, Outcome};
-use super::registry::Role;
 use super::service::Part;
 use super::shared::Shared;
 use crate::error::{Error, ErrorKind, Result};
@@ -260,7 +259,7 @@ pub(super) async fn settle(shared: Arc<Shared>, status: Arc<Status>, mut outcome
     // For a hub that stops that is said already; else what they have sent is not stored and never will be.
     shared.with(|state, _| {
         for (id, role) in state.registry.sessions() {
-            if role != Role::Subscriber {
+            if !role.subscribes() {
                 state.registry.order_close(id, CloseCode::Degraded);
             }
         }
@@ -280,6 +279,7 @@ fn tell_subscribers(shared: &Shared, status: &Status, told: &mut bool) {
 mod tests {
     use super::*;
     use crate::hub::ops::Keeper;
+    use crate::hub::registry::Role;
     use crate::hub::{Hub, HubConfig};
     use crate::wire::topic::Pattern;
 

@@ -138,7 +138,7 @@ impl Pump {
                 () = chunks.closed() => return,
                 () = poll_fn(|cx| self.fetch(cx, &mut items)) => self.chunk(&items),
                 () = tokio::time::sleep(expires.unwrap_or(every)), if expires.is_some() => continue,
-                _ = beat.tick() => Bytes::from_static(b": still here\n\n"),
+                _ = beat.tick() => self.heartbeat(&mut items),
             };
             let last = items.drain(..).any(|item| matches!(item, Item::Close(_)));
             let mut sending = pin!(chunks.send(chunk));
@@ -199,6 +199,21 @@ impl Pump {
             })
         })
         .await;
+    }
+
+    /// A sign of life, with the position to come back with; or what has come in this very moment, which that must not
+    /// pass over.
+    fn heartbeat(&mut self, items: &mut VecDeque<Item>) -> Bytes {
+        let reached = self.seat.shared.with(|state, _| {
+            state.take(self.seat.id, BATCH, items);
+            state.reached(self.seat.id)
+        });
+        match reached {
+            _ if !items.is_empty() => self.chunk(items),
+            // A browser keeps an id that comes without data, and tells its page nothing.
+            Some(offset) => format!("id: {}:{offset}\n: still here\n\n", self.epoch).into(),
+            None => Bytes::from_static(b": still here\n\n"),
+        }
     }
 
     fn chunk(&mut self, items: &VecDeque<Item>) -> Bytes {

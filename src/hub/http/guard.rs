@@ -62,7 +62,7 @@ pub(in crate::hub) fn admission(shared: &Shared, role: Role, headers: &HeaderMap
         return Some(Admission::Granted(Grant::everything()));
     }
     match Offered::read(headers) {
-        Offered::Nothing if role == Role::Subscriber => Some(Admission::Awaited),
+        Offered::Nothing if role.subscribes() => Some(Admission::Awaited),
         Offered::Nothing | Offered::Malformed => None,
         Offered::Header(token) | Offered::Subprotocol(token) => Some(Admission::Token(token)),
     }
@@ -72,7 +72,7 @@ pub(in crate::hub) fn admission(shared: &Shared, role: Role, headers: &HeaderMap
 /// refused in a frame all the same, because a page does not see the answer to a handshake.
 pub(super) async fn shake_hands(shared: &Shared, role: Role, headers: &HeaderMap) -> Result<Admission, Answer> {
     match admission(shared, role, headers) {
-        Some(Admission::Token(token)) if role == Role::Subscriber && !headers.contains_key(header::AUTHORIZATION) => {
+        Some(Admission::Token(token)) if role.subscribes() && !headers.contains_key(header::AUTHORIZATION) => {
             Ok(Admission::Token(token))
         }
         Some(Admission::Token(token)) => check(shared, token).await.map(Admission::Granted),

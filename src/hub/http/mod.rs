@@ -20,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::Notify;
 
 pub(super) use guard::{admission, origin_is_allowed};
-pub(super) use upgrade::negotiate;
+pub(super) use upgrade::{negotiate, negotiate_centrifugo};
 
 use super::auth::credential_in_query;
 use super::bridge::BusDown;
@@ -28,6 +28,9 @@ use super::ops::Keeper;
 use super::registry::Role;
 use super::shared::Shared;
 use super::stats::HubStats;
+
+/// Where clients of Centrifugo's protocol connect, as they do there.
+pub(super) const CENTRIFUGO: &str = "/connection/websocket";
 
 pub(super) type Answer = Response<Either<Full<Bytes>, events::Stream>>;
 
@@ -77,6 +80,10 @@ async fn route(
                 "none of these subprotocols is spoken here; sb.v1.json and sb.emit.v1 are",
             ),
         },
+        (&Method::GET, CENTRIFUGO) => match upgrade::negotiate_centrifugo(request.headers(), request.uri().query()) {
+            Ok(protocol) => upgrade::upgrade(shared, Role::Centrifugo, protocol, request, from).await?,
+            Err(why) => text(StatusCode::BAD_REQUEST, why),
+        },
         (&Method::GET, "/publish") => upgrade::upgrade(shared, Role::Publisher, None, request, from).await?,
         (&Method::GET, "/events") => events::open(shared, &request, from, doomed).await?,
         (&Method::OPTIONS, "/events" | "/publish") => guard::preflight(),
@@ -96,7 +103,9 @@ async fn route(
             guard::admit(shared, request.headers()).await?;
             typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::page(shared))
         }
-        (_, "/events" | "/metrics" | "/ws" | "/healthz" | "/readyz" | "/stats" | "/") => not_allowed("GET"),
+        (_, "/events" | "/metrics" | "/ws" | CENTRIFUGO | "/healthz" | "/readyz" | "/stats" | "/") => {
+            not_allowed("GET")
+        }
         (_, "/publish") => not_allowed("GET, POST"),
         _ => text(StatusCode::NOT_FOUND, "not found"),
     })

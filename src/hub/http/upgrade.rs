@@ -83,6 +83,23 @@ pub(in crate::hub) fn negotiate(headers: &HeaderMap) -> Option<(Role, Option<&'s
         .map(|(role, name)| (role, Some(name)))
 }
 
+/// The same for clients of Centrifugo's protocol.
+///
+/// # Errors
+/// Why none can be spoken.
+pub(in crate::hub) fn negotiate_centrifugo(
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Option<&'static str>, &'static str> {
+    const JSON: &str = "centrifuge-json";
+    let mut asked = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let binary = asked.any(|(name, value)| matches!(&*name, "format" | "cf_protocol") && value == "protobuf");
+    if binary || has_token(headers, header::SEC_WEBSOCKET_PROTOCOL, "centrifuge-protobuf") {
+        return Err("Protobuf is not spoken here; use the client's JSON");
+    }
+    Ok(has_token(headers, header::SEC_WEBSOCKET_PROTOCOL, JSON).then_some(JSON))
+}
+
 fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     offered(headers, name).any(|part| part.eq_ignore_ascii_case(token))
 }
@@ -133,5 +150,16 @@ mod tests {
         assert_eq!(offered("bearer.x"), Some((Role::Subscriber, None)));
         assert_eq!(offered("x, sb.emit.v1"), Some((Role::Emitter, Some("sb.emit.v1"))));
         assert_eq!(offered("chat"), None);
+    }
+
+    #[test]
+    fn of_centrifugos_protocols_only_json_is_spoken() {
+        let headers = |value| HeaderMap::from_iter([(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(value))]);
+        assert_eq!(negotiate_centrifugo(&HeaderMap::new(), Some("a=b")), Ok(None));
+        assert_eq!(negotiate_centrifugo(&headers("centrifuge-json"), None), Ok(Some("centrifuge-json")));
+        assert!(negotiate_centrifugo(&headers("centrifuge-protobuf"), None).is_err());
+        for query in ["format=protobuf", "x=1&cf_protocol=protobuf"] {
+            assert!(negotiate_centrifugo(&HeaderMap::new(), Some(query)).is_err(), "{query}");
+        }
     }
 }

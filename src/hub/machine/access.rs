@@ -8,6 +8,10 @@ use crate::hub::registry::{Role, SessionId};
 use crate::hub::state::State;
 use crate::wire::close::CloseCode;
 use crate::wire::subscriber;
+use crate::wire::topic::Pattern;
+
+/// What became of a token: what it grants, and until when by the hub's time.
+pub type Checked = Result<(Grant, Option<Duration>), Denied>;
 
 /// See the module. Times are the hub's.
 #[derive(Debug)]
@@ -49,8 +53,8 @@ impl Access {
         }
     }
 
-    /// A token was checked. What a subscriber is subscribed to beyond the new grant is taken away.
-    pub fn on_checked(&mut self, checked: Result<(Grant, Option<Duration>), Denied>, role: Role, state: &mut State) {
+    /// A token was checked. What a subscriber is subscribed to beyond the new grant is taken away, and returned.
+    pub fn on_checked(&mut self, checked: Checked, role: Role, state: &mut State) -> Vec<Pattern> {
         match checked {
             Ok((grant, until)) => {
                 // Replays on their way are bound by it too.
@@ -60,9 +64,10 @@ impl Access {
                 if role == Role::Subscriber {
                     self.announce(state);
                 }
-                if !lost.is_empty() {
+                if role == Role::Subscriber && !lost.is_empty() {
                     state.registry.push(self.id, subscriber::unsubscribed(&lost));
                 }
+                lost
             }
             Err(denied) => {
                 let word = match denied {
@@ -71,6 +76,7 @@ impl Access {
                     Denied::Unavailable(_) => "auth_unavailable",
                 };
                 self.refuse(word, &denied.to_string(), denied.close_code(), role, state);
+                Vec::new()
             }
         }
     }
@@ -96,9 +102,10 @@ impl Access {
         state.registry.order_close(self.id, code);
     }
 
-    /// An emitter is told by the close alone: an error frame would speak of what it sent.
+    /// An emitter is told by the close alone: an error frame would speak of what it sent. So is a client of Centrifugo's
+    /// protocol, which has no such frames.
     fn tell(&self, word: &str, message: &str, role: Role, state: &mut State) {
-        if role != Role::Emitter {
+        if !matches!(role, Role::Emitter | Role::Centrifugo) {
             state.registry.push(self.id, subscriber::error(word, message));
         }
     }

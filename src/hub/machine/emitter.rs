@@ -8,6 +8,8 @@
 //! emitter for each lone event would compete with bringing that event to its subscribers. An ack that waited too long
 //! is a turn without records, so that it cannot overtake what is still on its way to the disk.
 
+mod turn;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +18,12 @@ use bytes::Bytes;
 use super::Intake;
 use crate::hub::auth::Scope;
 use crate::hub::entry::Record;
-use crate::hub::log::cost;
 use crate::hub::registry::SessionId;
 use crate::hub::state::State;
 use crate::wire::block::{Block, EVENT_OVERHEAD, HEADER_BYTES};
-use crate::wire::close::CloseCode;
-use crate::wire::frame::{EmitterFrame, HubFrame};
+use crate::wire::frame::EmitterFrame;
+use turn::{Ack, Refusal};
+pub use turn::{Greeting, Turn};
 
 /// How many events an emitter may have unacknowledged. The hub takes events as fast as it reads them and TCP holds
 /// back the rest, so this only bounds what an emitter must be ready to send again.
@@ -62,117 +64,6 @@ enum Phase {
     Live { mark: u64 },
     /// Closed or superseded; nothing counts any more.
     Over,
-}
-
-/// When what a turn brought is acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ack {
-    /// It brought nothing to acknowledge.
-    Nothing,
-    /// With a later turn.
-    Later,
-    /// With everything before it.
-    Now,
-}
-
-/// What an emitter's frames since the last turn brought.
-#[derive(Debug)]
-pub struct Turn {
-    /// The session.
-    pub id: SessionId,
-    /// The emitter's name; empty before its `hello`.
-    pub name: Arc<str>,
-    /// Its `hello`.
-    pub greeting: Option<Greeting>,
-    /// The mark before this turn and after it.
-    pub marks: (u64, u64),
-    /// What is to be appended.
-    pub records: Vec<Record>,
-    duplicates: u64,
-    ack: Ack,
-    refusal: Option<Refusal>,
-    violation: Option<String>,
-}
-
-/// An event that can never be taken. Everything before it is; what follows it is not looked at until the emitter has
-/// gone back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Refusal {
-    seq: u64,
-    reason: String,
-}
-
-/// What a `hello` said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Greeting {
-    /// The emitter's epoch.
-    pub epoch: String,
-    /// The seq that comes next.
-    pub next: u64,
-}
-
-impl Turn {
-    #[cfg(test)]
-    pub(crate) fn for_test(id: SessionId, name: &str, marks: (u64, u64), records: Vec<Record>) -> Self {
-        let name = name.into();
-        Self { id, name, greeting: None, marks, records, duplicates: 0, ack: Ack::Now, refusal: None, violation: None }
-    }
-
-    /// What a session without a name brought: nothing to be numbered or acknowledged.
-    pub(super) fn plain(id: SessionId, records: Vec<Record>) -> Self {
-        let name = Arc::default();
-        Self {
-            id,
-            name,
-            greeting: None,
-            marks: (0, 0),
-            records,
-            duplicates: 0,
-            ack: Ack::Nothing,
-            refusal: None,
-            violation: None,
-        }
-    }
-
-    /// Up to where it acknowledges, if it does.
-    #[must_use]
-    pub fn acknowledges(&self) -> Option<u64> {
-        (self.ack == Ack::Now).then_some(self.marks.1)
-    }
-
-    /// What the records cost in memory.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.records.iter().map(cost).sum()
-    }
-
-    /// Appends the records and answers; `have` is the mark if there was a greeting. Gives the emptied batch back.
-    pub fn settle(mut self, have: Option<u64>, state: &mut State, now: Duration) -> Vec<Record> {
-        if let Some(have) = have {
-            state.registry.push(self.id, HubFrame::Welcome { have, credit: CREDIT }.encode().into());
-        }
-        for record in self.records.drain(..) {
-            state.append(record, now);
-        }
-        state.counters.duplicates += self.duplicates;
-        if self.ack != Ack::Nothing {
-            state.registry.withhold_ack(self.id, self.marks.1);
-        }
-        if self.ack == Ack::Now {
-            state.registry.acknowledge(self.id);
-        }
-        if let Some(Refusal { seq, reason }) = self.refusal {
-            state.counters.refused += 1;
-            state.registry.push(self.id, HubFrame::Nack { seq, reason }.encode().into());
-        }
-        if let Some(message) = self.violation {
-            state.counters.bad_frames += 1;
-            let frame = HubFrame::Error { code: "bad_frame".to_owned(), message };
-            state.registry.push(self.id, frame.encode().into());
-            state.registry.order_close(self.id, CloseCode::BadFrame);
-        }
-        self.records
-    }
 }
 
 /// What came and is not acknowledged, because more may come.

@@ -58,7 +58,9 @@ impl SubscriberMachine {
                     state.subscribe(self.id, &wanted, now);
                 }
             }
-            SubscriberFrame::Unsubscribe { events } => state.unsubscribe(self.id, &events),
+            SubscriberFrame::Unsubscribe { events } => {
+                state.unsubscribe(self.id, &events, subscriber::unsubscribed(&events));
+            }
             SubscriberFrame::Ack { sequence } => state.record_ack(self.id, sequence),
             SubscriberFrame::Auth { .. } | SubscriberFrame::Ping | SubscriberFrame::Pong | SubscriberFrame::Unknown => {
             }
@@ -66,8 +68,8 @@ impl SubscriberMachine {
     }
 
     fn pong(&self, state: &mut State) {
-        let last = state.registry.prev(self.id);
-        state.registry.push(self.id, subscriber::pong(last));
+        let pong = state.heartbeat(self.id).pong();
+        state.registry.push(self.id, pong);
     }
 
     fn refuse(&self, state: &mut State, message: &str) {
@@ -312,10 +314,29 @@ mod tests {
         session.say(r#"{"type":"subscribe","data":{"events":["*"]}}"#);
         session.emit("a");
         session.heard();
-        assert_eq!(session.say(r#"{"type":"ping"}"#), [json!({"type":"pong","lastSeq":1})]);
+        assert_eq!(session.say(r#"{"type":"ping"}"#)[0]["lastSeq"], 1);
         for quiet in [r#"{"type":"ack","data":{"sequence":1}}"#, r#"{"type":"pong"}"#, r#"{"type":"later"}"#] {
             assert!(session.say(quiet).is_empty(), "{quiet}");
         }
+    }
+
+    #[test]
+    fn a_pong_tells_how_far_the_session_is_behind_all_that_waits_for_it() {
+        let mut session = Session::new(100);
+        let ping = r#"{"type":"ping"}"#;
+        session.emit("a");
+        assert_eq!(session.say(ping), [json!({"type":"pong","lastSeq":0})], "it wants nothing yet");
+        session.hear(r#"{"type":"subscribe","data":{"events":["rare"],"since":{"epoch":"k3f9","offset":0}}}"#);
+        session.emit("rare");
+        session.emit("a");
+        session.hear(ping);
+        session.emit("rare");
+        let heard = session.heard();
+        assert_eq!(heard[1]["seq"], 2);
+        assert_eq!(heard[2], json!({"type":"pong","lastSeq":2,"epoch":"k3f9","offset":3}));
+        assert_eq!((&heard[3]["seq"], &heard[3]["prev"]), (&json!(4), &json!(2)), "the chain is of events");
+        session.say(r#"{"type":"unsubscribe","data":{"events":["rare"]}}"#);
+        assert_eq!(session.say(ping), [json!({"type":"pong","lastSeq":4})]);
     }
 
     #[test]

@@ -327,6 +327,23 @@ fn topics_that_somebody_makes_up_fill_a_bound_and_no_more() {
 }
 
 #[test]
+fn those_that_are_silent_for_longest_are_named_first() {
+    let mut presence = presence();
+    for (topic, at) in [("e", 5), ("b", 1), ("c", 1), ("a", 3), ("d", 9), ("gone", 0)] {
+        hear(&mut presence, "x", BEAT, topic, at);
+    }
+    hear(&mut presence, "x", "graph.delta.heartbeat.gone", "gone", 9);
+    let named = |most| {
+        let summary = presence.summary(most, Duration::from_secs(61));
+        summary.hearts.iter().map(|heart| (heart.topic.to_string(), heart.silent)).collect::<Vec<_>>()
+    };
+    let order = [("b", 60.0), ("c", 60.0), ("a", 58.0), ("e", 56.0), ("d", 52.0)].map(|(topic, s)| (topic.into(), s));
+    for most in [0, 1, 3, 5, 9] {
+        assert_eq!(named(most), order[..most.min(5)]);
+    }
+}
+
+#[test]
 fn nothing_is_watched_without_patterns() {
     let mut presence = Presence::new(&Filter::default(), presence().watched.expect("watching").1);
     hear(&mut presence, "x", BEAT, "ada", 0);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Registry, SessionId};
-use crate::hub::entry::Filter;
+use crate::hub::entry::{Encoding, Filter};
 use crate::wire::subscriber::{Slow, Wrapping};
 use crate::wire::topic::Pattern;
 
@@ -84,23 +84,23 @@ impl Registry {
 
     /// Chooses whether the session takes large events compressed; returns whether it gets them so.
     pub fn set_deflates(&mut self, id: SessionId, deflates: bool) -> bool {
-        let deflates = deflates && self.compression.is_on() && !self.is_raw(id);
+        let deflates = deflates && self.compression.is_on() && self.encoding(id) == Encoding::Event;
         if let Some(session) = self.get_mut(id) {
             session.deflates = deflates;
         }
         deflates
     }
 
-    /// Whether the session gets events alone, and is told nothing that it has not asked for.
+    /// What brings entries to the session.
     #[must_use]
-    pub fn is_raw(&self, id: SessionId) -> bool {
-        self.get(id).is_some_and(|session| session.outbox.is_raw())
+    pub fn encoding(&self, id: SessionId) -> Encoding {
+        self.get(id).map_or_else(Encoding::default, |session| session.outbox.encoding())
     }
 
     /// Chooses how events come.
     pub fn set_wrapping(&mut self, id: SessionId, wrapping: Wrapping) {
         if let Some(session) = self.get_mut(id) {
-            session.outbox.set_raw(wrapping == Wrapping::Raw);
+            session.outbox.set_encoding(wrapping.into());
         }
     }
 

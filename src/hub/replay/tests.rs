@@ -52,7 +52,7 @@ fn every_stretch_is_read_in_whatever_portions_and_chained() {
     for filter in [filter(&["*"]), filter(&["third"]), filter(&["none"]), filter(&["third", "other"])] {
         for since in [0, 1, 2, 63, 64, 65, 127, 300, 499, 500] {
             for budget in [1, 100, 5000, usize::MAX] {
-                let mut cursor = replays.cursor(filter.clone(), since, &log);
+                let mut cursor = replays.cursor(filter.clone(), since, &log, Encoding::Event);
                 let wanted = chain(&log, &filter, since, log.head());
                 assert_eq!(cursor.left(), wanted.len() as u64);
                 let mut all = Vec::new();
@@ -70,11 +70,11 @@ fn every_stretch_is_read_in_whatever_portions_and_chained() {
 fn what_comes_after_the_beginning_of_a_replay_is_not_part_of_it() {
     let mut log = log(ALL, 10);
     let mut replays = Replays::default();
-    let mut cursor = replays.cursor(filter(&["*"]), 7, &log);
+    let mut cursor = replays.cursor(filter(&["*"]), 7, &log, Encoding::Event);
     append(&mut log, 100, 0);
     assert_eq!(read(&mut cursor, usize::MAX, &log, &mut replays), Ok(vec![(7, 8), (8, 9), (9, 10)]));
     // A later reader finds the chunk and goes on behind it.
-    let mut later = replays.cursor(filter(&["*"]), 7, &log);
+    let mut later = replays.cursor(filter(&["*"]), 7, &log, Encoding::Event);
     assert_eq!(read(&mut later, usize::MAX, &log, &mut replays).map(|all| all.len()), Ok(103));
 }
 
@@ -82,7 +82,7 @@ fn what_comes_after_the_beginning_of_a_replay_is_not_part_of_it() {
 fn frames_are_made_once_for_all_who_read_the_same() {
     let log = log(ALL, 1000);
     let mut replays = Replays::default();
-    let mut cursors: Vec<_> = (0..100).map(|n| replays.cursor(filter(&["*"]), n % 10, &log)).collect();
+    let mut cursors: Vec<_> = (0..100).map(|n| replays.cursor(filter(&["*"]), n % 10, &log, Encoding::Event)).collect();
     while cursors.iter().any(|cursor| !cursor.is_done()) {
         for cursor in &mut cursors {
             read(cursor, 4096, &log, &mut replays).expect("the log has it");
@@ -96,13 +96,13 @@ fn frames_are_made_once_for_all_who_read_the_same() {
 fn a_cursor_that_the_log_has_overtaken_is_lost_and_never_skips() {
     let mut log = log(LogLimits { events: 100, ..ALL }, 100);
     let mut replays = Replays::default();
-    let mut cursor = replays.cursor(filter(&["third"]), 0, &log);
+    let mut cursor = replays.cursor(filter(&["third"]), 0, &log, Encoding::Event);
     let first = read(&mut cursor, 1, &log, &mut replays).expect("the log has it");
     assert_eq!(first, [(0, 1)]);
     append(&mut log, 10, 0);
     assert_eq!(read(&mut cursor, usize::MAX, &log, &mut replays), Err(Lost));
     // One that has read all that matches needs nothing more.
-    let mut done = replays.cursor(filter(&["none"]), 50, &log);
+    let mut done = replays.cursor(filter(&["none"]), 50, &log, Encoding::Event);
     append(&mut log, 1000, 0);
     assert_eq!(read(&mut done, usize::MAX, &log, &mut replays), Ok(vec![]));
 }
@@ -111,7 +111,7 @@ fn a_cursor_that_the_log_has_overtaken_is_lost_and_never_skips() {
 fn fewer_patterns_leave_out_what_only_the_others_matched() {
     let log = log(ALL, 9);
     let mut replays = Replays::default();
-    let mut cursor = replays.cursor(filter(&["third", "other"]), 0, &log);
+    let mut cursor = replays.cursor(filter(&["third", "other"]), 0, &log, Encoding::Event);
     assert_eq!(read(&mut cursor, 1, &log, &mut replays), Ok(vec![(0, 1)]));
     cursor.narrow(&filter(&["th*", "third.*", "third"]), &mut replays);
     assert_eq!(read(&mut cursor, usize::MAX, &log, &mut replays), Ok(vec![(1, 4), (4, 7)]));
@@ -126,7 +126,8 @@ fn the_shared_frames_stay_within_their_bound() {
     append(&mut log, 3, 1 << 20);
     let mut replays = Replays::default();
     for round in 0..3 {
-        let mut cursors: Vec<_> = (0..5).map(|n| replays.cursor(filter(&["*"]), 300 * n + round, &log)).collect();
+        let mut cursors: Vec<_> =
+            (0..5).map(|n| replays.cursor(filter(&["*"]), 300 * n + round, &log, Encoding::Event)).collect();
         while cursors.iter().any(|cursor| !cursor.is_done()) {
             for cursor in &mut cursors {
                 let mut items = VecDeque::new();
@@ -147,7 +148,7 @@ fn filters_count_for_the_bound_too() {
     for n in 0..1000 {
         let patterns: Vec<_> = (0..64).map(|m| format!("{n}.{m}.{}", "x".repeat(1000))).collect();
         let filter = filter(&patterns.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(replays.cursor(filter, 0, &log).left(), 0);
+        assert_eq!(replays.cursor(filter, 0, &log, Encoding::Event).left(), 0);
     }
     let held: usize = replays.filters.iter().map(|filter| filter.bytes()).sum();
     assert!(held <= 2 * CACHE_BYTES, "{held}");
@@ -161,7 +162,7 @@ fn a_replay_through_many_patterns_costs_little_more_than_through_one() {
             let names: Vec<_> = (0..patterns).map(|n| format!("other.{n}.{round}")).collect();
             let filter = filter(&names.iter().map(String::as_str).collect::<Vec<_>>());
             let begin = Instant::now();
-            assert_eq!(Replays::default().cursor(filter, 0, &log).left(), 0);
+            assert_eq!(Replays::default().cursor(filter, 0, &log, Encoding::Event).left(), 0);
             begin.elapsed()
         };
         (0..5).map(once).min().expect("five of them")
@@ -202,7 +203,7 @@ fn frames_per_second_beside_live_fan_out() {
 
     let mut replays = Replays::default();
     let begin = Instant::now();
-    let mut cursors: Vec<_> = (0..SESSIONS).map(|_| replays.cursor(filter(&["*"]), 0, &log)).collect();
+    let mut cursors: Vec<_> = (0..SESSIONS).map(|_| replays.cursor(filter(&["*"]), 0, &log, Encoding::Event)).collect();
     let counted = begin.elapsed() / SESSIONS as u32;
     while cursors.iter().any(|cursor| !cursor.is_done()) {
         for cursor in &mut cursors {

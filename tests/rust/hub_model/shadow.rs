@@ -1,14 +1,19 @@
 //! What the hub should do, in the plainest words: a list that is never thrown away, and patterns held against it one by
 //! one.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use safe_broadcaster::hub::entry::Record;
 use safe_broadcaster::hub::log::{LogLimits, cost};
 use safe_broadcaster::hub::outbox::{FRAME_BYTES, MAX_REPLAYS};
+use safe_broadcaster::wire::close::CloseCode;
 use safe_broadcaster::wire::subscriber::Carried;
 use serde_json::Value;
+
+/// Why a wrong token is not taken.
+pub(crate) const WRONG: &str = "the token is wrong";
 
 /// An entry of the log.
 #[derive(Clone, Debug)]
@@ -37,11 +42,16 @@ pub(crate) enum Expected {
         replayed: Option<u64>,
         reason: Option<&'static str>,
     },
-    Unsubscribed(&'static str),
-    /// An ack of what was not sent.
-    Refused {
-        sequence: u64,
+    Unsubscribed(Vec<&'static str>),
+    Authenticated,
+    /// Everything that is for it, up to there, came before this.
+    Pong {
         last: u64,
+        reached: Option<(String, u64)>,
+    },
+    Error {
+        code: &'static str,
+        message: String,
     },
     Entry {
         position: (String, u64),
@@ -74,6 +84,12 @@ pub(crate) struct Session {
     squeezed: bool,
     /// The events that came while it listened: seq, and whose newest state it is.
     came: Vec<(u64, Option<String>)>,
+    /// What its token grants; `None` is everything.
+    scope: Option<Vec<&'static str>>,
+    /// When that is over.
+    until: Option<Duration>,
+    /// It is to be closed so, after what is expected.
+    pub(crate) ended: Option<CloseCode>,
 }
 
 impl Shadow {
@@ -148,23 +164,81 @@ impl Session {
             acked: None,
             squeezed: false,
             came: vec![],
+            scope: None,
+            until: None,
+            ended: None,
+        }
+    }
+
+    /// Whether it is to be closed, and nothing more comes.
+    pub(crate) fn is_over(&self) -> bool {
+        self.overflowed || self.ended.is_some()
+    }
+
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.lossy
+    }
+
+    pub(crate) fn expires(&self) -> bool {
+        self.until.is_some()
+    }
+
+    pub(crate) fn may_subscribe(&self, patterns: &[&str]) -> bool {
+        patterns.iter().all(|pattern| self.is_granted(pattern))
+    }
+
+    fn is_granted(&self, pattern: &str) -> bool {
+        self.scope.as_ref().is_none_or(|scope| scope.iter().any(|wide| contains(wide, pattern)))
+    }
+
+    /// A good token was shown.
+    pub(crate) fn authenticate(&mut self, scope: Option<Vec<&'static str>>, until: Option<Duration>) {
+        (self.scope, self.until) = (scope, until);
+        self.expect(Expected::Authenticated);
+        let patterns = std::mem::take(&mut self.patterns);
+        let (stay, lost) = patterns.into_iter().partition::<Vec<_>, _>(|pattern| self.is_granted(pattern));
+        self.patterns = stay;
+        if !lost.is_empty() {
+            self.expect(Expected::Unsubscribed(lost));
+        }
+    }
+
+    /// A wrong token was shown.
+    pub(crate) fn refuse(&mut self) {
+        self.until = None;
+        self.end("unauthorized", WRONG, CloseCode::Unauthorized);
+    }
+
+    /// Time went by.
+    pub(crate) fn on_time(&mut self, now: Duration) {
+        if self.until.is_some_and(|until| until <= now) {
+            self.until = None;
+            let message = "the token has expired; come back with a fresh one";
+            self.end("token_expired", message, CloseCode::TokenExpired);
+        }
+    }
+
+    fn end(&mut self, code: &'static str, message: &str, close: CloseCode) {
+        self.expect(Expected::Error { code, message: message.to_owned() });
+        if !self.is_over() {
+            self.ended = Some(close);
         }
     }
 
     pub(crate) fn set_slow(&mut self, slow: &str) {
-        if !self.overflowed {
+        if !self.is_over() {
             self.leaves_out = slow != "disconnect";
             self.lossy |= self.leaves_out;
         }
     }
 
     pub(crate) fn may_be_closed_by_an_event(&self) -> bool {
-        !self.leaves_out || self.overflowed
+        !self.leaves_out || self.is_over()
     }
 
     /// Sees whether the hub ends a session of which that cannot be foreseen.
     pub(crate) fn look(&mut self, is_closing: bool) {
-        if self.lossy && is_closing {
+        if self.lossy && is_closing && self.ended.is_none() {
             assert!(self.squeezed, "closed with {} of {} bytes", self.queued, self.limit);
             self.overflowed = true;
         }
@@ -199,8 +273,12 @@ impl Session {
         since: Option<&(String, u64)>,
         now: Duration,
     ) {
-        if self.overflowed {
+        if self.is_over() {
             return;
+        }
+        if let Some(pattern) = add.iter().find(|pattern| !self.is_granted(pattern)) {
+            let message = format!("the token does not grant all of {pattern}");
+            return self.expect(Expected::Error { code: "not_allowed", message });
         }
         for pattern in add {
             if !self.patterns.contains(pattern) {
@@ -248,15 +326,20 @@ impl Session {
     }
 
     pub(crate) fn unsubscribe(&mut self, pattern: &'static str) {
-        if !self.overflowed {
+        if !self.is_over() {
             self.patterns.retain(|held| *held != pattern);
-            self.expect(Expected::Unsubscribed(pattern));
+            self.expect(Expected::Unsubscribed(vec![pattern]));
         }
+    }
+
+    pub(crate) fn ping(&mut self, log: &Shadow) {
+        let reached = (!self.patterns.is_empty()).then(|| (log.epoch.clone(), log.head()));
+        self.expect(Expected::Pong { last: self.prev, reached });
     }
 
     /// An event was published; whether it is for this session.
     pub(crate) fn live(&mut self, entry: &Kept) -> bool {
-        if self.overflowed || !matches(&self.patterns, entry) {
+        if self.is_over() || !matches(&self.patterns, entry) {
             return false;
         }
         let frame = self.entry(entry, self.prev, false);
@@ -269,7 +352,8 @@ impl Session {
     /// Everything up to there is processed, says the client; whether that counts.
     pub(crate) fn acknowledge(&mut self, sequence: u64) -> bool {
         if sequence > self.prev {
-            self.expect(Expected::Refused { sequence, last: self.prev });
+            let message = format!("data.sequence is {sequence}, the last one sent was {}", self.prev);
+            self.expect(Expected::Error { code: "bad_frame", message });
             return false;
         }
         self.acked = self.acked.max(Some(sequence));
@@ -290,7 +374,7 @@ impl Session {
     }
 
     fn expect(&mut self, frame: Expected) {
-        if self.overflowed {
+        if self.is_over() {
             return;
         }
         if self.expected.is_empty() {
@@ -344,14 +428,26 @@ impl Expected {
                     }
                 }
             }
-            Self::Unsubscribed(pattern) => {
+            Self::Unsubscribed(patterns) => {
                 put("action", "unsubscribed".into());
-                put("events", vec![*pattern].into());
+                put("events", patterns.clone().into());
             }
-            Self::Refused { sequence, last } => {
-                let message = format!("data.sequence is {sequence}, the last one sent was {last}");
+            Self::Authenticated => {
+                put("action", "authenticated".into());
+                put("subject", Value::Null);
+                put("expires", Value::Null);
+            }
+            Self::Pong { last, reached } => {
+                put("type", "pong".into());
+                put("lastSeq", (*last).into());
+                if let Some((epoch, offset)) = reached {
+                    put("epoch", epoch.clone().into());
+                    put("offset", (*offset).into());
+                }
+            }
+            Self::Error { code, message } => {
                 put("type", "error".into());
-                put("data", serde_json::json!({"code": "bad_frame", "message": message}));
+                put("data", serde_json::json!({"code": code, "message": message}));
             }
             Self::Entry { position: (_, seq), kind, prev, replay, data } => {
                 put("type", (*kind).into());
@@ -395,4 +491,21 @@ fn match_one(pattern: &str, kind: &str, topic: &str) -> bool {
     !name.is_empty()
         && (long || segments.len() == wanted.len())
         && wanted.iter().zip(&segments).all(|(wanted, segment)| wanted == &"*" || wanted == segment)
+}
+
+/// Whether each name that the one pattern matches is matched by the other: tried with every name of up to four of the
+/// words that patterns are made of here, and a word that is in none.
+fn contains(wide: &'static str, narrow: &str) -> bool {
+    const WORDS: [&str; 9] = ["alert", "disk", "full", "graph", "delta", "ada", "tick", "net", "other"];
+    static KNOWN: Mutex<Option<HashMap<(String, String), bool>>> = Mutex::new(None);
+    let mut known = KNOWN.lock().expect("not poisoned");
+    let answer = known.get_or_insert_default().entry((wide.to_owned(), narrow.to_owned()));
+    *answer.or_insert_with(|| {
+        let names = (1..=4_u32).flat_map(|depth| {
+            (0..WORDS.len().pow(depth))
+                .map(move |n| (0..depth).map(|at| WORDS[n / WORDS.len().pow(at) % WORDS.len()]).collect::<Vec<_>>())
+        });
+        let implies = |kind: &str, topic: &str| !match_one(narrow, kind, topic) || match_one(wide, kind, topic);
+        names.into_iter().all(|name| implies(&name.join("."), "") && implies("", &name.join("/")))
+    })
 }

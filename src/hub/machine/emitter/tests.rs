@@ -5,6 +5,8 @@ use crate::hub::log::LogLimits;
 use crate::hub::outbox::Item;
 use crate::hub::registry::{Role, frame_cost};
 use crate::wire::block::BlockBuilder;
+use crate::wire::close::CloseCode;
+use crate::wire::frame::HubFrame;
 use bytes::BytesMut;
 use proptest::prelude::*;
 
