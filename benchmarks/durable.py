@@ -25,8 +25,9 @@ import orjson
 from kit.event import SIZE, pool
 from kit.ours import Ours
 from kit.processes import folder_on_disk, pin_client, sink
-from kit.queues import QUEUES, UnavailableError
+from kit.queues import QUEUES
 from kit.rounds import Figures, options, percentile, run, timed, timed_call
+from kit.servers import UnavailableError
 from kit.sink import sink_count
 
 GROUP = 1000

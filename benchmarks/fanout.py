@@ -8,6 +8,7 @@ subscribers; CPU is the hub's.
 import json
 import re
 import shutil
+import statistics
 import tempfile
 import urllib.request
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from kit.event import event
-from kit.processes import answer, ask, client_cpus, closed_port, process, role, server_cpus, tool
+from kit.processes import answer, ask, client_cpus, closed_port, cpu_seconds, process, role, server_cpus, tool
 from kit.rounds import Figures, options
 
 SUBSCRIBE = {"type": "subscribe", "data": {"events": ["graph.*"]}}
@@ -34,8 +35,7 @@ class Hub:
 
     def cpu(self) -> float:
         """Seconds of all its threads so far."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        return cpu_seconds(self.process.pid)
 
     def resident(self) -> int:
         """Bytes."""
@@ -167,12 +167,13 @@ def main() -> None:
                 figures.check(f"fanout_{peer}", figures.ratios("safe_broadcaster", peer, "frames per second"))
         figures = Figures("fanout", layout="paced x 100", rate=1000)
         # At this rate those that broadcast in a loop of Python are busy, not late: all can be compared.
-        compare(hubs, figures, 100, args.rounds, mode="paced", rate=1000, seconds=args.seconds)
+        # More rounds: what happens on the machine in one second decides a 99th percentile more than the hub does.
+        compare(hubs, figures, 100, 3 * args.rounds, mode="paced", rate=1000, seconds=args.seconds)
         figures.check("paced_cpu", figures.ratios("safe_broadcaster", "picows", "CPU s per million"))
-        peers = [figures.of(name, "p99 µs") for name in hubs if name != "safe_broadcaster"]
-        best = [min(values) for values in zip(*peers, strict=True)]
-        ours = figures.of("safe_broadcaster", "p99 µs")
-        figures.check("paced_p99", [mine / other for mine, other in zip(ours, best, strict=True)])
+        # The best over all rounds. The best of each round would be a peer that there is not: the luckiest of five.
+        peers = {name: statistics.median(figures.of(name, "p99 µs")) for name in hubs if name != "safe_broadcaster"}
+        best = min(peers, key=peers.__getitem__)
+        figures.check("paced_p99", figures.ratios("safe_broadcaster", best, "p99 µs"), case=best)
         if "safe_broadcaster" in hubs:
             replay(hubs["safe_broadcaster"], Figures("fanout", layout="10 000 events x 100"), args.rounds)
     idle(Figures("fanout", layout=f"{args.sessions} sessions"), args.sessions)

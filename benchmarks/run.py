@@ -39,6 +39,8 @@ PLAN = [
     ("restart", "asyncio", "free"),
     ("fanout", "asyncio", "split"),
     ("storm", "asyncio", "split"),
+    ("bridge", "asyncio", "free"),
+    ("bridge", "uvloop", "free"),
     ("aggregate", "asyncio", "free"),
 ]
 PACKAGES = (
@@ -54,6 +56,7 @@ PACKAGES = (
     "persist-queue",
     "litequeue",
     "redis",
+    "hiredis",
     "nats-py",
 )
 SERVERS = ("redis-server", "nats-server")

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     LogIo,
     /// The bus between the hubs cannot be reached, or does not take events. Restore it, and publish again.
     BusDown,
+    /// The bus is there and refuses: its memory is full, or its user may not do this. Correct what the message names.
+    BusRefused,
     /// No link within the time allowed; attempts go on in the background.
     ConnectTimeout,
     /// The peer could not be reached, or answered something that is not our protocol.
@@ -91,6 +93,7 @@ impl Error {
                 | ErrorKind::SpillIo
                 | ErrorKind::LogIo
                 | ErrorKind::BusDown
+                | ErrorKind::BusRefused
         )
     }
 

@@ -103,6 +103,12 @@ def tool(name: str) -> str:
     return str(path)
 
 
+def cpu_seconds(pid: int) -> float:
+    """What all threads of a process have used so far."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
 def closed_port() -> int:
     """A port on which nobody listens, below those that the system gives to outgoing connections."""
     while True:

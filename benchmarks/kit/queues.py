@@ -4,11 +4,8 @@ What an event survives once `put` has returned differs, and so do the prices; ea
 `process` is `kill -9` of whoever stores it, `power` is loss of power. Servers are started here, on ports of their own.
 """
 
-import asyncio
-import shutil
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from kit.processes import closed_port
+from kit.servers import listening, server
 
 
 class Queue(NamedTuple):
@@ -23,10 +21,6 @@ class Queue(NamedTuple):
 
     put: Callable[[dict], Awaitable[object]]
     count: Callable[[], Awaitable[int]]
-
-
-class UnavailableError(Exception):
-    """Says what is missing here."""
 
 
 @asynccontextmanager
@@ -111,34 +105,3 @@ QUEUES: dict[str, Callable[[Path], AbstractAsyncContextManager[Queue]]] = {
     "Redis XADD, appendfsync everysec · process": partial(redis, "everysec"),
     "JetStream, publish and ack · process": jetstream,
 }
-
-
-@contextmanager
-def server(name: str, *options: object) -> Iterator[None]:
-    """A server for the time of the block; it ends with us, however we end."""
-    if shutil.which(name) is None:
-        raise UnavailableError(f"{name} is not installed")
-    command = ["setpriv", "--pdeathsig", "TERM", name, *map(str, options)]
-    quiet = subprocess.DEVNULL
-    child = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
-    try:
-        yield
-    finally:
-        child.terminate()
-        child.wait(10)
-
-
-async def listening(port: int, timeout: float = 10) -> None:
-    """Waits until somebody accepts connections there."""
-    end = asyncio.get_running_loop().time() + timeout
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionRefusedError:  # noqa: PERF203 it waits anyhow
-            if asyncio.get_running_loop().time() > end:
-                raise
-            await asyncio.sleep(0.01)
-        else:
-            writer.close()
-            await writer.wait_closed()
-            return

@@ -74,5 +74,18 @@ TARGETS = {
     "aggregate_memory": Target("memory of the same", "≤", 1.015, "times"),
     "aggregate_latency": Target("event to its emitter, 99th percentile, in the same", "≤", 10.0, "ms"),
     "aggregate_recovery": Target("emitter that was down, until it has had what waited, cooldown 2 s", "≤", 2.5, "s"),
+    "bridge_rate": Target(
+        "events per second, emitter → hub → Redis → another hub → subscriber, to redis-py's XADD one by one",
+        "≥",
+        10.0,
+        "times",
+    ),
+    "bridge_p99": Target(
+        "emit → subscriber on another hub, 99th percentile, 1000 events/s, to redis-py's PUBLISH → SUBSCRIBE",
+        "≤",
+        3.0,
+        "times",
+    ),
+    "bridge_fill": Target("rate of filling a gap of 10 000 events, to a pipelined XRANGE", "≥", 0.5, "times"),
     "session_memory": Target("resident memory of a session that waits", "≤", 8.0, "KiB"),
 }

@@ -1,6 +1,7 @@
-"""Emits at an even rate. `python -m roles.publisher safe_broadcaster|python|bare URL LOOP`.
+"""Emits at an even rate. `python -m roles.publisher safe_broadcaster|python|bare|redis URL LOOP`.
 
-For each line `{"rate":R,"events":N}` on standard input it emits N events, R a second, and answers with one line.
+For each line `{"rate":R,"events":N}` on standard input it emits N events, R a second (0: as fast as it can), and
+answers with one line.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from kit.clients import Picows, Seed
 from kit.event import pool
 from kit.ours import Ours
 from roles.loops import run
+from roles.subscriber import CHANNEL
 
 
 class Bare(Picows):
@@ -21,7 +23,23 @@ class Bare(Picows):
         return await super().emit({"type": "event", "data": event})
 
 
-CLIENTS = {"safe_broadcaster": Ours, "python": Seed, "bare": Bare}
+class Redis:
+    """PUBLISH by redis-py, one event at a time, as plain pub/sub is used."""
+
+    async def open(self, url: str) -> None:
+        import redis.asyncio  # noqa: PLC0415 one client needs not the others
+
+        self._redis = redis.asyncio.from_url(url)
+
+    async def emit(self, event: dict) -> bool:
+        await self._redis.publish(CHANNEL, json.dumps({"type": "event", "data": event}))
+        return True
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+CLIENTS = {"safe_broadcaster": Ours, "python": Seed, "bare": Bare, "redis": Redis}
 
 
 async def main(name: str, url: str) -> None:
@@ -32,8 +50,9 @@ async def main(name: str, url: str) -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         order = json.loads(line)
         began = time.perf_counter()
+        pause = 1 / order["rate"] if order["rate"] else 0
         for number in range(order["events"]):
-            wait = began + number / order["rate"] - time.perf_counter()
+            wait = began + number * pause - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
             event = events[number % len(events)]

@@ -233,6 +233,9 @@ class Emitter:
     def _await_ready(self, mailbox: Mailbox, token: int) -> None:
         """Ask for the letter None when the link was ever live."""
 
+    def _announce(self) -> None:
+        """Have events sent whose sync nobody asks for yet: at ``power`` the link hears of one after the disk."""
+
     def _await_level(self, mailbox: Mailbox, token: int, level: str, seq: int, provisional: bool) -> None:
         """Ask for the letter None when the event with this seq is confirmed."""
 
@@ -289,8 +292,12 @@ class Hub:
         The desk leads to ``auth`` if that is a function.
 
         Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used,
-        `BusUnavailable` if Redis cannot be reached; that takes up to ``bus_timeout``.
+        `BusUnavailable` if Redis cannot be reached, which takes up to ``bus_timeout``, or lets nobody in;
+        `BroadcasterClosed` if it is stopped meanwhile.
         """
+
+    def abort_start(self) -> None:
+        """End a start for which nobody waits any more, or stop the hub if it has started meanwhile."""
 
     def stop(self, mailbox: Mailbox, token: int) -> None:
         """Begin to stop; a letter under ``token`` (None) tells the end of it."""

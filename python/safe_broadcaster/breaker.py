@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from safe_broadcaster.exceptions import ConfigError
+from safe_broadcaster.checks import check_count, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,10 +71,8 @@ class WebSocketCircuitBreaker:
             "success_threshold": success_threshold,
         }
         for setting, value in counts.items():
-            if value < 1:
-                raise ConfigError(f"{setting}={value!r} is not allowed: give a whole number, at least 1")
-        if not recovery_timeout >= 0:
-            raise ConfigError(f"recovery_timeout={recovery_timeout!r} is not allowed: give seconds, at least 0")
+            check_count(setting, value)
+        check_number("recovery_timeout", recovery_timeout, 0)
         self.name = name
         self._failure_threshold = failure_threshold
         self._recovery_timeout = recovery_timeout

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safe_broadcaster.breaker import WebSocketCircuitBreaker, WebSocketCircuitState
 from safe_broadcaster.calling import call, name_of
+from safe_broadcaster.checks import check_count, check_number
 from safe_broadcaster.exceptions import CircuitOpen, ConfigError
 from safe_broadcaster.timestamps import utc_now, utc_text
 
@@ -59,12 +60,8 @@ class CircuitBreaker(WebSocketCircuitBreaker):
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        if not max_consecutive_errors >= 1:
-            raise ConfigError(
-                f"max_consecutive_errors={max_consecutive_errors!r} is not allowed: give a whole number, at least 1"
-            )
-        if not cooldown_period >= 0:
-            raise ConfigError(f"cooldown_period={cooldown_period!r} is not allowed: give seconds, at least 0")
+        check_count("max_consecutive_errors", max_consecutive_errors)
+        check_number("cooldown_period", cooldown_period, 0)
         super().__init__(max_consecutive_errors, cooldown_period if auto_reset else math.inf, name=name, clock=clock)
         self.enabled = enabled
         self._now = now
@@ -100,7 +97,8 @@ class CircuitBreaker(WebSocketCircuitBreaker):
 
         Raises:
             CircuitOpen: It was not called: the service failed too often.
-            HandlerTimeout: It took too long, which counts as a failure.
+            HandlerTimeout: It took too long, which counts as a failure. A plain function is left to itself in its
+                thread.
             Exception: What the function raises, which counts as a failure.
 
         """

@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster import _core
 from safe_broadcaster.deadlines import Aside
-from safe_broadcaster.exceptions import ConfigError, HandlerTimeout
+from safe_broadcaster.exceptions import HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["Handler", "call", "check_callable", "check_timeout", "is_async", "name_of"]
+__all__ = ["Handler", "call", "is_async", "name_of"]
 
 logger = logging.getLogger(__name__)
 
 BLOCKED = 0.25
 """Seconds in one step of a coroutine from which on it has held up the loop: people notice, and sockets pile up."""
+
+MOST_HANGING = 100
+"""Threads that may be left to themselves; where so many hang, calls wait, as their number must have a bound."""
+
+_hanging: list[Aside] = []
 
 
 def name_of(function: object) -> str:
@@ -42,21 +47,16 @@ def is_async(function: object) -> bool:
     return of_an_emitter or any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004 - the method itself is looked at
 
 
-def check_callable(setting: str, function: object) -> None:
-    """Raise `ConfigError` for what cannot be called."""
-    if not callable(function):
-        raise ConfigError(f"{setting}={function!r} is not allowed: give a function, async or not")
-
-
-def check_timeout(setting: str, seconds: float | None) -> None:
-    """Raise `ConfigError` for what is no time."""
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"{setting}={seconds!r} is not allowed: give seconds above 0, or None for no limit")
-
-
 async def call(function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
-    """Call a function once; see `Handler`."""
-    return await Handler(function, timeout)(*arguments)
+    """Call a function once: as a `Handler` does, but one that hangs is not waited for.
+
+    Raises:
+        HandlerTimeout: It took longer. A plain function is left to itself in its thread.
+        RuntimeError: As `Handler`.
+        Exception: What the function raises.
+
+    """
+    return await Handler(function, timeout, waits=False)(*arguments)
 
 
 class Handler:
@@ -65,14 +65,16 @@ class Handler:
     Args:
         function: Async, or plain: that runs in a thread of its own.
         timeout: Seconds that a call may take. None: any.
+        waits: Whether the end of a plain function that takes longer is waited for.
 
     """
 
-    __slots__ = ("_is_async", "function", "timeout")
+    __slots__ = ("_is_async", "_waits", "function", "timeout")
 
-    def __init__(self, function: Callable[..., Any], timeout: float | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], timeout: float | None = None, *, waits: bool = True) -> None:
         self.function = function
         self.timeout = timeout
+        self._waits = waits
         self._is_async = is_async(function)
 
     async def __call__(self, *arguments: object) -> Any:
@@ -80,34 +82,45 @@ class Handler:
 
         Raises:
             HandlerTimeout: An async function took longer; it was cancelled. A plain one cannot be: that it still runs
-                is logged, and its end is waited for, so that at most one thread hangs for each caller.
+                is logged, and its end is waited for, so that at most one thread hangs for each caller; unless ``waits``
+                is False.
             RuntimeError: It was cancelled from within, which must not look as if the caller were.
             Exception: What the function raises.
 
         """
         if self._is_async:
             return await _Watched(self.function, self.function(*arguments), self.timeout)
-        result = await _in_thread(self.function, arguments, self.timeout)
+        result = await self._in_thread(arguments)
         if inspect.isawaitable(result):  # a plain function that makes a coroutine
             return await _Watched(self.function, result, self.timeout)
         return result
 
+    async def _in_thread(self, arguments: tuple[object, ...]) -> Any:
+        made: list[object] = []  # what it returns is looked at by whoever waits for it here
 
-async def _in_thread(function: Callable[..., Any], arguments: tuple[object, ...], timeout: float | None) -> Any:
-    made: list[object] = []  # what it returns is looked at by whoever waits for it here
+        def plain() -> None:
+            made.append(self.function(*arguments))
 
-    def plain() -> None:
-        made.append(function(*arguments))
+        aside = Aside(plain, f"safe_broadcaster {name_of(self.function)}")
+        running = asyncio.ensure_future(aside())
+        try:
+            done, _ = await asyncio.wait({running}, timeout=self.timeout)
+            if not done:
+                self._give_up(aside)
+            await running
+        finally:
+            running.cancel()  # whoever is cancelled waits no more; the thread cannot be stopped
+        return made[0]
 
-    running = asyncio.ensure_future(Aside(plain, f"safe_broadcaster {name_of(function)}")())
-    try:
-        done, _ = await asyncio.wait({running}, timeout=timeout)
-        if not done:
-            logger.error("%s still runs in its thread after %s s; it is waited for", name_of(function), timeout)
-        await running
-    finally:
-        running.cancel()  # whoever is cancelled waits no more; the thread cannot be stopped
-    return made[0]
+    def _give_up(self, aside: Aside) -> None:
+        """Raise, unless the end of a plain function that takes too long is waited for."""
+        name = name_of(self.function)
+        _hanging[:] = [each for each in _hanging if each.is_running()]
+        if self._waits or len(_hanging) >= MOST_HANGING:
+            logger.error("%s still runs in its thread after %s s; it is waited for", name, self.timeout)
+            return
+        _hanging.append(aside)
+        raise HandlerTimeout(f"{name} did not return within {self.timeout} s; its thread is left to itself")
 
 
 class _Watched:
@@ -157,13 +170,13 @@ class _Watched:
         finally:
             if timer is not None:
                 timer.cancel()
+            if self._expired:
+                _uncancel()
 
     def _reason(self, before: int | None) -> Exception | None:
         """Return what a cancellation means to the caller: None if it is the caller that is cancelled."""
-        if self._expired:
-            _uncancel()
         now = _cancellations()
-        if now is not None and before is not None and now > before:
+        if now is not None and before is not None and now - self._expired > before:
             return None
         if self._expired:
             return HandlerTimeout(

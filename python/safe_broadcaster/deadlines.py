@@ -12,14 +12,15 @@ import contextvars
 import inspect
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safe_broadcaster.exceptions import HandlerTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
-__all__ = ["Aside", "TimedOut", "call_here", "within"]
+__all__ = ["Aside", "TimedOut", "call_here", "end_tasks", "is_alive", "within"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -27,8 +28,11 @@ logger = logging.getLogger(__name__)
 _GRACE = 1.0
 """Seconds that cancelled work may take to clean up before it is left to itself."""
 
+_LOOK = 0.005
+"""Seconds between two looks at what ends on another loop."""
+
 _abandoned: set[asyncio.Future[Any]] = set()
-"""Work that does not heed its cancellation; held, because a task that nobody holds may vanish."""
+"""Work that has not heeded its cancellation yet; held, because a task that nobody holds may vanish."""
 
 
 class TimedOut(HandlerTimeout):
@@ -64,16 +68,45 @@ async def within(seconds: float, work: Coroutine[Any, Any, T] | asyncio.Future[T
     return task.result()
 
 
+def is_alive(task: asyncio.Task[Any] | None) -> bool:
+    """Whether a task goes on; one whose loop was closed under it never will."""
+    return task is not None and not task.done() and not task.get_loop().is_closed()
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]], patience: float | None = None) -> set[asyncio.Task[Any]]:
+    """Cancel tasks, whichever loop they are of, and wait for their end; returns those of this loop that do not heed it.
+
+    Args:
+        tasks: The tasks; those that are done already are fine.
+        patience: Seconds to wait for those of this loop. None: any. Those of others have a second.
+
+    """
+    ours: set[asyncio.Task[Any]] = set()
+    others: set[asyncio.Task[Any]] = set()
+    for task in filter(is_alive, tasks):
+        loop = task.get_loop()
+        if loop is asyncio.get_running_loop():
+            task.cancel()
+            ours.add(task)
+        else:
+            with contextlib.suppress(RuntimeError):  # closed in this moment
+                loop.call_soon_threadsafe(task.cancel)
+                others.add(task)
+    deadline = time.monotonic() + _GRACE
+    while others and time.monotonic() < deadline:
+        others = {task for task in others if is_alive(task) and task.get_loop().is_running()}
+        await asyncio.sleep(_LOOK)  # another loop has no bell for this one
+    return (await asyncio.wait(ours, timeout=patience))[1] if ours else set()
+
+
 async def _cancel(task: asyncio.Future[Any]) -> None:
+    _abandoned.add(task)
+    task.add_done_callback(_abandoned.discard)
+    task.add_done_callback(_tell)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=_GRACE)
-    if done:
-        _tell(task)
-    else:
+    _, undone = await asyncio.wait({task}, timeout=_GRACE)
+    if undone:
         logger.error("%r does not heed its cancellation and is left to itself", task)
-        _abandoned.add(task)
-        task.add_done_callback(_abandoned.discard)
-        task.add_done_callback(_tell)
 
 
 def _tell(task: asyncio.Future[Any]) -> None:
@@ -93,9 +126,14 @@ class Aside:
         self._name = name
         self._thread: threading.Thread | None = None
 
+    def is_running(self) -> bool:
+        """Whether a call has not ended."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
     async def __call__(self) -> Any:
         """Call it, and await what it returns if that can be awaited."""
-        if self._thread is not None and self._thread.is_alive():
+        if self.is_running():
             raise TimedOut("the call before has not ended yet")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -111,11 +149,12 @@ class Aside:
                 if error is None or isinstance(raised, StopIteration):  # would end the loop, or fit no future
                     error = RuntimeError(f"it raised {raised!r}")
                     error.__cause__ = raised
+            self._thread = None  # first: whoever has the result may call again before this thread has quite ended
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(_settle, future, result, error)
 
-        self._thread = threading.Thread(target=run, name=self._name, daemon=True)
-        self._thread.start()
+        self._thread = thread = threading.Thread(target=run, name=self._name, daemon=True)
+        thread.start()
         result = await future
         return await result if inspect.isawaitable(result) else result
 

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import inspect
 import logging
+import math
 import os
 import time
 import weakref
@@ -23,7 +24,7 @@ import orjson
 from safe_broadcaster import _core
 from safe_broadcaster.config import EmitterConfig
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, ConnectTimeout
-from safe_broadcaster.mailbox import Mailbox
+from safe_broadcaster.mailbox import Mailbox, Questions
 from safe_broadcaster.peer import PeerServer, is_peer
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class FlushResult(NamedTuple):
 class Ready:
     """The gate that engines wait for: opens when the link is up for the first time and stays open."""
 
-    def __init__(self, core: SafeBroadcaster) -> None:
+    def __init__(self, core: SafeBroadcaster, questions: Questions) -> None:
         self._core = weakref.ref(core)
+        self._questions = questions
 
     def is_set(self) -> bool:
         """Whether the link has been up."""
@@ -84,10 +86,7 @@ class Ready:
         if core is None:
             raise BroadcastError("the broadcaster is gone")
         if not core._is_ready:
-            mailbox = Mailbox.current()
-            reply = mailbox.reply()
-            core._await_ready(mailbox.core, reply.token)
-            await reply.wait()
+            await self._questions.answered("ready", core._await_ready, None)
         return True
 
 
@@ -120,10 +119,12 @@ class Spill:
 class _Outcome(Coroutine[Any, Any, bool]):
     """An outcome that has to be waited for. Unlike a plain coroutine it may be forgotten: the event is accepted."""
 
-    __slots__ = ("_start", "_steps")
+    __slots__ = ("_start", "_steps", "is_accepted")
 
-    def __init__(self, start: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, bool]], *, is_accepted: bool = True) -> None:
         self._start = start
+        self.is_accepted = is_accepted
+        """False only where memory was full at the call, and the policy is to wait: then the await accepts it."""
         self._steps: Coroutine[Any, Any, bool] | None = None
 
     def __await__(self) -> Generator[Any, Any, bool]:
@@ -194,7 +195,8 @@ class SafeBroadcaster(_core.Emitter):
     ) -> None:
         self.config = EmitterConfig.build(config, settings)
         self.health_bus = health_bus
-        self.ready = Ready(self)
+        self._questions = Questions()
+        self.ready = Ready(self, self._questions)
         self.spill = Spill(self)
         try:
             self.spill_path = os.fspath(spill_path)
@@ -234,11 +236,8 @@ class SafeBroadcaster(_core.Emitter):
             BroadcasterClosed: It was stopped.
 
         """
-        mailbox = Mailbox.current()
-        self._settle(mailbox)
-        reply = mailbox.reply()
-        self._start(mailbox.core, reply.token)
-        await self._in_time(reply.wait(), timeout)
+        self._settle(Mailbox.current())
+        await self._in_time("start", self._start, timeout)
 
     def _settle(self, mailbox: Mailbox) -> None:
         """Have reports and requests for a duck-typed client come to the loop that called ``start()`` last."""
@@ -269,18 +268,13 @@ class SafeBroadcaster(_core.Emitter):
             ConnectTimeout: Not live in time.
 
         """
-        mailbox = Mailbox.current()
-        reply = mailbox.reply()
-        self._await_live(mailbox.core, reply.token)
-        await self._in_time(reply.wait(), timeout)
+        await self._in_time("live", self._await_live, timeout)
 
-    async def _in_time(self, waiting: Coroutine[Any, Any, None], timeout: float | None) -> None:
-        try:
-            await asyncio.wait_for(waiting, timeout)
-        except asyncio.TimeoutError:
+    async def _in_time(self, what: str, ask: Callable[[_core.Mailbox, int], None], timeout: float | None) -> None:
+        if not await self._questions.answered(what, ask, timeout):
             last = self.get_stats()["last_error"]
             because = f" (last error: {last})" if last else ""
-            raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background") from None
+            raise ConnectTimeout(f"no link within {timeout} s{because}; attempts go on in the background")
 
     async def flush_spill(self) -> FlushResult:
         """Ask for a flush now, without waiting for the backoff, and wait for its end.
@@ -294,14 +288,12 @@ class SafeBroadcaster(_core.Emitter):
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Wait until everything accepted so far has been acknowledged; False if not in time."""
-        mailbox = Mailbox.current()
-        reply = mailbox.reply()
-        self._drain(mailbox.core, reply.token)
-        try:
-            await asyncio.wait_for(reply.wait(), timeout)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        if self._questions.is_open("drain"):
+            if not await self._questions.answered("drain", self._drain, timeout):
+                return False  # not even what was accepted before an earlier call
+            timeout = None if timeout is None else deadline - time.monotonic()
+        return await self._questions.answered("drain", self._drain, timeout)
 
     async def stop(self, drain_timeout: float = 5.0) -> None:
         """Accept nothing more, send for at most ``drain_timeout`` seconds, leave the rest in the spill, close it.
@@ -356,6 +348,7 @@ class SafeBroadcaster(_core.Emitter):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # awaited later, if at all
+            self._announce()
             return self._outcome(seq, provisional=False, live=live, pressed=False, level="power")
         kept = _Kept(loop=loop)
         if (group := self._unsynced.get(loop)) is None:
@@ -389,9 +382,12 @@ class SafeBroadcaster(_core.Emitter):
 
         async def retry() -> bool:
             await self._room()
-            return await self.safe_emit(event, durability=durability)
+            again = self.safe_emit(event, durability=durability)
+            outcome.is_accepted = getattr(again, "is_accepted", True)
+            return await again
 
-        return _Outcome(retry)
+        outcome = _Outcome(retry, is_accepted=False)
+        return outcome
 
     async def _room(self) -> None:
         mailbox = Mailbox.current()
@@ -406,7 +402,8 @@ class SafeBroadcaster(_core.Emitter):
         report["timestamp"] = datetime.fromtimestamp(unix, timezone.utc).isoformat()
         content = report["content"]
         log = logger.info if content["success"] else logger.warning
-        log("%s: %s", content["event_type"], content["metrics"])
+        about = {"event_type": content["event_type"], "metrics": content["metrics"]}
+        log("%s: %s", content["event_type"], content["metrics"], extra=about)
         if self.health_bus is None:
             return
         if len(self._reports) >= _MAX_REPORTS:

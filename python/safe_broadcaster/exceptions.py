@@ -27,7 +27,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,21 +58,32 @@ __all__ = [
 class BroadcastError(Exception):
     """Root of everything that this package raises."""
 
+    is_final: ClassVar[bool] = False
+    """Whether the same call, made again, is sure to raise the same."""
+
 
 class EventNotSerializable(BroadcastError, TypeError):
     """The event is not a mapping or holds something that JSON cannot carry. Nothing was stored."""
+
+    is_final = True
 
 
 class EventInvalid(BroadcastError, ValueError):
     """The event does not fit the model that is registered for its type. Nothing was sent."""
 
+    is_final = True
+
 
 class EventTooLarge(BroadcastError, ValueError):
     """The event is larger than ``max_event_bytes``. Nothing was stored."""
 
+    is_final = True
+
 
 class EventRefused(BroadcastError, ValueError):
     """The peer refused the event, again and again. It is parked in the spill, and the events behind it go on."""
+
+    is_final = True
 
 
 class SpillFull(BroadcastError, BufferError):
@@ -114,6 +125,8 @@ class BusUnavailable(BroadcastError, ConnectionError):
 class BroadcasterClosed(BroadcastError, RuntimeError):
     """The broadcaster or hub was stopped."""
 
+    is_final = True
+
 
 class BootFailed(BroadcastError, RuntimeError):
     """A step of a `BootSequence` failed; what had begun is undone. Its cause is what the step raised."""
@@ -137,6 +150,10 @@ class SourceNotStarted(BroadcastError, RuntimeError):
 class ForkedProcess(BroadcastError, RuntimeError):
     """The object belongs to the parent process; make a new one after ``fork``."""
 
+    is_final = True
+
 
 class ConfigError(BroadcastError, ValueError):
     """A setting has a value that is not allowed; the message names the setting, its value and what is allowed."""
+
+    is_final = True

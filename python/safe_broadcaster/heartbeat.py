@@ -11,14 +11,14 @@ Type, topic and content are those of seed 000. The hub watches them: see ``prese
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from safe_broadcaster.calling import check_callable, name_of
-from safe_broadcaster.deadlines import TimedOut, call_here, within
+from safe_broadcaster.calling import name_of
+from safe_broadcaster.checks import check_callable, check_seconds
+from safe_broadcaster.deadlines import TimedOut, call_here, end_tasks, is_alive, within
 from safe_broadcaster.exceptions import (
     BroadcasterClosed,
     ConfigError,
@@ -85,8 +85,7 @@ class Heartbeat:
             raise ConfigError(f"broadcaster={broadcaster!r} is not allowed: give an object with safe_emit(event)")
         if not isinstance(citizen_id, str) or not citizen_id or "/" in citizen_id:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"citizen_id={citizen_id!r} is not allowed: give a text that is not empty, without '/'")
-        if not 0 < interval < math.inf:
-            raise ConfigError(f"interval={interval!r} is not allowed: give seconds, more than 0")
+        check_seconds("interval", interval)
         if snapshot is not None:
             check_callable("snapshot", snapshot)
         self.citizen_id = citizen_id
@@ -95,6 +94,7 @@ class Heartbeat:
         """Beats accepted so far."""
         self._broadcaster = broadcaster
         self._snapshot = snapshot
+        self._about = {"citizen_id": citizen_id}
         self._trouble: str | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -108,15 +108,17 @@ class Heartbeat:
         task, self._task = self._task, None
         if task is None:
             return
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-        with contextlib.suppress(BroadcasterClosed, ForkedProcess):  # then there is nobody to say it to
+        await end_tasks([task])
+        try:
             await self._emit("graph.delta.heartbeat.gone", {}, _GOODBYE_TIMEOUT)
+        except (BroadcasterClosed, ForkedProcess):
+            return  # there is nobody to say it to
+        except Exception:
+            logger.exception("the heartbeat of %s could not say goodbye", self.citizen_id, extra=self._about)
 
     def is_beating(self) -> bool:
         """Whether it beats."""
-        return self._task is not None and not self._task.done()
+        return is_alive(self._task)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -134,10 +136,10 @@ class Heartbeat:
             try:
                 await self._beat()
             except (BroadcasterClosed, ForkedProcess) as error:
-                logger.warning("the heartbeat of %s ends: %s", self.citizen_id, error)
+                logger.warning("the heartbeat of %s ends: %s", self.citizen_id, error, extra=self._about)
                 return
             except Exception:
-                logger.exception("a heartbeat of %s could not be emitted", self.citizen_id)
+                logger.exception("a heartbeat of %s could not be emitted", self.citizen_id, extra=self._about)
             # A loop that was held up does not catch up on what it missed: one beat says as much as three.
             due += self.interval * max(1, math.ceil((loop.time() - due) / self.interval))
             await asyncio.sleep(due - loop.time())
@@ -152,9 +154,10 @@ class Heartbeat:
         if trouble != self._trouble:
             self._trouble = trouble
             if trouble is None:
-                logger.info("the snapshot of %s works again", self.citizen_id)
+                logger.info("the snapshot of %s works again", self.citizen_id, extra=self._about)
             else:
-                logger.error("the snapshot of %s fails, it beats without: %s", self.citizen_id, trouble)
+                text = "the snapshot of %s fails, it beats without: %s"
+                logger.error(text, self.citizen_id, trouble, extra=self._about)
         self.beats += 1
 
     async def _look(self) -> tuple[dict[str, Any], str | None]:
@@ -184,4 +187,6 @@ class Heartbeat:
             # Not `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together with the outcome.
             await within(patience, asyncio.ensure_future(outcome))
         except TimedOut:
+            if not getattr(outcome, "is_accepted", True):
+                raise
             logger.debug("%s of %s is accepted and not confirmed yet", kind, self.citizen_id)

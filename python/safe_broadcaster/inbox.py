@@ -12,8 +12,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar, get_args
 
+from safe_broadcaster.checks import check_choice, check_count, check_number
 from safe_broadcaster.config import WhenFull
-from safe_broadcaster.exceptions import BroadcasterClosed, BroadcastError, ConfigError, QueueFull
+from safe_broadcaster.deadlines import end_tasks
+from safe_broadcaster.exceptions import BroadcasterClosed, BroadcastError, QueueFull
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,7 +63,10 @@ class Inbox(Generic[T]):
         linger: float = 0.0,
         on_drop: Callable[[T], object] | None = None,
     ) -> None:
-        _check(maxsize=maxsize, when_full=when_full, batch=batch, linger=linger)
+        check_count("maxsize", maxsize)
+        check_count("batch", batch)
+        check_choice("when_full", when_full, get_args(WhenFull))
+        check_number("linger", linger, 0, 3600)
         self.name = name
         self.dropped = 0
         """Items that were dropped at the bound."""
@@ -77,11 +82,14 @@ class Inbox(Generic[T]):
         self._lock = threading.Lock()
         self._items: deque[T] = deque()
         self._busy = 0
+        self._finished = 0
+        """Items that were taken and are done with, in whatever way."""
         self._awake = self._closed = False
         self._dropped_lately = 0
         self._company: asyncio.Future[None] | None = None
         self._waiting_for_room: deque[concurrent.futures.Future[None]] = deque()
-        self._waiting_for_end: list[concurrent.futures.Future[None]] = []
+        self._waiting_for_end: list[tuple[int, concurrent.futures.Future[None]]] = []
+        """Who waits until so many items are done with."""
 
     def __len__(self) -> int:
         """Return how many items are not done with: those that wait and those being consumed."""
@@ -102,21 +110,15 @@ class Inbox(Generic[T]):
 
         """
         with self._lock:
-            loop = self._open_loop()
-            dropped = self._make_room(item)
-            taken = not dropped or self._when_full != "drop_newest"
-            if taken:
-                self._items.append(item)
-                self._wake(loop)
-        for each in dropped:
-            self._tell_of(each)
-        return taken
+            dropped = self._take_in(item)
+        return self._told_of(dropped)
 
     async def put(self, item: T) -> bool:
         """Put an item, after waiting for room where ``when_full`` is ``wait``; else as `put_nowait`."""
         while True:
             with self._lock:
                 if self._when_full != "wait" or self._closed or len(self._items) < self._maxsize:
+                    dropped = self._take_in(item)
                     break
                 turn: concurrent.futures.Future[None] = concurrent.futures.Future()
                 self._waiting_for_room.append(turn)
@@ -126,13 +128,13 @@ class Inbox(Generic[T]):
                 with self._lock:
                     if turn in self._waiting_for_room:
                         self._waiting_for_room.remove(turn)
-                    else:
+                    elif not turn.cancelled():
                         self._give_room(1)  # the place was this one's, and is another's now
                 raise
-        return self.put_nowait(item)
+        return self._told_of(dropped)
 
     async def drain(self, timeout: float | None = None) -> bool:
-        """Wait until everything is done with; False if not in time.
+        """Wait until everything that has been put so far is done with; False if not in time.
 
         Raises:
             BroadcastError: It is called by the consumer, which would wait for itself.
@@ -141,12 +143,17 @@ class Inbox(Generic[T]):
         if self.task is not None and self.task is asyncio.current_task():
             raise BroadcastError(f"{self.name}: who consumes cannot wait for the end of it; return, and wait elsewhere")
         with self._lock:
+            last = self._finished + len(self)
             if not self._awake:
                 return not len(self)
             end: concurrent.futures.Future[None] = concurrent.futures.Future()
-            self._waiting_for_end.append(end)
-        await asyncio.wait({asyncio.wrap_future(end)}, timeout=timeout)
-        return not len(self)
+            self._waiting_for_end.append((last, end))
+        try:
+            await asyncio.wait({asyncio.wrap_future(end)}, timeout=timeout)
+        finally:
+            with self._lock:
+                self._waiting_for_end = [each for each in self._waiting_for_end if each[1] is not end]
+        return self._finished >= last
 
     async def close(self, drain_timeout: float = 0.0) -> int:
         """Take nothing more, consume for at most so many seconds, and return how many items are left undone."""
@@ -159,19 +166,9 @@ class Inbox(Generic[T]):
         with self._lock:
             left, task = len(self), self.task
             self._items.clear()
-        if task is not None and not mine:
-            await self._end(task)
+        if task is not None and not mine and await end_tasks([task], _GRACE):
+            logger.error("%s: what consumes it does not let itself be cancelled", self.name)
         return left
-
-    async def _end(self, task: asyncio.Task[None]) -> None:
-        loop = task.get_loop()
-        if loop is asyncio.get_running_loop():
-            task.cancel()
-            _, undone = await asyncio.wait({task}, timeout=_GRACE)
-            if undone:
-                logger.error("%s: what consumes it does not let itself be cancelled", self.name)
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(task.cancel)
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         if self._closed:
@@ -179,22 +176,31 @@ class Inbox(Generic[T]):
         loop = self._loop
         if loop is None or loop.is_closed():
             loop = self._loop = _running_loop()
-            self._awake, self._busy, self.task, self._company = False, 0, None, None  # what went on there is over
+            self._finish()  # what went on there is over
+            self._awake, self.task, self._company = False, None, None
         if loop is None:
             raise BroadcastError(
                 f"{self.name} has no event loop to run on: use it on a loop first, and then from other threads"
             )
         return loop
 
-    def _make_room(self, item: T) -> list[T]:
-        """Return what was dropped: nothing, the oldest, or the item itself."""
-        if len(self._items) < self._maxsize:
-            return []
-        if self._when_full in {"raise", "wait"}:
-            raise QueueFull(f"{self.name} is full: {self._maxsize} items wait; slow down, or give it a larger bound")
-        self.dropped += 1
-        self._dropped_lately += 1
-        return [item if self._when_full == "drop_newest" else self._items.popleft()]
+    def _take_in(self, item: T) -> tuple[int, T] | None:
+        """Take an item; returns what was dropped for it, the oldest or the item itself, and how many were lately."""
+        loop = self._open_loop()
+        dropped: tuple[int, T] | None = None
+        if len(self._items) >= self._maxsize:
+            if self._when_full in {"raise", "wait"}:
+                text = f"{self.name} is full: {self._maxsize} items wait; slow down, or give it a larger bound"
+                raise QueueFull(text)
+            self.dropped += 1
+            self._dropped_lately += 1
+            if self._when_full == "drop_newest":
+                return self._dropped_lately, item
+            dropped = self._dropped_lately, self._items.popleft()
+            self._finished += 1
+        self._items.append(item)
+        self._wake(loop)
+        return dropped
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         call_soon = loop.call_soon if loop is _running_loop() else loop.call_soon_threadsafe
@@ -205,11 +211,18 @@ class Inbox(Generic[T]):
             company, self._company = self._company, None
             call_soon(_settle, company)
 
-    def _tell_of(self, dropped: T) -> None:
-        if self._dropped_lately == 1:
+    def _told_of(self, dropped: tuple[int, T] | None) -> bool:
+        """Tell of what was dropped; returns whether the newest was taken."""
+        if dropped is None:
+            return True
+        lately, item = dropped
+        if lately == 1:
             logger.warning("%s is full, %d items wait: dropping (%s)", self.name, self._maxsize, self._when_full)
+        elif str(lately).strip("0") == "1":  # a power of ten: told again and again, and never often
+            logger.warning("%s is still full: %d items were dropped (%s)", self.name, lately, self._when_full)
         if self._on_drop is not None:
-            self._on_drop(dropped)
+            self._on_drop(item)
+        return self._when_full != "drop_newest"
 
     def _begin(self) -> None:
         task = asyncio.get_running_loop().create_task(self._run(), name=f"safe_broadcaster {self.name}")
@@ -224,12 +237,15 @@ class Inbox(Generic[T]):
                     await self._consume(items)
                 except Exception:
                     logger.exception("%s: what consumes it failed", self.name)
+                with self._lock:
+                    self._finish()
                 turns += 1
                 if turns % _TURNS == 0:
                     await asyncio.sleep(0)
         except BaseException:  # cancelled, as everything is when a loop ends
             with self._lock:
                 left, closed = len(self), self._closed
+                self._finish()
                 self._rest()
             if left and not closed:
                 logger.error("%s was cancelled while %d items were not done with", self.name, left)  # noqa: TRY400 - no error of ours
@@ -260,31 +276,33 @@ class Inbox(Generic[T]):
             self._company = None
 
     def _rest(self) -> int:
-        """Nothing is left to do; returns how many were dropped since there last was nothing."""
-        self._busy, self._awake, self.task = 0, False, None
+        """Nothing is left to do, or nobody to do it; returns how many were dropped since there last was nothing."""
+        self._awake, self.task = False, None
         dropped, self._dropped_lately = self._dropped_lately, 0
-        ends, self._waiting_for_end = self._waiting_for_end, []
-        for end in ends:
-            if not end.done():
-                end.set_result(None)
+        for _, end in self._waiting_for_end:
+            _ring(end)
         return dropped
 
+    def _finish(self) -> None:
+        """Be done with what the consumer had."""
+        self._finished += self._busy
+        self._busy = 0
+        for last, end in self._waiting_for_end:
+            if last <= self._finished:
+                _ring(end)
+
     def _give_room(self, places: int) -> None:
-        for _ in range(min(places, len(self._waiting_for_room))):
-            turn = self._waiting_for_room.popleft()
-            if not turn.done():
-                turn.set_result(None)
+        while places > 0 and self._waiting_for_room:
+            places -= _ring(self._waiting_for_room.popleft())
 
 
-def _check(*, maxsize: int, when_full: WhenFull, batch: int, linger: float) -> None:
-    for setting, value in {"maxsize": maxsize, "batch": batch}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"{setting}={value!r} is not allowed: give a whole number, at least 1")
-    if when_full not in get_args(WhenFull):
-        allowed = ", ".join(map(repr, get_args(WhenFull)))
-        raise ConfigError(f"when_full={when_full!r} is not allowed: give one of {allowed}")
-    if not (isinstance(linger, (int, float)) and 0 <= linger < float("inf")):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"linger={linger!r} is not allowed: give seconds, at least 0")
+def _ring(bell: concurrent.futures.Future[None]) -> bool:
+    """Wake whoever waits; False if nobody does any more, which another thread may decide at any time."""
+    try:
+        bell.set_result(None)
+    except concurrent.futures.InvalidStateError:
+        return False
+    return True
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

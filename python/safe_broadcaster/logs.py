@@ -42,9 +42,10 @@ class SafeBroadcasterHandler(logging.Handler):
     """Emits each record as ``{"type": "log.<level>", "topic": "log/<logger>", "content": {…}, "timestamp": …}``.
 
     The content has ``logger``, ``level``, ``message``, ``where`` (file, line and function), ``process``, ``thread``,
-    and ``exception`` (the traceback) and ``extra`` where there are some. Values of ``extra`` that JSON cannot carry
-    are sent as their ``repr``. Records may come from any thread, and never wait: they are accepted at the level
-    ``memory``.
+    and ``exception`` (the traceback), ``stack`` (of ``stack_info``) and ``extra`` where there are some. Values of
+    ``extra`` that JSON cannot carry are sent as their ``repr``, and what of a text is no Unicode (file names may have
+    such) is escaped. Records may come from any thread, and are accepted at the level ``memory``: nobody waits for the
+    network, nor for the disk unless memory is full.
 
     Records of this package are left out unless ``own`` is set: with the link down, each record about that would be an
     event more that waits for it.
@@ -82,16 +83,14 @@ class SafeBroadcasterHandler(logging.Handler):
             self._busy.emitting = False
 
     def _emit(self, event: dict[str, Any]) -> None:
-        try:
-            self._broadcaster.emit_nowait(event, durability="memory")
-        except EventNotSerializable:
-            content = event["content"]
-            plain = {name: _plain(value) for name, value in content.get("extra", {}).items()}
-            self._broadcaster.emit_nowait({**event, "content": {**content, "extra": plain}}, durability="memory")
-        except EventTooLarge:
-            content = {name: value for name, value in event["content"].items() if name not in {"extra", "exception"}}
-            content["message"] = content["message"][:_SHORT] + "…"
-            self._broadcaster.emit_nowait({**event, "content": content}, durability="memory")
+        for mended in (_plain, _short):
+            try:
+                self._broadcaster.emit_nowait(event, durability="memory")
+            except (EventNotSerializable, EventTooLarge):  # noqa: PERF203 - one event, twice at most
+                event = mended(event)
+            else:
+                return
+        self._broadcaster.emit_nowait(event, durability="memory")
 
     @staticmethod
     def _is_ours(record: logging.LogRecord) -> bool:
@@ -113,6 +112,8 @@ def _event(record: logging.LogRecord, message: str) -> dict[str, Any]:
     }
     if record.exc_info is not None and record.exc_info[0] is not None:
         content["exception"] = "".join(traceback.format_exception(*record.exc_info))
+    if record.stack_info:
+        content["stack"] = record.stack_info
     if extra := {name: value for name, value in vars(record).items() if name not in _PLAIN}:
         content["extra"] = extra
     return {
@@ -123,9 +124,25 @@ def _event(record: logging.LogRecord, message: str) -> dict[str, Any]:
     }
 
 
-def _plain(value: object) -> object:
+def _plain(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the event with nothing in it that JSON cannot carry."""
+    content = {name: _value(value) for name, value in event["content"].items() if name != "extra"}
+    if extra := event["content"].get("extra"):
+        content["extra"] = {name: _value(value) for name, value in extra.items()}
+    return {name: _value(value) for name, value in event.items()} | {"content": content}
+
+
+def _value(value: object) -> object:
     try:
         _core.serialize({"value": value})
     except EventNotSerializable:
-        return repr(value)
+        text = value if isinstance(value, str) else repr(value)
+        return text.encode(errors="backslashreplace").decode()
     return value
+
+
+def _short(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the event without what may be long."""
+    content = {name: value for name, value in event["content"].items() if name not in {"extra", "exception", "stack"}}
+    content["message"] = content["message"][:_SHORT] + "…"
+    return {**event, "content": content}

@@ -17,7 +17,7 @@ from safe_broadcaster import _core
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Mailbox", "Reply"]
+__all__ = ["Mailbox", "Questions", "Reply"]
 
 T = TypeVar("T")
 logger = logging.getLogger("safe_broadcaster")
@@ -34,10 +34,51 @@ class Reply(Generic[T]):
     def __init__(self, token: int, future: asyncio.Future[T]) -> None:
         self.token = token
         self._future = future
+        future.add_done_callback(_look)  # an error may come when nobody waits any more
 
     async def wait(self) -> T:
         """Wait for the answer; raises it if it is an exception."""
         return await self._future
+
+    async def wait_for(self, seconds: float | None) -> bool:
+        """Wait for at most so many seconds; False if there was no answer. Raises it if it is an exception.
+
+        Whoever gives up may wait again, and others at the same time. Unlike `asyncio.wait_for`, before Python 3.12, it
+        loses no cancellation that comes together with the answer.
+        """
+        await asyncio.wait({self._future}, timeout=seconds)
+        if self._future.done():
+            self._future.result()
+        return self._future.done()
+
+    def is_answered(self) -> bool:
+        """Whether the answer is there."""
+        return self._future.done()
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+class Questions:
+    """What is asked of the core again and again: a question stays there until it is answered, so each is asked once."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, tuple[Mailbox, Reply[None]]] = {}
+
+    def is_open(self, what: str) -> bool:
+        """Whether it was asked and is not answered."""
+        return what in self._asked and not self._asked[what][1].is_answered()
+
+    async def answered(self, what: str, ask: Callable[[_core.Mailbox, int], None], seconds: float | None) -> bool:
+        """Ask, unless that is open already, and wait for the answer as `Reply.wait_for` does."""
+        mailbox = Mailbox.current()
+        if not self.is_open(what) or self._asked[what][0] is not mailbox:
+            reply: Reply[None] = mailbox.reply()
+            ask(mailbox.core, reply.token)
+            self._asked[what] = mailbox, reply
+        return await self._asked[what][1].wait_for(seconds)
 
 
 class Mailbox:

@@ -8,15 +8,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safe_broadcaster.exceptions import (
-    BroadcasterClosed,
-    ConfigError,
-    EventInvalid,
-    EventNotSerializable,
-    EventRefused,
-    EventTooLarge,
-    ForkedProcess,
-)
+from safe_broadcaster.deadlines import call_here
+from safe_broadcaster.exceptions import BroadcastError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,17 +32,6 @@ DEFAULT_BASE_DELAY = 1.0
 """Seconds before the first retry; doubles with each."""
 DEFAULT_MAX_DELAY = 30.0
 """Longest pause in seconds, before the jitter."""
-
-_HOPELESS = (
-    BroadcasterClosed,
-    ConfigError,
-    EventInvalid,
-    EventNotSerializable,
-    EventRefused,
-    EventTooLarge,
-    ForkedProcess,
-)
-"""What will not be better next time."""
 
 
 def _no_counts() -> dict[int, int]:
@@ -108,7 +90,7 @@ def retry_delay(
 
 
 async def broadcast_with_retry(
-    broadcast_func: Callable[[], Awaitable[T]],
+    broadcast_func: Callable[[], Awaitable[T] | T],
     message_type: str,
     *,
     max_retries: int = DEFAULT_MAX_RETRIES,
@@ -120,11 +102,11 @@ async def broadcast_with_retry(
 ) -> T:
     """Broadcast, and try again if that fails: after 1 s, 2 s, 4 s …, each pause longer by 10 to 30 %.
 
-    An event that can never be sent (`EventNotSerializable`, `EventTooLarge`, `EventInvalid`) and a hub that was stopped
-    are not tried again.
+    What will not be better next time (`BroadcastError.is_final`: an event that can never be sent, a hub that was
+    stopped) is not tried again.
 
     Args:
-        broadcast_func: Makes one attempt, for instance ``lambda: hub.broadcast_event(event)``.
+        broadcast_func: Makes one attempt, async or plain, for instance ``lambda: hub.broadcast_event(event)``.
         message_type: What is broadcast, for the log.
         max_retries: Retries after the first attempt.
         base_delay: Seconds before the first retry.
@@ -145,20 +127,20 @@ async def broadcast_with_retry(
     while True:
         counts.total_attempts += 1
         try:
-            result = await broadcast_func()
+            result: T = await call_here(broadcast_func)
         except Exception as error:  # whatever the caller's function raises
-            hopeless = isinstance(error, _HOPELESS)
+            about = {"message_type": message_type, "attempt": attempt + 1}
+            hopeless = isinstance(error, BroadcastError) and error.is_final
             if hopeless or attempt >= max_retries:
                 counts.record_failure(exhausted=not hopeless)
                 logger.error(  # noqa: TRY400 - whoever catches it has the traceback
-                    "broadcast of %s failed after %d attempts: %s", message_type, attempt + 1, error
+                    "broadcast of %s failed after %d attempts: %s", message_type, attempt + 1, error, extra=about
                 )
                 raise
             delay = retry_delay(attempt, base_delay, max_delay, uniform)
             attempt += 1
-            logger.warning(
-                "broadcast of %s failed, retry %d of %d in %.1f s: %s", message_type, attempt, max_retries, delay, error
-            )
+            text = "broadcast of %s failed, retry %d of %d in %.1f s: %s"
+            logger.warning(text, message_type, attempt, max_retries, delay, error, extra=about)
             await sleep(delay)
         else:
             counts.record_success(attempt)

@@ -3,7 +3,7 @@
 //! Recovery is all or nothing: a position either has everything after it, or is told why not. Time is an argument
 //! (since the hub's start), so that expiry can be tested without waiting.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,14 +55,20 @@ impl NotRecovered {
     }
 }
 
-/// Positions ahead of everything that is known, where other hubs write too.
-#[derive(Clone, Copy, Debug, Default)]
+/// Positions ahead of everything that is known, where other hubs write too. Each for itself: one that somebody made up must
+/// not judge the others.
+#[derive(Clone, Debug, Default)]
 struct Doubts {
-    /// The highest that came.
-    highest: u64,
-    /// Up to here the bus was asked since.
-    judged: u64,
+    /// They came since the bus was asked.
+    open: BTreeSet<u64>,
+    /// The bus is being asked.
+    asked: BTreeSet<u64>,
+    /// The bus was asked, and did not have them.
+    judged: BTreeSet<u64>,
 }
+
+/// Most positions of each kind. Whoever is not noted comes back once more.
+const DOUBTS: usize = 1000;
 
 /// See the module.
 #[derive(Debug)]
@@ -126,7 +132,7 @@ impl Log {
     /// The log begins anew in an epoch, behind the offset `head`: nothing is kept.
     pub fn restart(&mut self, epoch: String, head: u64) {
         (self.epoch, self.head, self.known) = (epoch, head, 0);
-        self.doubts = self.doubts.map(|_| Doubts::default());
+        self.doubts = self.doubts.take().map(|_| Doubts::default());
         self.entries.clear();
         self.bytes = 0;
     }
@@ -142,17 +148,22 @@ impl Log {
         Self { doubts: Some(Doubts::default()), ..self }
     }
 
-    /// The highest position that is doubtful: the bus is to be asked how far the stream is.
-    #[must_use]
-    pub fn doubtful(&self) -> u64 {
-        self.doubts.map_or(0, |doubts| doubts.highest)
+    /// The bus is asked now how far the stream is.
+    pub fn ask(&mut self) {
+        if let Some(doubts) = &mut self.doubts {
+            doubts.asked.append(&mut doubts.open);
+        }
     }
 
-    /// The bus was asked when `doubtful` was the highest such position, and the stream has `known` entries.
-    pub fn judge(&mut self, doubtful: u64, known: u64) {
+    /// It has answered what it was asked last: the stream has `known` entries.
+    pub fn judge(&mut self, known: u64) {
         self.expect(known);
         if let Some(doubts) = &mut self.doubts {
-            doubts.judged = doubts.judged.max(doubtful);
+            doubts.judged.append(&mut doubts.asked);
+            doubts.judged.retain(|position| *position > known);
+            while doubts.judged.len() > DOUBTS {
+                doubts.judged.pop_last(); // the least believable
+            }
         }
     }
 
@@ -234,8 +245,10 @@ impl Log {
         }
         if position.offset > self.head.max(self.known) {
             return Err(match &mut self.doubts {
-                Some(doubts) if position.offset > doubts.judged => {
-                    doubts.highest = doubts.highest.max(position.offset);
+                Some(doubts) if !doubts.judged.contains(&position.offset) => {
+                    if doubts.open.len() < DOUBTS && doubts.asked.len() < DOUBTS {
+                        doubts.open.insert(position.offset);
+                    }
                     NotRecovered::Doubtful
                 }
                 _ => NotRecovered::Ahead,
@@ -332,18 +345,35 @@ mod tests {
     #[test]
     fn a_position_that_another_hub_may_have_given_is_doubtful_until_the_bus_was_asked() {
         let mut log = log(ALL, 5).shared_with_others();
-        assert_eq!(log.doubtful(), 0);
-        for position in [7, 9] {
+        for position in [7, 9, u64::MAX] {
             assert_eq!(since(&mut log, "e", position, "*", 9), Err(NotRecovered::Doubtful));
         }
-        let asked = log.doubtful();
+        log.ask();
         assert_eq!(since(&mut log, "e", 11, "*", 9), Err(NotRecovered::Doubtful));
-        log.judge(asked, 7);
+        log.judge(7);
         assert_eq!(since(&mut log, "e", 7, "*", 9), Ok(vec![]));
-        assert_eq!(since(&mut log, "e", 9, "*", 9), Err(NotRecovered::Ahead), "the bus has no such entry");
+        for position in [9, u64::MAX] {
+            assert_eq!(since(&mut log, "e", position, "*", 9), Err(NotRecovered::Ahead), "the bus has no such entry");
+        }
         assert_eq!(since(&mut log, "e", 11, "*", 9), Err(NotRecovered::Doubtful), "it came after the question");
+        assert_eq!(since(&mut log, "e", 8, "*", 9), Err(NotRecovered::Doubtful), "and this one nobody has asked for");
         log.restart("f".into(), 2);
         assert_eq!(since(&mut log, "f", 9, "*", 9), Err(NotRecovered::Doubtful), "another stream");
+    }
+
+    #[test]
+    fn positions_that_are_made_up_take_no_room_for_ever() {
+        let mut log = log(ALL, 5).shared_with_others();
+        for round in 0..5 {
+            for position in 0..3000 {
+                let position = u64::MAX - round * 10_000 - position;
+                assert_eq!(since(&mut log, "e", position, "*", 9), Err(NotRecovered::Doubtful));
+            }
+            log.ask();
+            log.judge(5);
+        }
+        let doubts = log.doubts.as_ref().expect("it is shared");
+        assert!(doubts.open.len() + doubts.asked.len() + doubts.judged.len() <= 3 * DOUBTS);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! memory; before that a keeper ([`ops`]) has it where there is one: [`history`] with a `log_path`, a [`bridge`] where
 //! many hubs share one stream.
 
+mod abort;
 pub mod auth;
 pub mod bridge;
 pub mod compression;
@@ -53,6 +54,7 @@ use hyper::{HeaderMap, Request};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+pub use abort::Abort;
 pub use config::HubConfig;
 pub use state::Published;
 pub use stats::HubStats;
@@ -92,8 +94,17 @@ impl Hub {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for a setting that is not allowed, [`ErrorKind::Bind`] for an address that cannot be
-    /// used.
+    /// used, [`ErrorKind::BusDown`] or [`ErrorKind::BusRefused`] for a bus that is away for `bus_timeout`, or lets nobody
+    /// in.
     pub fn start(config: HubConfig) -> Result<Self> {
+        Self::start_unless(config, &Abort::default())
+    }
+
+    /// Starts a hub as [`Hub::start`] does, unless that is aborted while it waits for a bus.
+    ///
+    /// # Errors
+    /// Those of [`Hub::start`], and [`ErrorKind::Closed`] if it was aborted.
+    pub fn start_unless(config: HubConfig, abort: &Abort) -> Result<Self> {
         config.validate()?;
         let checker = auth::Checker::new(&config.auth, config.auth_timeout)?;
         let tls = config.tls_files().map(|(cert, key)| tls::Tls::load(cert, key)).transpose()?;
@@ -115,7 +126,7 @@ impl Hub {
             }
             (_, Some(bridge)) => {
                 let bridge = bridge.clone();
-                bridge::start(&bridge, (limits, noting), &handle, |keeper, log| {
+                bridge::start(&bridge, (limits, noting), (&handle, abort), |keeper, log| {
                     let (log, handle) = ((log, Duration::ZERO), handle.clone());
                     Arc::new(Shared::new(config, guards, log, Some(keeper), handle))
                 })?

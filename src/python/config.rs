@@ -156,6 +156,8 @@ fn bridge(settings: &Settings<'_, '_>) -> Result<Option<BridgeConfig>> {
         channel,
         ca: settings.get("redis_ca", "a path, or None")?,
         keep: settings.get("replay_events", "a whole number of events")?,
+        keep_bytes: settings.get("replay_bytes", "a whole number of bytes")?,
+        keep_age: settings.optional_seconds("replay_age")?,
         probe_interval,
     };
     Ok(Some(BridgeConfig {

@@ -36,7 +36,7 @@ impl From<Error> for PyErr {
             ErrorKind::SpillCorrupt | ErrorKind::SpillIo | ErrorKind::LogCorrupt | ErrorKind::LogIo => {
                 py::SpillCorrupt::new_err(text)
             }
-            ErrorKind::BusDown => py::BusUnavailable::new_err(text),
+            ErrorKind::BusDown | ErrorKind::BusRefused => py::BusUnavailable::new_err(text),
             ErrorKind::ConnectTimeout => py::ConnectTimeout::new_err(text),
             ErrorKind::ConnectRefused | ErrorKind::FrameRefused | ErrorKind::Bind => py::ConnectRefused::new_err(text),
             ErrorKind::Protocol | ErrorKind::NotAllowed => py::BroadcastError::new_err(text),

@@ -23,6 +23,8 @@ type Slot = Arc<Mutex<Option<Arc<hub::Hub>>>>;
 #[derive(Default)]
 pub(super) struct Hub {
     slot: Slot,
+    /// The start that is under way.
+    starting: Mutex<Option<hub::Abort>>,
 }
 
 /// The way to a hub of the same process, without a socket.
@@ -39,6 +41,15 @@ impl Hub {
     fn current(&self) -> Option<Arc<hub::Hub>> {
         self.slot.lock().clone()
     }
+
+    /// Ends a start that is under way; whether there was one.
+    fn end_start(&self) -> bool {
+        let starting = self.starting.lock().take();
+        if let Some(abort) = &starting {
+            abort.order();
+        }
+        starting.is_some()
+    }
 }
 
 #[pymethods]
@@ -52,14 +63,33 @@ impl Hub {
     #[pyo3(signature = (config, auth_desk=None))]
     fn start(&self, py: Python<'_>, config: &Bound<'_, PyAny>, auth_desk: Option<&AuthDesk>) -> Result<u16> {
         let config = super::config::hub_config(config, auth_desk)?;
-        let hub = py.detach(|| hub::Hub::start(config))?;
+        let abort = hub::Abort::default();
+        if let Some(earlier) = self.starting.lock().replace(abort.clone()) {
+            earlier.order(); // it has failed: Python has one start at a time
+        }
+        let hub = py.detach(|| hub::Hub::start_unless(config, &abort))?;
         let port = hub.port();
+        let mut starting = self.starting.lock();
+        if abort.is_ordered() {
+            return Err(Error::new(ErrorKind::Closed, "the hub was stopped while it started")); // dropping it stops it
+        }
+        *starting = None;
         *self.slot.lock() = Some(Arc::new(hub));
         Ok(port)
     }
 
+    /// Nobody waits for a start any more: one that is under way ends, a hub that has started meanwhile is stopped.
+    fn abort_start(&self) {
+        if !self.end_start()
+            && let Some(hub) = self.current()
+        {
+            hub.stop_then(|| {});
+        }
+    }
+
     /// Begins to stop; a letter under `token` tells the end of it.
     fn stop(&self, mailbox: &Mailbox, token: u64) {
+        self.end_start();
         let sender = mailbox.sender();
         let done = move || sender.push(token, Body::Unit);
         match self.current() {

@@ -1,12 +1,17 @@
-"""Real ASGI servers for tests: in a thread with an event loop of their own, on a free port of the loopback."""
+"""Real ASGI servers for tests, in a thread with a loop of their own on a free port of the loopback, and clients."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import socket
+import sys
 import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import uvicorn
 from typing_extensions import Self
@@ -42,6 +47,42 @@ class Server:
 
     def url(self, path: str) -> str:
         return f"ws://127.0.0.1:{self.port}{path}"
+
+
+def fetch(server: Server, path: str, body: object = None) -> tuple[int, bytes]:
+    """GET, or with a body POST as JSON; blocks."""
+    data = None if body is None else json.dumps(body).encode()
+    address = f"http://127.0.0.1:{server.port}{path}"
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, data, {"content-type": "application/json"})
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+async def post(server: Server, path: str, body: object) -> tuple[int, object]:
+    status, answer = await asyncio.to_thread(fetch, server, path, body)
+    return status, json.loads(answer)
+
+
+async def get(server: Server, path: str) -> str:
+    return (await asyncio.to_thread(fetch, server, path))[1].decode()
+
+
+@contextlib.contextmanager
+def loaded(name: str):
+    """An example application as a module of its own."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # FastAPI looks annotations up there
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[name]
 
 
 async def subscribe(ws, *events, since=None) -> dict:

@@ -28,10 +28,16 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """Keeps nothing on disk unless told to; the same port after a restart. With a ``config`` it is a sentinel."""
+    """Keeps nothing on disk unless told to; the same port after a restart. With a ``config`` it is a sentinel.
 
-    def __init__(self, place: Path, *options: str, config: Path | None = None) -> None:
+    With ``tls``, a certificate and its key, the port speaks TLS alone.
+    """
+
+    def __init__(
+        self, place: Path, *options: str, config: Path | None = None, tls: tuple[Path, Path] | None = None
+    ) -> None:
         self.port = free_port()
+        self._tls = tls
         self._sentinel = config
         self._place = place
         self._options = options
@@ -45,6 +51,10 @@ class RedisServer:
         where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._place)]
         if self._sentinel is None:
             command = ["redis-server", *where, "--save", "", "--appendonly", "no", *self._options]
+            if self._tls is not None:
+                cert, key = map(str, self._tls)
+                command += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+                command += ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert]
         else:
             command = ["redis-server", str(self._sentinel), *where, "--sentinel"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -91,6 +91,7 @@ def test_a_curve_that_gives_no_factor_is_told(factor) -> None:
         {"base": 0.01},
         {"minimum": 0},
         {"minimum": -1},
+        {"minimum": "0.1"},
         {"maximum": math.inf},
         {"threshold": -1},
         {"threshold": math.nan},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
+from decimal import Decimal
 
 import pytest
 
@@ -18,6 +20,7 @@ from safe_broadcaster import (
     TimeScale,
 )
 from safe_broadcaster.aggregator import Outcome, Series, Window, summarise
+from support import eventually
 from virtual import now, virtual
 
 MICRO, MESO, MACRO = TimeScale
@@ -278,6 +281,33 @@ async def test_threads_may_observe() -> None:
     assert outcome.content["series"]["a"]["count"] == 20_000
 
 
+def test_after_a_loop_that_ended_without_a_stop_it_looks_on_the_next() -> None:
+    agg = Aggregator(intervals={MICRO: AdaptiveInterval(0.01, 0.01, 0.01, 0), MESO: None, MACRO: None})
+
+    async def life() -> None:
+        before = agg.get_stats()["aggregations"]
+        await agg.start()
+        await eventually(lambda: agg.get_stats()["aggregations"] > before)
+
+    for _ in range(2):
+        asyncio.run(life())
+
+
+async def test_what_is_no_number_is_refused_and_what_json_cannot_carry_is_counted_and_spoils_nothing(caplog) -> None:
+    agg = Aggregator()
+    for wrong in (None, "5", [1], 10**400):
+        with pytest.raises(ConfigError, match=r"value=.* of 'x' is not allowed: give a number"):
+            agg.observe("x", wrong)
+    for value in (math.nan, math.inf, -math.inf, 1, True, Decimal("0.5")):
+        agg.observe("x", value)
+    outcome = await agg.look(MICRO)
+    assert outcome.content == {"series": {"x": {"count": 3, "mean": 2.5 / 3, "min": 0.5, "max": 1.0, "last": 0.5}}}
+    assert agg.get_stats()["unobserved"] == 3
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        "nan of 'x' is not observed: give a finite number"
+    ]
+
+
 async def test_names_are_bounded_and_that_is_told(caplog) -> None:
     agg = Aggregator()
     for n in range(1005):
@@ -295,6 +325,7 @@ async def test_names_are_bounded_and_that_is_told(caplog) -> None:
     [
         {"novelty_threshold": 1.1},
         {"novelty_threshold": float("nan")},
+        {"novelty_threshold": "0.5"},
         {"aggregate": 7},
         {"aggregate_timeout": 0},
         {"event_emitter": 7},

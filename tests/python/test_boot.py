@@ -76,6 +76,31 @@ async def test_it_may_run_again_after_its_stop_and_not_before() -> None:
 
 
 @virtual
+async def test_a_second_stop_waits_for_the_first_and_undoes_nothing_twice() -> None:
+    boot, stops = BootSequence(), []
+
+    def stop(name: str):
+        async def undo() -> None:
+            stops.append(name)
+            await asyncio.sleep(1)
+
+        return undo
+
+    boot.add("hub", lambda: None, undo=stop("hub"))
+    boot.add("engines", lambda: None, undo=stop("engines"), depends_on=["hub"])
+    await boot.run()
+    await asyncio.gather(boot.stop(), boot.stop())
+    assert (stops, now()) == (["engines", "hub"], 2)
+    await boot.run()
+    stopping = asyncio.create_task(boot.stop())
+    await asyncio.sleep(0.5)
+    stopping.cancel()
+    await asyncio.wait({stopping})
+    await boot.stop()
+    assert stops[2:] == ["engines", "engines", "hub"], "what was interrupted is undone again"
+
+
+@virtual
 async def test_a_failing_step_undoes_the_earlier_ones_in_reverse_and_says_which_why_and_how_long() -> None:
     log, boot = Log(), BootSequence()
     log.add(boot, "hub", seconds=1)
@@ -330,12 +355,31 @@ def test_wrong_steps_are_refused_by_name() -> None:
             boot.add("x", print, ready=gate)
     with pytest.raises(ConfigError, match="undo=7"):
         boot.add("x", print, undo=7)
-    for timeout in (0, -1, float("nan"), float("inf")):
+    for timeout in (0, -1, float("nan"), float("inf"), "5", True):
         with pytest.raises(ConfigError, match="timeout="):
             boot.add("x", print, timeout=timeout)
         with pytest.raises(ConfigError, match="timeout="):
             BootSequence(timeout=timeout)
     assert boot.order() == ["hub"], "what was refused is no step"
+    for progress in (7, asyncio.sleep):
+        with pytest.raises(ConfigError, match="progress="):
+            BootSequence(progress=progress)
+
+
+@virtual
+async def test_a_step_that_would_never_start_is_refused() -> None:
+    boot = BootSequence()
+
+    @boot.step("hub")
+    def hub() -> None:
+        with pytest.raises(ConfigError, match="has run already"):
+            boot.add("too late", print)
+
+    await boot.run()
+    with pytest.raises(ConfigError, match="has run already"):
+        boot.add("too late", print)
+    await boot.stop()
+    boot.add("in time for the next run", print)
 
 
 @virtual

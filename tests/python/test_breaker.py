@@ -75,6 +75,7 @@ def test_values_are_the_words_on_the_wire() -> None:
     "wrong",
     [
         {"failure_threshold": 0},
+        {"failure_threshold": "5"},
         {"half_open_max_calls": 0},
         {"success_threshold": -1},
         {"recovery_timeout": -1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import datetime, timezone
 
 import pytest
@@ -99,6 +100,16 @@ async def test_calls_go_through_until_they_fail_too_often() -> None:
     assert breaker.consecutive_failures == 1
 
 
+async def test_a_plain_function_that_hangs_is_a_failure_like_others() -> None:
+    go, breaker = threading.Event(), CircuitBreaker(2)
+    for _ in range(2):
+        with pytest.raises(HandlerTimeout):
+            await breaker.call(go.wait, 20, timeout=0.01)
+    with pytest.raises(CircuitOpen):
+        await breaker.call(go.wait, 20, timeout=0.01)
+    go.set()
+
+
 @virtual
 async def test_a_cancelled_call_is_no_failure() -> None:
     breaker = CircuitBreaker(1, clock=asyncio.get_running_loop().time)
@@ -129,7 +140,14 @@ def test_a_breaker_for_each_request_is_a_mistake_that_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_consecutive_errors": 0}, {"cooldown_period": -1}, {"cooldown_period": float("nan")}]
+    "wrong",
+    [
+        {"max_consecutive_errors": 0},
+        {"cooldown_period": -1},
+        {"cooldown_period": float("nan")},
+        {"cooldown_period": "60"},
+        {"max_consecutive_errors": 1.5},
+    ],
 )
 def test_a_wrong_setting_is_named(wrong) -> None:
     for make in (CircuitBreaker, CircuitBreakers):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safe_broadcaster import ConfigError, HandlerTimeout, SafeBroadcaster
-from safe_broadcaster.calling import call, check_callable, check_timeout
+from safe_broadcaster import ConfigError, HandlerTimeout, SafeBroadcaster, calling
+from safe_broadcaster.calling import call
+from safe_broadcaster.checks import check_callable, check_timeout
 from support import NOWHERE, eventually
 from virtual import now, virtual
 
@@ -137,9 +138,43 @@ async def test_futures_and_other_awaitables_are_awaited() -> None:
     assert await call(functools.partial(give, Other()), timeout=5) == 7
 
 
-async def test_a_plain_function_that_hangs_is_told_and_waited_for(caplog) -> None:
+@virtual
+async def test_a_timeout_that_is_swallowed_leaves_no_trace_in_the_callers_task() -> None:
+    async def swallows() -> str:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            return "swallowed"
+        return "slept"
+
+    async def fails() -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            raise ValueError("instead") from None
+
+    assert await call(swallows, timeout=5) == "swallowed"
+    with pytest.raises(ValueError, match="instead"):
+        await call(fails, timeout=5)
+    assert getattr(asyncio.current_task(), "cancelling", int)() == 0
+
+
+async def test_a_plain_function_that_hangs_is_not_waited_for_if_it_is_called_once(monkeypatch, caplog) -> None:
     go = threading.Event()
+    for _ in range(2):
+        with pytest.raises(HandlerTimeout, match=r"wait did not return within 0.01 s; its thread is left to itself"):
+            await call(go.wait, 20, timeout=0.01)
+    monkeypatch.setattr(calling, "MOST_HANGING", 2)
     task = asyncio.create_task(call(go.wait, 20, timeout=0.01))
+    await eventually(lambda: "still runs in its thread after 0.01 s; it is waited for" in caplog.text)
+    go.set()
+    assert await task is True, "where many hang, it is"
+    await eventually(lambda: not any(each.is_running() for each in calling._hanging))
+
+
+async def test_a_plain_handler_that_hangs_is_told_and_waited_for(caplog) -> None:
+    go = threading.Event()
+    task = asyncio.create_task(calling.Handler(go.wait, 0.01)(20))
     await eventually(lambda: "still runs in its thread after 0.01 s" in caplog.text)
     assert not task.done()
     go.set()

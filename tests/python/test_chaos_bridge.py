@@ -48,18 +48,20 @@ OUTAGE = Outage(10.0, 20.0)
 
 def test_who_was_told_in_time_and_told_of_the_end_is_fine() -> None:
     assert untold([OUTAGE], sitting((11.0, "degraded"), (20.5, "healthy"), end=float("inf"))) == []
+    assert untold([OUTAGE], sitting((8.0, "degraded"), (20.5, "healthy"), end=float("inf"))) == [], "of one before it"
 
 
 @pytest.mark.parametrize(
     "told",
     [
         sitting(),
-        sitting((9.0, "degraded")),
+        sitting((8.0, "degraded"), (9.0, "healthy")),
+        sitting((11.0, "degraded"), (11.5, "healthy")),
         sitting((14.0, "degraded")),
         sitting((11.0, "healthy")),
         sitting((11.0, "degraded"), end=float("inf")),
     ],
-    ids=["never", "before", "too late", "something else", "of the beginning only"],
+    ids=["never", "before", "and that it was over", "too late", "something else", "of the beginning only"],
 )
 def test_who_was_not_told_is_found(told: list[Sitting]) -> None:
     assert len(untold([OUTAGE], told)) == 1

@@ -258,6 +258,30 @@ async def test_too_many_connections_are_refused() -> None:
 
 
 @virtual
+async def test_not_even_many_at_once_are_more_than_allowed() -> None:
+    class Slow(Socket):
+        async def accept(self) -> None:
+            await asyncio.sleep(1)
+
+    async with ConnectionManager(max_connections=2) as manager:
+        sockets = [Slow() for _ in range(5)]
+        outcomes = await asyncio.gather(*map(manager.connect, sockets), return_exceptions=True)
+        assert manager.get_connection_count() == 2
+        assert [type(outcome) for outcome in outcomes[2:]] == [ConnectRefused] * 3
+        assert [socket.closed for socket in sockets[2:]] == [(1013, "too many connections")] * 3
+
+
+@virtual
+async def test_a_client_that_is_sent_away_as_it_subscribes_is_not_remembered() -> None:
+    async with ConnectionManager() as manager:
+        (socket,) = await connected(manager)
+        connection = manager._connections[id(socket)]
+        await manager.disconnect(socket)
+        manager._subscribe(connection, ["5"])  # as another thread may have it
+        assert manager._subscribers == {}
+
+
+@virtual
 async def test_stopping_sends_what_waits_and_then_a_goodbye_even_to_those_that_hang() -> None:
     manager = ConnectionManager()
     await manager.start()

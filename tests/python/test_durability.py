@@ -162,6 +162,20 @@ def test_an_emit_at_power_outside_of_a_loop_can_be_awaited_in_one(make: Make, sp
     assert numbers(list(broadcaster.spill)) == [0, 1, 2]
 
 
+async def test_an_emit_at_power_is_sent_though_nobody_awaits_it(make: Make, server: PlainServer) -> None:
+    broadcaster = make(server.url)
+    await broadcaster.start(5)
+    forgotten = [broadcaster.safe_emit(event(1), durability="power")]
+    await eventually(lambda: numbers(server.events) == [1])
+    await broadcaster.drain(5)  # asleep
+    outside = threading.Thread(target=lambda: forgotten.append(broadcaster.safe_emit(event(2), durability="power")))
+    outside.start()
+    await eventually(lambda: numbers(server.events) == [1, 2])
+    await forgotten[0]
+    await forgotten[1]
+    outside.join()
+
+
 async def test_threads_share_their_syncs(make: Make) -> None:
     broadcaster = make(NOWHERE)
     broadcaster.emit_nowait(event(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import ssl
@@ -131,6 +132,20 @@ async def test_an_event_that_can_never_be_emitted_is_given_up_and_the_others_fol
     assert numbers_of(events, "failed", "emitted") == (6, 2)
     assert "are given up: TypeError: Object of type set" in caplog.text
     assert not any(breaker.tripped for breaker in events.breakers.values()), "the service is not at fault"
+
+
+@virtual
+async def test_an_answer_that_cannot_be_read_is_the_services_fault() -> None:
+    answers = [b"<html>502</html>", b"\xff", b"{}"]
+
+    async def emit(_: object) -> None:
+        json.loads(answers.pop(0).decode())
+
+    async with EmitterQueue(emit) as queue:
+        queue.put_nowait({"n": 1})
+        assert await queue.drain(10)
+    [stats] = queue.get_stats()["emitters"].values()
+    assert (stats["emitted"], stats["failed"], stats["errors"]) == (1, 0, 2)
 
 
 @virtual
@@ -316,6 +331,8 @@ async def test_two_functions_of_one_name_are_told_apart() -> None:
         {"max_attempts": 0},
         {"base_delay": 0},
         {"base_delay": 31.0},
+        {"max_delay": "30"},
+        {"max_attempts": "3"},
     ],
     ids=str,
 )

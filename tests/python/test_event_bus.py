@@ -244,6 +244,44 @@ async def test_unsubscribed_handlers_hear_no_more_but_what_they_were_promised() 
     assert listener.heard == [Sample(1), Sample(3)]
 
 
+def test_a_handler_that_was_unsubscribed_in_the_middle_is_waited_for_counted_and_stopped_like_others(caplog) -> None:
+    @virtual
+    async def main() -> None:
+        bus, heard = EventBus(queue_size=2), []
+
+        async def slow(event: int) -> None:
+            await asyncio.sleep(1)
+            heard.append(event)
+
+        end = bus.subscribe(int, slow)
+        for n in range(4):
+            await bus.publish(n)
+        end()
+        stats = bus.get_stats()
+        assert (stats["handlers"], stats["pending"], stats["dropped"]) == (0, 2, 2)
+        assert await bus.drain()
+        assert heard == [2, 3]
+        assert (bus.get_stats()["dropped"], bus._inboxes()) == (2, [])
+
+        end = bus.subscribe(int, slow)
+        await bus.publish(4)
+        await asyncio.sleep(0.5)
+        end()
+        bus.subscribe(int, slow)
+        await bus.publish(5)
+        await bus.drain()
+        assert (heard, now()) == ([2, 3, 4, 5], 4), "it is still never called twice at once"
+
+        await bus.publish(6)
+        bus.unsubscribe(int, slow)
+        await bus.stop(drain_timeout=0.1)
+        await asyncio.sleep(2)
+        assert heard == [2, 3, 4, 5]
+
+    main()
+    assert "slow was not done with 1 events when the bus stopped" in caplog.text
+
+
 @virtual
 async def test_stop_lets_handlers_finish_cancels_the_rest_and_tells_how_much_that_was(caplog) -> None:
     async with EventBus() as bus:

@@ -8,7 +8,15 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from safe_broadcaster import Aggregator, ConfigError, ConnectionManager, EmitterQueue, EventBus, TimeScale
+from safe_broadcaster import (
+    Aggregator,
+    BackgroundTasks,
+    ConfigError,
+    ConnectionManager,
+    EmitterQueue,
+    EventBus,
+    TimeScale,
+)
 from safe_broadcaster.export import opentelemetry, prometheus
 
 
@@ -93,6 +101,11 @@ async def test_opentelemetry_collects_them() -> None:
     wanted["bus_published",] = 2
     assert {key: found.get(key) for key in wanted} == wanted
     provider.shutdown()
+
+
+def test_opentelemetry_has_to_know_the_names_of_what_it_is_given() -> None:
+    with pytest.raises(ConfigError, match="it has no numbers yet"):
+        opentelemetry.register(BackgroundTasks(ConnectionManager()))
 
 
 @pytest.mark.parametrize("register", [prometheus.register, opentelemetry.register])

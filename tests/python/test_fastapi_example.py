@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import json
 import re
 import sys
 import textwrap
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -20,41 +15,22 @@ from starlette.routing import Mount
 from websockets.asyncio.client import connect
 
 import safe_broadcaster
-from asgi import Server, frame, subscriber
+from asgi import Server, frame, get, loaded, post, subscriber
 from safe_broadcaster import EventBroadcaster
 from support import eventually
-
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "fastapi_hub.py"
+from test_docs import snippets
 
 
 @pytest.fixture
 def example():
-    spec = importlib.util.spec_from_file_location("fastapi_hub", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # FastAPI looks annotations up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with loaded("fastapi_hub") as module:
+        yield module
 
 
 @pytest.fixture
 def server(example):
     with Server(example.app, lifespan="on") as server:
         yield server
-
-
-def post(server, body) -> tuple[int, dict]:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}/alerts", data, {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
 
 
 async def test_a_route_broadcasts_to_dashboards_on_the_same_port(server) -> None:
@@ -64,18 +40,18 @@ async def test_a_route_broadcasts_to_dashboards_on_the_same_port(server) -> None
     ):
         alert = {"severity": "high", "message": "door open"}
         want = {"type": "alert.created", "data": alert}
-        status, answer = await asyncio.to_thread(post, server, alert)
+        status, answer = await post(server, "/alerts", alert)
         assert status == 200
         assert answer["dashboards"] >= 1
         assert (await frame(dashboard))["data"] == want
         if answer["dashboards"] == 2:  # the second one may have come a moment later
             assert (await frame(silent))["data"] == want
-        assert (await asyncio.to_thread(post, server, {"severity": "high"}))[0] == 422
+        assert (await post(server, "/alerts", {"severity": "high"}))[0] == 422
 
 
 async def test_an_engine_in_another_process_emits_into_it(server, example, tmp_path) -> None:
     async with subscriber(server.url("/hub/ws"), "engine.*") as (dashboard, _):
-        arguments = [str(EXAMPLE), server.url("/hub/ws"), str(tmp_path / "engine.db")]
+        arguments = [example.__file__, server.url("/hub/ws"), str(tmp_path / "engine.db")]
         process = await asyncio.create_subprocess_exec(sys.executable, *arguments)
         try:
             first = (await frame(dashboard))["data"]
@@ -88,11 +64,7 @@ async def test_an_engine_in_another_process_emits_into_it(server, example, tmp_p
 
 
 async def test_the_page_is_served(server) -> None:
-    def read() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/") as answer:
-            return answer.read().decode()
-
-    assert "/hub/ws" in await asyncio.to_thread(read)
+    assert "/hub/ws" in await get(server, "/")
 
 
 def test_the_hub_stops_with_the_server(example) -> None:
@@ -101,7 +73,7 @@ def test_the_hub_stops_with_the_server(example) -> None:
     assert not example.hub.is_listener_healthy()
 
 
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/fastapi.md").read_text(), re.MULTILINE | re.DOTALL)
+SNIPPETS = snippets("docs/fastapi.md")
 
 
 def compiled(code: str):

@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from safe_broadcaster import BroadcasterClosed, ConfigError, EventNotSerializable, Heartbeat
+from safe_broadcaster import BroadcasterClosed, ConfigError, EventNotSerializable, Heartbeat, SpillFull
+from safe_broadcaster.emitter import _Outcome
 from virtual import now, virtual
 
 
@@ -69,6 +70,36 @@ async def test_a_stop_says_goodbye_once_and_ends_the_beat() -> None:
     await heartbeat.start()
     await asyncio.sleep(1)
     assert len(broadcaster.events) == 3
+    await heartbeat.stop()
+
+
+@virtual
+async def test_a_goodbye_that_fails_is_logged_and_what_follows_in_the_shutdown_goes_on(caplog) -> None:
+    broadcaster = Broadcaster()
+    async with Heartbeat(broadcaster, "ada"):
+        await asyncio.sleep(1)
+        broadcaster.error = SpillFull("no room")
+    [record] = [record for record in caplog.records if "goodbye" in record.message]
+    assert record.citizen_id == "ada"
+    assert "no room" in caplog.text
+
+
+class Full(Broadcaster):
+    """Accepts by the await only, as a broadcaster does whose memory is full, and which is to wait."""
+
+    def safe_emit(self, event: dict):
+        async def never() -> bool:
+            return await asyncio.get_running_loop().create_future()
+
+        return _Outcome(never, is_accepted=False)
+
+
+@virtual
+async def test_a_beat_that_is_not_accepted_in_time_does_not_count() -> None:
+    heartbeat = Heartbeat(Full(), "ada", interval=10)
+    await heartbeat.start()
+    await asyncio.sleep(35)
+    assert heartbeat.beats == 0
     await heartbeat.stop()
 
 
@@ -203,7 +234,7 @@ async def test_a_loop_that_was_held_up_does_not_beat_twice_for_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("broadcaster", object()), ("broadcaster", None), ("citizen_id", ""), ("citizen_id", "a/b"), ("citizen_id", 7)]
-    + [("interval", value) for value in (0, -1, float("nan"), float("inf"))]
+    + [("interval", value) for value in (0, -1, float("nan"), float("inf"), "30", None)]
     + [("snapshot", {"a": 1})],
 )
 def test_wrong_arguments_are_named(name: str, value: object) -> None:

@@ -92,6 +92,19 @@ def test_at_the_bound_the_policy_decides_and_it_is_told(policy, left, caplog) ->
     ]
 
 
+def test_a_bound_that_is_reached_for_long_is_told_again_and_again_and_never_often(caplog) -> None:
+    @virtual
+    async def main() -> None:
+        inbox = Inbox(Slow(), maxsize=1, name="test")
+        for n in range(1 + 12_345):
+            inbox.put_nowait(n)
+        await inbox.drain()
+
+    main()
+    numbers = [record.args[1] for record in caplog.records]
+    assert numbers == [1, 10, 100, 1000, 10_000, 12_345]
+
+
 @virtual
 async def test_equal_items_are_not_taken_for_each_other_when_the_oldest_goes() -> None:
     consumer = Slow()
@@ -123,6 +136,57 @@ async def test_wait_holds_up_whoever_puts_and_keeps_the_order() -> None:
     await asyncio.wait(puts)
     await inbox.drain()
     assert (consumer.items, now()) == ([0, 1, 2, 3], 4)
+
+
+@virtual
+async def test_a_place_that_was_waited_for_is_not_taken_by_a_thread_in_the_last_moment() -> None:
+    inbox = Inbox(Slow(), maxsize=1, when_full="wait", name="test")
+
+    class Lock:
+        """Lets another thread in when it is given free."""
+
+        lock = threading.Lock()
+        refused = 0
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+            inbox._lock = self.lock
+            try:
+                inbox.put_nowait("another's")
+            except QueueFull:
+                self.refused += 1
+
+    inbox._lock = meddling = Lock()
+    assert await inbox.put("mine")
+    assert meddling.refused == 1
+    assert await inbox.drain()
+
+
+@virtual
+async def test_waiting_for_the_end_is_waiting_for_what_was_put_before() -> None:
+    inbox = Inbox(Slow(), maxsize=10, name="test")
+
+    async def load() -> None:
+        while True:
+            inbox.put_nowait(1)
+            await asyncio.sleep(0.9)
+
+    loading = asyncio.create_task(load())
+    await asyncio.sleep(50)
+    assert len(inbox) > 1
+    assert await asyncio.wait_for(inbox.drain(), 100), "although there is always something"
+    for _ in range(3):
+        assert not await inbox.drain(0.01)
+    giving_up = asyncio.create_task(inbox.drain())
+    await asyncio.sleep(0)
+    giving_up.cancel()
+    await asyncio.wait({giving_up})
+    assert not inbox._waiting_for_end, "who gave up is forgotten"
+    loading.cancel()
+    assert await inbox.drain()
 
 
 @virtual

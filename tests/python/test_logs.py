@@ -75,6 +75,25 @@ async def test_records_of_many_threads_come_and_none_waits(make, log) -> None:
         assert hub.get_stats()["events"] == 200
 
 
+async def test_what_no_json_can_carry_is_written_otherwise(make, log) -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            return "odd \udcff"
+
+    async with EventBroadcaster(port=0) as hub:
+        broadcaster = make(hub.client, max_event_bytes=65_536)
+        await broadcaster.start()
+        log.addHandler(SafeBroadcasterHandler(broadcaster))
+        log.info("cannot read %s", "a\udcff.txt", extra={"odd": Odd(), "free": 0.03}, stack_info=True)
+        log.info("long", extra={"odd": ["\udcff" * 50_000]})
+        assert await broadcaster.drain(5)
+        odd, long = [message["data"]["content"] for message in hub.get_messages_since(0)]
+    assert odd["message"] == "cannot read a\\udcff.txt"
+    assert odd["extra"] == {"odd": "odd \\udcff", "free": 0.03}
+    assert "test_what_no_json_can_carry" in odd["stack"]
+    assert long["message"] == "long…"
+
+
 async def test_a_record_that_is_too_large_is_cut(make, log) -> None:
     async with EventBroadcaster(port=0) as hub:
         broadcaster = make(hub.client, max_event_bytes=4096)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import asyncio as redis_py
 
 import redis_server
 from redis_server import RedisServer
 from safe_broadcaster import EventBroadcaster, SafeBroadcaster
+from safe_broadcaster.exceptions import BusUnavailable
 from support import QUICK, eventually
 
 if TYPE_CHECKING:
@@ -65,6 +67,30 @@ async def test_a_replica_takes_over_and_emitters_lose_nothing(tmp_path) -> None:
                 assert stored == list(range(200 - len(stored), 200))
     finally:
         for server in (sentinel, replica, leader):
+            server.stop()
+
+
+async def test_sentinels_are_asked_with_their_own_password_and_a_database_is_used(tmp_path) -> None:
+    leader = RedisServer(place(tmp_path, "leader"), "--requirepass", "s3cret")
+    leader.start()
+    conf = place(tmp_path, "sentinel") / "sentinel.conf"
+    conf.write_text(
+        f"sentinel monitor main 127.0.0.1 {leader.port} 1\nsentinel auth-pass main s3cret\nrequirepass oth3r\n"
+    )
+    sentinel = RedisServer(conf.parent, config=conf)
+    sentinel.start()
+    try:
+        sentinels = redis_py.Sentinel([("127.0.0.1", sentinel.port)], sentinel_kwargs={"password": "oth3r"})
+        theirs = sentinels.master_for("main", password="s3cret", db=3)
+        url = f"redis+sentinel://:s3cret@127.0.0.1:{sentinel.port}/main/3?sentinel_password=oth3r"
+        async with EventBroadcaster(url, **FAST) as one, EventBroadcaster(theirs, **FAST) as two:
+            assert await one.broadcast("t", 0) == 2
+            await eventually(lambda: two.get_stats()["offset"] == 1)
+            assert leader.command("-a", "s3cret", "-n", "3", "EXISTS", "{sb1:safe_broadcaster}:meta") == "1"
+        with pytest.raises(BusUnavailable, match=r"(?i)auth"):
+            await EventBroadcaster(url.partition("?")[0], **FAST).start()
+    finally:
+        for server in (sentinel, leader):
             server.stop()
 
 

@@ -83,6 +83,10 @@ async def test_what_cannot_get_better_is_not_tried_again(error) -> None:
     assert (metrics.total_attempts, metrics.failed_broadcasts, metrics.retries_exhausted) == (1, 1, 0)
 
 
+async def test_a_plain_function_may_broadcast_too() -> None:
+    assert await broadcast_with_retry(lambda: 7, "x") == 7
+
+
 async def test_cancelling_ends_it_at_once() -> None:
     waiting = asyncio.Event()
 

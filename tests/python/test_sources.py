@@ -17,8 +17,9 @@ from safe_broadcaster import (
     SafeBroadcaster,
     sources,
 )
+from safe_broadcaster.emitter import _Outcome
 from support import NOWHERE, eventually
-from virtual import virtual
+from virtual import now, virtual
 
 
 @virtual
@@ -134,6 +135,31 @@ async def test_who_listens_may_be_told_by_a_function() -> None:
 
 
 @virtual
+async def test_who_listens_may_have_to_be_awaited() -> None:
+    class AsyncManager(Manager):
+        count = 0
+
+        async def get_connection_count(self) -> int:
+            return self.count
+
+    answers = [False, False, True]
+
+    async def listening() -> bool:
+        return answers.pop(0) if answers else True
+
+    manager = AsyncManager()
+    asked = sources.conditional(State("a").fetch, every=5, event_type="x", listening=listening)
+    known = sources.conditional(State("b").fetch, every=5, event_type="x")
+    _, tasks = run(asked, known, manager=manager)
+    async with tasks:
+        await asyncio.sleep(7)
+        assert (asked.unheard, known.unheard, manager.data()) == (2, 2, [])
+        manager.count = 1
+        await asyncio.sleep(5)
+    assert sorted(manager.data()) == ["a", "b"]
+
+
+@virtual
 async def test_a_change_counts_by_its_size_and_a_slow_drift_is_told_in_the_end() -> None:
     state = State({"count": 100, "name": "a"})
     manager, tasks = run(sources.conditional(state.fetch, event_type="x", significant=0.1))
@@ -244,6 +270,29 @@ async def test_sources_broadcast_on_a_hub_or_through_a_broadcaster(tmp_path) -> 
                 await eventually(lambda: kind in str(hub.get_messages_since(0)))  # noqa: B023 - waited for here
         events = [message["data"] for message in hub.get_messages_since(0)]
         assert events == [{"type": kind, "data": {"n": 1}, "topic": "t"} for kind in ("of.hub", "of.engine")]
+
+
+@virtual
+async def test_what_a_broadcaster_has_not_accepted_in_time_is_sent_again() -> None:
+    sent = []
+
+    class Full:
+        """Its memory is full at first, and it is to wait: then the await accepts."""
+
+        def safe_emit(self, event: dict):
+            async def accept() -> bool:
+                await asyncio.sleep(0 if now() > 20 else 1000)
+                sent.append(event["data"])
+                return True
+
+            return _Outcome(accept, is_accepted=False)
+
+    source = sources.poll(State("a").fetch, every=5, event_type="x", timeout=4)
+    _, tasks = run(source, manager=Full())
+    async with tasks:
+        await asyncio.sleep(40)
+    assert (sent, source.emitted) == (["a"], 1)
+    assert source.failures > 0
 
 
 async def test_what_a_broadcaster_has_accepted_is_not_sent_again_because_its_link_is_down(make) -> None:

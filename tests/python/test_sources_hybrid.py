@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
-from manager import State, run
-from safe_broadcaster import SourceNotStarted, sources
+from manager import Manager, State, run
+from safe_broadcaster import BackgroundTasks, SourceNotStarted, sources
 from support import eventually
 from virtual import virtual
 
@@ -47,6 +48,16 @@ async def test_an_event_without_a_state_has_it_fetched_at_once_and_many_share_a_
         await queue.notify()
         assert early.done()
         assert (manager.data(), state.fetches) == ([1, 2, 3], 4), "a fetch under way may have read before the event"
+
+
+async def test_every_call_in_a_row_has_a_plain_function_fetch_the_state_anew() -> None:
+    count, manager = itertools.count(1), Manager()
+    tasks = BackgroundTasks(manager)
+    source = tasks.add(sources.hybrid(lambda: next(count), every=5.0, event_type="x"))
+    async with tasks:
+        for _ in range(200):
+            await source.notify()
+    assert (source.emitted, source.failures) == (200, 0)
 
 
 @virtual

@@ -225,6 +225,8 @@ def test_a_source_whose_run_is_cancelled_by_somebody_or_dies_or_returns_is_start
                     task.cancel()
             await asyncio.sleep(6)
             assert began == [0, 5, 10, 16]
+            [status] = tasks.status()
+            assert (status["failures"], status["last_error"]) == (3, "was cancelled by somebody")
 
     runs()
     told = " | ".join(messages(caplog))
@@ -266,9 +268,9 @@ def test_an_interval_that_is_too_short_is_refused_unless_meant(every: float) -> 
 
 
 @pytest.mark.parametrize("make", [sources.poll, sources.hybrid, sources.conditional])
-@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf"), "5", None])
 def test_an_interval_that_is_none_is_refused(make, every: float) -> None:
-    with pytest.raises(ConfigError, match=f"every={every}"):
+    with pytest.raises(ConfigError, match=f"every={every!r}"):
         make(State().fetch, every=every, minimum=0.0, event_type="x")
 
 
@@ -391,6 +393,51 @@ def test_an_event_after_the_stop_is_logged(caplog) -> None:
     assert "was stopped: an event is not broadcast" in messages(caplog)[0]
 
 
+def test_what_plain_handlers_return_around_the_stop_is_told_and_is_no_news_at_the_next_start(caplog) -> None:
+    @virtual
+    async def stops() -> None:
+        @sources.on_event("x")
+        def handle(n: int) -> int:
+            return n
+
+        manager, tasks = run(handle)
+        manager.takes = 1000.0
+        async with tasks:
+            for n in range(3):
+                handle(n)
+            await asyncio.sleep(1)
+        handle(3)
+        manager.takes = 0.0
+        async with tasks:
+            handle(4)
+            await asyncio.sleep(1)
+        assert manager.data() == [4]
+        assert handle.source.status()["dropped"] == 4
+
+    stops()
+    assert [told for told in messages(caplog) if "stopped" in told] == [
+        "source x (handle) was stopped: 3 results are not broadcast",
+        "source x (handle) was stopped: an event is not broadcast",
+    ]
+
+
+def test_sources_whose_loop_ended_without_a_stop_are_started_in_the_next() -> None:
+    state = State(1)
+    manager, tasks = run(sources.poll(state.fetch, every=60, event_type="x"))
+
+    async def life() -> None:
+        rounds = tasks.status()[0]["rounds"]
+        await tasks.start()
+        await tasks.start()
+        await eventually(lambda: tasks.status()[0]["rounds"] == rounds + 1)
+        assert tasks.status()[0]["state"] == "running"
+
+    asyncio.run(life())
+    assert tasks.status()[0]["state"] == "stopped"
+    asyncio.run(life())
+    assert manager.data() == [1]
+
+
 @virtual
 async def test_loops_of_a_subclass_are_all_started() -> None:
     class Tasks(BackgroundTasks):
@@ -421,12 +468,17 @@ def test_wrong_arguments_are_named() -> None:
     wrong("topic=''", sources.poll, fetch, event_type="x", topic="")
     wrong("key=7", sources.poll, fetch, event_type="x", key=7)
     wrong("timeout=0", sources.poll, fetch, event_type="x", timeout=0)
+    wrong("timeout='9'", sources.poll, fetch, event_type="x", timeout="9")
+    wrong("minimum=-1", sources.poll, fetch, event_type="x", minimum=-1)
     for significant in (0, -0.1, True, "much", float("nan")):
         wrong("significant=", sources.conditional, fetch, event_type="x", significant=significant)
+    wrong("key=.*fetch", sources.poll, fetch, event_type="x", key=fetch)
+    wrong("significant=.*fetch", sources.conditional, fetch, event_type="x", significant=fetch)
     wrong("listening=7", sources.conditional, fetch, event_type="x", listening=7)
     wrong("errors='no'", sources.on_event, "x", errors="no")
     wrong("when_full='no'", sources.on_event, "x", when_full="no")
     wrong("max_waiting=0", sources.on_event, "x", max_waiting=0)
+    wrong("max_waiting='9'", sources.on_event, "x", max_waiting="9")
     wrong("websocket_manager=", sources.on_event, "x", to=object())
     wrong("to= is not allowed for", sources.on_event("x", to=Manager()), lambda: 1)
     wrong("websocket_manager=None", BackgroundTasks, None)

@@ -154,7 +154,8 @@ async fn a_large_block_is_only_announced<B: Bus>(bus: B) {
     let mut a = Member::join(&bus, "a").await;
     let large = Bytes::from(vec![b'x'; 33 << 20]);
     a.append(vec![Entry { claim: Claim::Plain, count: 1, records: large.clone() }]).await;
-    assert_eq!(a.hear().await, Message::Head { epoch: a.known.epoch.clone(), head: 1 });
+    let by = Some(("a".to_owned(), 1));
+    assert_eq!(a.hear().await, Message::Head { epoch: a.known.epoch.clone(), head: 1, by });
     let filled = a.link.fill(1, 9).await.expect("reads");
     assert_eq!(filled.blocks, [Stretch { first: 1, count: 1, records: large }]);
 }
@@ -187,20 +188,35 @@ async fn a_hub_that_knows_more_than_the_bus_begins_a_new_epoch<B: Bus>(bus: B) {
     assert_eq!((&*appended.epoch, appended.first), ("fresh-a", 1));
 }
 
+async fn a_hub_that_leaves_frees_the_intake_and_says_so<B: Bus>(bus: B) {
+    let (mut a, mut b) = (Member::join(&bus, "a").await, Member::join(&bus, "b").await);
+    assert!(place_of(a.probe(1).await).2);
+    assert!(!place_of(b.probe(1).await).2);
+    b.link.leave().await.expect("leaves what it does not have");
+    a.link.leave().await.expect("leaves");
+    assert_eq!(b.hear().await, Message::Free);
+    assert!(place_of(b.probe(2).await).2);
+}
+
 fn run<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async { tokio::time::timeout(2 * PATIENCE, test).await.expect("in time") });
 }
 
-fn redis(server: &RedisServer, channel: &str) -> RedisBus {
-    let config = RedisConfig {
+fn config(server: &RedisServer, channel: &str) -> RedisConfig {
+    RedisConfig {
         url: Secret::new(server.url()),
         channel: channel.to_owned(),
         ca: None,
         keep: 100,
+        keep_bytes: 0,
+        keep_age: None,
         probe_interval: Duration::from_secs(2),
-    };
-    RedisBus::new(&config).expect("valid")
+    }
+}
+
+fn redis(server: &RedisServer, channel: &str) -> RedisBus {
+    RedisBus::new(&config(server, channel)).expect("valid")
 }
 
 macro_rules! on_both {
@@ -221,6 +237,7 @@ on_both!(
     a_large_block_is_only_announced,
     a_probe_comes_back_behind_what_was_sent_and_one_hub_takes_in,
     a_hub_that_knows_more_than_the_bus_begins_a_new_epoch,
+    a_hub_that_leaves_frees_the_intake_and_says_so,
 );
 
 #[test]
@@ -275,6 +292,8 @@ fn a_password_is_shown_nowhere() {
         channel: "c".to_owned(),
         ca: None,
         keep: 1,
+        keep_bytes: 0,
+        keep_age: None,
         probe_interval: Duration::from_secs(1),
     };
     let config_with = config("redis://user:s3cret@127.0.0.1:1/0");
@@ -288,4 +307,72 @@ fn a_password_is_shown_nowhere() {
         let error = RedisBus::new(&config(wrong)).expect_err(wrong);
         assert!(error.to_string().contains("redis_client") && !error.report().contains("s3cret"), "{}", error.report());
     }
+}
+
+#[test]
+fn a_hub_that_was_away_for_two_lives_of_redis_is_not_believed_to_have_the_same() {
+    let Some(server) = RedisServer::start() else { return };
+    run(async {
+        let bus = redis(&server, "one");
+        let mut a = Member::join(&bus, "a").await;
+        a.append(vec![plain(3, b'a')]).await;
+        a.known.head = 3;
+        // A replica without the last record took over, went on, and gave way to the one that led before, which followed it.
+        let meta = "{sb1:one}:meta";
+        let lives = format!("{} other/2:2", server.command(&["HGET", meta, "lives"]));
+        server.command(&["HSET", meta, "run", "other", "lives", &lives, "head", "5"]);
+        let b = Member::join(&bus, "b").await;
+        assert_eq!((&b.known.epoch, b.known.head), (&a.known.epoch, 5));
+        assert_ne!(b.known.run, a.known.run);
+        let place = a.link.join(&a.known, "e2").await.expect("joins");
+        assert_eq!((&*place.epoch, place.head), ("e2", 0), "its third record is another one");
+        // Who knew no more than what all lives have in common goes on.
+        let c = Member::join(&bus, "c").await;
+        server.command(&["HSET", meta, "run", "third"]);
+        assert_eq!(c.link.join(&c.known, "e3").await.expect("joins").epoch, "e2");
+    });
+}
+
+#[test]
+fn the_stream_is_bounded_by_bytes_and_by_age() {
+    let Some(server) = RedisServer::start() else { return };
+    run(async {
+        let old = RedisConfig { keep_age: Some(Duration::from_secs(1)), ..config(&server, "aged") };
+        let (large, aged) = (redis(&server, "large"), RedisBus::new(&old).expect("valid"));
+        let mut a = Member::join(&large, "a").await;
+        for _ in 0..30 {
+            let records = vec![b'x'; 4 << 20].into();
+            a.append(vec![Entry { claim: Claim::Plain, count: 1, records }]).await;
+        }
+        let blocks = a.link.fill(1, 1000).await.expect("reads").blocks;
+        let bytes: usize = blocks.iter().map(|block| block.records.len()).sum();
+        assert!((56 << 20..=68 << 20).contains(&bytes), "{bytes}");
+        assert_eq!(blocks.last().map(Stretch::last), Some(30));
+        assert_eq!(server.command(&["HGET", "{sb1:large}:meta", "bytes"]), (16 * (4 << 20)).to_string());
+        let used: usize = server.command(&["MEMORY", "USAGE", "{sb1:large}:stream"]).parse().expect("a number");
+        assert!(used < 100 << 20, "{used}");
+
+        let mut b = Member::join(&aged, "b").await;
+        loop {
+            let appended = b.append(vec![plain(100, b'y')]).await;
+            let first = b.link.fill(1, 1).await.expect("reads").blocks[0].first;
+            assert!(first == 1 || appended.first > 100);
+            if first > 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+}
+
+#[test]
+fn a_rehearsal_leaves_no_trace() {
+    let Some(server) = RedisServer::start() else { return };
+    run(async {
+        let a = Member::join(&redis(&server, "one"), "a").await;
+        assert_eq!(server.command(&["KEYS", "*"]), "{sb1:one}:meta");
+        a.link.probe(1).await.expect("probes");
+        a.link.leave().await.expect("leaves");
+        assert_eq!(server.command(&["KEYS", "*"]), "{sb1:one}:meta");
+    });
 }

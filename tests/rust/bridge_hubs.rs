@@ -15,7 +15,7 @@ use safe_broadcaster::ErrorKind;
 use safe_broadcaster::hub::bridge::memory::MemoryBus;
 use safe_broadcaster::hub::bridge::redis::RedisConfig;
 use safe_broadcaster::hub::bridge::{BridgeConfig, BusConfig, BusDown};
-use safe_broadcaster::hub::{Hub, Published};
+use safe_broadcaster::hub::{Hub, HubConfig, Published};
 use safe_broadcaster::secret::Secret;
 use serde_json::{Value, json};
 use support::{Client, PATIENCE};
@@ -45,6 +45,8 @@ fn redis(server: &RedisServer) -> BusConfig {
         channel: "hubs".to_owned(),
         ca: None,
         keep: 10_000,
+        keep_bytes: 0,
+        keep_age: None,
         probe_interval: INTERVAL,
     })
 }
@@ -352,11 +354,7 @@ async fn what_others_publish_comes_in_once_whoever_hears_it() {
 async fn a_hub_whose_bus_is_away_does_not_start_and_says_why() {
     let bus = MemoryBus::new();
     bus.stop();
-    let config = safe_broadcaster::hub::HubConfig {
-        port: 0,
-        bridge: Some(quick(&BusConfig::Memory(bus.clone()))),
-        ..safe_broadcaster::hub::HubConfig::default()
-    };
+    let config = HubConfig { port: 0, bridge: Some(quick(&BusConfig::Memory(bus.clone()))), ..HubConfig::default() };
     assert_eq!(Hub::start(config.clone()).err().expect("no bus").kind(), ErrorKind::BusDown);
     bus.start();
     let hub = Hub::start(config).expect("starts");

@@ -20,8 +20,10 @@ from safe_broadcaster.aggregator.interval import AdaptiveInterval, TimeScale
 from safe_broadcaster.aggregator.observations import Observations
 from safe_broadcaster.aggregator.window import Outcome, Window, summarise
 from safe_broadcaster.breakers import CircuitBreaker
-from safe_broadcaster.calling import call, check_callable, check_timeout
-from safe_broadcaster.exceptions import BroadcasterClosed, ConfigError, QueueFull
+from safe_broadcaster.calling import call
+from safe_broadcaster.checks import check_callable, check_number, check_timeout
+from safe_broadcaster.deadlines import end_tasks, is_alive
+from safe_broadcaster.exceptions import BroadcasterClosed, QueueFull
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.timestamps import utc_now
 
@@ -88,8 +90,7 @@ class Aggregator:
         batch_size: int = 1,
         batch_delay: float = 0.0,
     ) -> None:
-        if not 0 <= novelty_threshold <= 1:
-            raise ConfigError(f"novelty_threshold={novelty_threshold!r} is not allowed: give a number from 0 to 1")
+        check_number("novelty_threshold", novelty_threshold, 0, 1)
         check_timeout("aggregate_timeout", aggregate_timeout)
         check_callable("aggregate", aggregate or summarise)
         self._own: EmitterQueue | None = None
@@ -118,7 +119,14 @@ class Aggregator:
         self._counts = dict.fromkeys(_HELP, 0)
 
     def observe(self, name: str, value: float = 1.0) -> None:
-        """Note a value; from any thread. Of more than 1000 names the further ones are counted and not kept."""
+        """Note a value; from any thread.
+
+        Of more than 1000 names the further ones are counted and not kept, as are NaN and infinities.
+
+        Raises:
+            ConfigError: The value is no number.
+
+        """
         self._observations.observe(name, value)
 
     async def emit(self, event: Mapping[str, Any]) -> bool:
@@ -143,7 +151,7 @@ class Aggregator:
         """
         if self._stopped:
             raise BroadcasterClosed("the aggregator was stopped; make a new one")
-        if self._tasks:
+        if any(map(is_alive, self._tasks)):
             return
         now = asyncio.get_running_loop().time()
         self._looked = dict.fromkeys(self.intervals, now)
@@ -156,10 +164,7 @@ class Aggregator:
         """Look no more, and emit what is queued for at most so many seconds; what is left then is logged and lost."""
         self._stopped = True
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end_tasks(tasks)
         if self._own is not None:
             await self._own.stop(drain_timeout)
         elif self.queue is not None:
@@ -218,7 +223,7 @@ class Aggregator:
         """Return counts since it was made, and what the queue tells as ``queue``.
 
         ``aggregations``, ``errors``, ``skipped`` (while the breaker was open), ``novelties``, ``unemitted`` (of them,
-        refused by the queue), ``unobserved`` (values of too many names).
+        refused by the queue), ``unobserved`` (values of too many names, NaN and infinities).
         """
         return {
             **self._counts,
@@ -241,7 +246,10 @@ class Aggregator:
         interval = self.intervals[scale]
         while True:
             await asyncio.sleep(interval.current)
-            await self.look(scale)
+            try:
+                await self.look(scale)
+            except Exception:
+                logger.exception("looking at %s failed", scale.value, extra={"scale": scale.value})
 
     def _window(self, scale: TimeScale) -> Window:
         now = asyncio.get_running_loop().time()

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from safe_broadcaster.aggregator.lane import Lane
 from safe_broadcaster.breakers import CircuitBreakers
-from safe_broadcaster.calling import check_callable, check_timeout, name_of
+from safe_broadcaster.calling import name_of
+from safe_broadcaster.checks import check_callable, check_count, check_number, check_seconds, check_timeout
 from safe_broadcaster.exceptions import ConfigError
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.retry import DEFAULT_BASE_DELAY, DEFAULT_MAX_DELAY
@@ -87,10 +88,11 @@ class EmitterQueue:
         breakers: CircuitBreakers | None = None,
     ) -> None:
         check_timeout("timeout", timeout)
-        if max_attempts is not None and not max_attempts >= 1:
-            raise ConfigError(f"max_attempts={max_attempts!r} is not allowed: give a whole number above 0, or None")
-        if not 0 < base_delay <= max_delay:
-            raise ConfigError(f"base_delay={base_delay!r} is not allowed: give seconds above 0, at most max_delay")
+        if max_attempts is not None:
+            check_count("max_attempts", max_attempts)
+        check_seconds("max_delay", max_delay)
+        check_seconds("base_delay", base_delay)
+        check_number("base_delay", base_delay, 0, max_delay)
         self.breakers = CircuitBreakers() if breakers is None else breakers
         self._lanes = [
             Lane(

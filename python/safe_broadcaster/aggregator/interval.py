@@ -14,6 +14,7 @@ import enum
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from safe_broadcaster.checks import check_seconds, is_number
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -86,16 +87,19 @@ class AdaptiveInterval:
         *,
         curve: Curve = "step",
     ) -> None:
-        if not (0 < minimum <= base <= maximum < math.inf):
+        check_seconds("base", base)
+        check_seconds("minimum", minimum)
+        check_seconds("maximum", maximum)
+        if not minimum <= base <= maximum:
             raise ConfigError(
                 f"base={base!r}, minimum={minimum!r}, maximum={maximum!r} are not allowed: give seconds above 0 with "
                 "minimum <= base <= maximum"
             )
-        if not 0 <= threshold < math.inf:
+        if not (is_number(threshold) and 0 <= threshold < math.inf):
             raise ConfigError(f"threshold={threshold!r} is not allowed: give a number, at least 0")
-        if not 0 < speed_up <= 1:
+        if not (is_number(speed_up) and 0 < speed_up <= 1):
             raise ConfigError(f"speed_up={speed_up!r} is not allowed: give a factor above 0 and at most 1")
-        if not 1 <= slow_down < math.inf:
+        if not (is_number(slow_down) and 1 <= slow_down < math.inf):
             raise ConfigError(f"slow_down={slow_down!r} is not allowed: give a factor of at least 1")
         if not callable(curve) and curve not in _CURVES:
             raise ConfigError(f"curve={curve!r} is not allowed: give one of {', '.join(_CURVES)}, or a function")
@@ -121,12 +125,12 @@ class AdaptiveInterval:
             ConfigError: The activity is no number, or the curve gives no factor; the interval stays as it is.
 
         """
-        if isinstance(activity, bool) or not isinstance(activity, (int, float)) or math.isnan(activity):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_number(activity) or math.isnan(activity):
             raise ConfigError(f"activity={activity!r} is not allowed: give a number")
         share = activity / self.threshold if self.threshold else (math.inf if activity > 0 else 0.0)
         if callable(self._curve):
             factor = self._curve(share)
-            if not (isinstance(factor, (int, float)) and 0 < factor < math.inf):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not (is_number(factor) and 0 < factor < math.inf):
                 raise ConfigError(
                     f"curve={self._curve!r} is not allowed: it gave {factor!r}; let it give a number above 0"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
@@ -146,5 +147,10 @@ class Lane:
 
 
 def _is_hopeless(error: Exception) -> bool:
-    """Whether the event is at fault and not the service; a certificate that is refused is OSError and ValueError."""
-    return isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError)
+    """Whether the event is at fault and not the service.
+
+    A certificate that is refused is a ValueError too, and so is an answer that cannot be read: a proxy's page of HTML.
+    """
+    return isinstance(error, (TypeError, ValueError)) and not isinstance(
+        error, (OSError, json.JSONDecodeError, UnicodeDecodeError)
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 from safe_broadcaster.aggregator.window import Series
+from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +29,7 @@ class Observations:
 
     def __init__(self, scales: Iterable[TimeScale]) -> None:
         self.refused = 0
-        """Values of names beyond the bound."""
+        """Values of names beyond the bound, and those that are NaN or infinite."""
         self._lock = threading.Lock()
         self._names: set[str] = set()
         self._latest: dict[str, Series] = {}
@@ -34,6 +37,11 @@ class Observations:
 
     def observe(self, name: str, value: float) -> None:
         """Take a value in."""
+        if type(value) is not float:
+            value = _as_float(name, value)
+        if not math.isfinite(value):  # one of them would spoil all sums, and JSON cannot carry it
+            self._refuse(f"{value} of {name!r} is not observed: give a finite number")
+            return
         with self._lock:
             series = self._latest.get(name)
             if series is not None:
@@ -44,10 +52,7 @@ class Observations:
                 series = self._latest[name] = Series()
                 series.add(value)
                 return
-            self.refused += 1
-            first = self.refused == 1
-        if first:
-            logger.error("%r is not observed: there are %d names already; fewer will do", name, MOST_NAMES)
+        self._refuse(f"{name!r} is not observed: there are {MOST_NAMES} names already; fewer will do")
 
     def take(self, scale: TimeScale) -> dict[str, Series]:
         """Return what was observed since this scale was last looked at."""
@@ -64,7 +69,21 @@ class Observations:
             _merge(taken, self._gathered[scale])
             self._gathered[scale] = taken
 
+    def _refuse(self, why: str) -> None:
+        with self._lock:
+            self.refused += 1
+            first = self.refused == 1
+        if first:
+            logger.error("%s", why)
+
 
 def _merge(older: dict[str, Series], newer: dict[str, Series]) -> None:
     for name, series in newer.items():
         older.setdefault(name, Series()).merge(series)
+
+
+def _as_float(name: str, value: object) -> float:
+    if isinstance(value, (int, SupportsFloat)):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    raise ConfigError(f"value={value!r} of {name!r} is not allowed: give a number")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import graphlib
 import logging
-import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safe_broadcaster.boot.progress import BootProgress, BootReport, told
 from safe_broadcaster.boot.step import Gate, Step, how_to_start, now, until_ready
-from safe_broadcaster.calling import check_callable, is_async, name_of
+from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.checks import check_callable, check_seconds
 from safe_broadcaster.deadlines import call_here, within
 from safe_broadcaster.exceptions import BootFailed, ConfigError
 
@@ -37,17 +37,25 @@ class BootSequence:
             any case.
 
     Raises:
-        ConfigError: The timeout is not above 0.
+        ConfigError: The timeout is not above 0, or the progress is no plain function.
 
     """
 
     def __init__(self, *, timeout: float = 10.0, progress: Callable[[BootProgress], object] | None = None) -> None:
-        self._timeout = _checked_timeout(timeout)
+        check_seconds("timeout", timeout)
+        self._timeout = timeout
+        if progress is not None:
+            check_callable("progress", progress)
+            if is_async(progress):
+                raise ConfigError(
+                    f"progress={name_of(progress)} is not allowed: give a plain function, as nobody waits for it"
+                )
         self._progress = progress
         self._steps: dict[str, Step] = {}
         self._begun: list[Step] = []
         self._took: dict[str, float] = {}
         self._running = False
+        self._undoing = asyncio.Lock()
 
     def add(
         self,
@@ -75,9 +83,13 @@ class BootSequence:
             timeout: Seconds until it must be ready. Default: that of the sequence.
 
         Raises:
-            ConfigError: The name is taken, the service is none of these, or the timeout not above 0.
+            ConfigError: The name is taken, the service is none of these, the timeout is not above 0, or it has run.
 
         """
+        if self._running or self._begun:
+            raise ConfigError(
+                f"name={name!r} is not allowed now: the boot sequence has run already; add all steps before"
+            )
         if name in self._steps:
             raise ConfigError(f"name={name!r} is not allowed: there is such a step already; give each its own name")
         if isinstance(depends_on, str):
@@ -87,7 +99,8 @@ class BootSequence:
             raise ConfigError(f"ready={ready!r} is not allowed: give an object with an async wait(), or a function")
         if undo is not None:
             check_callable("undo", undo)
-        limit = self._timeout if timeout is None else _checked_timeout(timeout)
+        limit = self._timeout if timeout is None else timeout
+        check_seconds("timeout", limit)
         self._steps[name] = Step(name, start, undo or stop, ready, tuple(depends_on), limit)
 
     def step(
@@ -131,6 +144,7 @@ class BootSequence:
         if self._running or self._begun:
             raise ConfigError("this boot sequence has run already; stop() it before it runs again")
         self._running = True
+        self._undoing = asyncio.Lock()  # it belongs to the loop in which it was waited for
         self._took = {}
         sorter.prepare()
         began = now()
@@ -162,6 +176,8 @@ class BootSequence:
 
     async def stop(self) -> None:
         """Undo all steps in reverse order. What one of them raises is logged, and the others are undone all the same.
+
+        A second call waits for the end of the first. One that is cancelled leaves the rest to the next call.
 
         Raises:
             ConfigError: It is still starting; cancel `run`, which then undoes what has begun.
@@ -223,11 +239,12 @@ class BootSequence:
 
     async def _undo_all(self) -> list[str]:
         undone: list[str] = []
-        while self._begun:
-            step = self._begun[-1]
-            if step.undo is not None and await self._undo(step, step.undo):
-                undone.append(step.name)
-            self._begun.remove(step)
+        async with self._undoing:
+            while self._begun:
+                step = self._begun[-1]
+                if step.undo is not None and await self._undo(step, step.undo):
+                    undone.append(step.name)
+                self._begun.pop()
         return undone
 
     async def _undo(self, step: Step, undo: Callable[[], Any]) -> bool:
@@ -265,9 +282,3 @@ class BootSequence:
                 self._progress(news)
             except Exception:
                 logger.exception("progress=%s failed", name_of(self._progress))
-
-
-def _checked_timeout(timeout: float) -> float:
-    if not 0 < timeout < math.inf:
-        raise ConfigError(f"timeout={timeout!r} is not allowed: give seconds, more than 0")
-    return timeout

@@ -29,7 +29,7 @@ from safe_broadcaster.bus.events import (
     ViolationCreated,
     payload_of,
 )
-from safe_broadcaster.calling import check_callable
+from safe_broadcaster.checks import check_callable, check_choice
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class WebSocketBroadcaster:
             ConfigError: An argument is none of what is allowed.
 
         """
-        if to not in get_args(Destination):
-            raise ConfigError(f"to={to!r} is not allowed: give 'characteristic' or 'all'")
+        check_choice("to", to, get_args(Destination))
         check_callable("payload", payload)
         self.event_bus.subscribe(event_type, self.send)
         self._routes[event_type] = _Route(message_type, to, payload)

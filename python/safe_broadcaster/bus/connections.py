@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from safe_broadcaster import _core
 from safe_broadcaster.bus.connection import Connection, Socket
 from safe_broadcaster.bus.messages import BadMessage, parse
-from safe_broadcaster.calling import check_timeout
+from safe_broadcaster.checks import check_choice, check_count, check_seconds, check_timeout
+from safe_broadcaster.deadlines import end_tasks, is_alive
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, ConnectRefused
 from safe_broadcaster.hub.sessions import is_connecting
 from safe_broadcaster.metrics import Metric
@@ -74,16 +75,12 @@ class ManagerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is not allowed."""
-        for setting in ("ping_interval", "client_timeout", "batch_interval"):
+        check_seconds("ping_interval", self.ping_interval)
+        for setting in ("client_timeout", "batch_interval"):
             check_timeout(setting, getattr(self, setting))
-        if self.ping_interval is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise ConfigError("ping_interval=None is not allowed: give seconds above 0")
         for setting in ("max_connections", "max_subscriptions", "queue_size"):
-            value = getattr(self, setting)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{setting}={value!r} is not allowed: give a whole number, at least 1")
-        if self.slow not in get_args(Slow):
-            raise ConfigError(f"slow={self.slow!r} is not allowed: give 'disconnect' or 'drop_oldest'")
+            check_count(setting, getattr(self, setting))
+        check_choice("slow", self.slow, get_args(Slow))
 
 
 class ReceivingSocket(Socket, Protocol):
@@ -125,18 +122,14 @@ class ConnectionManager:
 
     async def start(self) -> None:
         """Ping clients from now on; the first client does the same."""
-        task = self._heartbeat
-        if task is None or task.done() or task.get_loop().is_closed():
+        if not is_alive(self._heartbeat):
             self._heartbeat = asyncio.create_task(self._beat(), name="safe_broadcaster connections")
 
     async def stop(self) -> None:
         """Send every client away with 3001, which means that it may come back; what waits for it is sent first."""
         task, self._heartbeat = self._heartbeat, None
-        if task is not None and _is_running(task.get_loop()):
-            task.cancel()
-            await asyncio.wait({task})
-        elif task is not None and not task.get_loop().is_closed():
-            task.get_loop().call_soon_threadsafe(task.cancel)
+        if task is not None:
+            await end_tasks([task])
         ending = [self._end(connection, _STOPS, "the server stops", drain_timeout=1.0) for connection in self._all()]
         await _ended(ending)
 
@@ -156,17 +149,17 @@ class ConnectionManager:
             ConnectRefused: ``max_connections`` are there already; the client was told 1013, try again later.
 
         """
-        with self._lock:
-            full = len(self._connections) >= self.config.max_connections and id(websocket) not in self._connections
-        if full:
-            await websocket.close(_FULL, "too many connections")
-            raise ConnectRefused(f"there are {self.config.max_connections} connections already (max_connections)")
-        await self.start()
-        if is_connecting(websocket):
-            await websocket.accept()
-        with self._lock:
-            if id(websocket) not in self._connections:
-                self._connections[id(websocket)] = Connection(websocket, self.config, self._end)
+        if self._has_room(websocket):
+            await self.start()
+            if is_connecting(websocket):
+                await websocket.accept()
+            with self._lock:  # others may have come while it was accepted
+                if self._has_room(websocket):
+                    if id(websocket) not in self._connections:
+                        self._connections[id(websocket)] = Connection(websocket, self.config, self._end)
+                    return
+        await websocket.close(_FULL, "too many connections")
+        raise ConnectRefused(f"there are {self.config.max_connections} connections already (max_connections)")
 
     async def disconnect(self, websocket: Socket) -> None:
         """Forget a client, and close its socket if it is open."""
@@ -296,6 +289,9 @@ class ConnectionManager:
         yield Metric("connection_dropped", "counter", "Messages that slow clients did not get.", stats["dropped"])
         yield Metric("connection_slow", "counter", "Clients that were sent away as slow.", stats["slow"])
 
+    def _has_room(self, websocket: Socket) -> bool:
+        return len(self._connections) < self.config.max_connections or id(websocket) in self._connections
+
     def _all(self) -> list[Connection]:
         with self._lock:
             return list(self._connections.values())
@@ -316,6 +312,8 @@ class ConnectionManager:
 
     def _subscribe(self, connection: Connection, ids: list[str]) -> None:
         with self._lock:
+            if self._connections.get(id(connection.websocket)) is not connection:
+                return  # sent away meanwhile by a broadcast on another thread
             if len(connection.subscriptions.union(ids)) > self.config.max_subscriptions:
                 raise BadMessage(f"at most {self.config.max_subscriptions} characteristics for one connection")
             connection.subscriptions.update(ids)
@@ -346,7 +344,9 @@ class ConnectionManager:
         self._dropped += connection.inbox.dropped
         if code == _SLOW:
             self._slow += 1
-            logger.warning("a client reads too slowly and is sent away: %d messages wait", len(connection.inbox))
+            waiting = len(connection.inbox)
+            text = "a client reads too slowly and is sent away: %d messages wait"
+            logger.warning(text, waiting, extra={"waiting": waiting, "code": code})
 
         def close() -> asyncio.Task[None]:
             task = asyncio.get_running_loop().create_task(connection.close(code, reason, drain_timeout=drain_timeout))

@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safe_broadcaster.calling import Handler, check_callable, check_timeout, name_of
+from safe_broadcaster.calling import Handler, name_of
+from safe_broadcaster.checks import check_callable, check_timeout
 from safe_broadcaster.exceptions import BroadcastError, ConfigError, QueueFull
 from safe_broadcaster.inbox import Inbox
 from safe_broadcaster.metrics import Metric
@@ -78,6 +80,8 @@ class EventBus:
         self._lock = threading.Lock()
         self._handlers: dict[type, tuple[_Subscription, ...]] = {}
         self._reached: dict[type, tuple[_Subscription, ...]] = {}
+        self._leaving: list[_Subscription] = []
+        """Those that have ended, until their handlers had what they were promised."""
         self._published = self._handled = self._failed = self._dropped_before = 0
         self._new_inbox("event bus")  # a wrong setting is told here
 
@@ -121,8 +125,8 @@ class EventBus:
             if not left:
                 del self._handlers[event_type]
             self._reached = {}
-            in_use = {id(each.inbox) for each in self._all()}
-            self._dropped_before += sum(each.inbox.dropped for each in gone if id(each.inbox) not in in_use)
+            self._leaving += gone
+            self._inboxes_locked()
         return bool(gone)
 
     async def publish(self, event: object) -> int:
@@ -189,7 +193,7 @@ class EventBus:
                 event_type: tuple(_Subscription(each.function, each.run, fresh[id(each.inbox)]) for each in handlers)
                 for event_type, handlers in self._handlers.items()
             }
-            self._reached = {}
+            self._reached, self._leaving = {}, []
             self._dropped_before += sum(inbox.dropped for inbox in old)
         left = await asyncio.gather(*(inbox.close(drain_timeout) for inbox in old))
         for inbox, undone in zip(old, left, strict=True):
@@ -261,7 +265,7 @@ class EventBus:
 
     def _inbox_for(self, handler: Callable[[Any], object]) -> Inbox[tuple[_Subscription, object]]:
         owner = _owner(handler)
-        for each in self._all():
+        for each in itertools.chain(self._all(), self._leaving):
             if _owner(each.function) is owner:
                 return each.inbox
         return self._new_inbox(f"event bus, {name_of(handler)}")
@@ -277,7 +281,11 @@ class EventBus:
             return self._inboxes_locked()
 
     def _inboxes_locked(self) -> list[Inbox[tuple[_Subscription, object]]]:
-        return list({id(each.inbox): each.inbox for each in self._all()}.values())
+        in_use = {id(each.inbox): each.inbox for each in self._all()}
+        over = {id(each.inbox): each.inbox for each in self._leaving if not len(each.inbox)}
+        self._dropped_before += sum(inbox.dropped for which, inbox in over.items() if which not in in_use)
+        self._leaving = [each for each in self._leaving if id(each.inbox) not in over]
+        return list((in_use | {id(each.inbox): each.inbox for each in self._leaving}).values())
 
 
 def _once(handlers: Iterable[_Subscription]) -> tuple[_Subscription, ...]:

@@ -31,11 +31,12 @@ def register(*sources: MetricSource, meter: Meter | None = None) -> None:
     """Have a meter give the numbers of these sources whenever they are collected.
 
     Args:
-        sources: `EventBus`, `ConnectionManager`, `EmitterQueue`, `Aggregator`, or anything else with ``metrics()``.
+        sources: `EventBus`, `ConnectionManager`, `EmitterQueue`, `Aggregator`, `BackgroundTasks` that have their
+            sources, or anything else with ``metrics()``.
         meter: By default one of the program's meter provider, called ``safe_broadcaster``.
 
     Raises:
-        ConfigError: A source has no ``metrics()``.
+        ConfigError: A source has no ``metrics()``, or no numbers yet, of which the meter has to know the names.
 
     """
     meter = meter or metrics.get_meter("safe_broadcaster")
@@ -43,7 +44,10 @@ def register(*sources: MetricSource, meter: Meter | None = None) -> None:
     for source in sources:
         if not hasattr(source, "metrics"):
             raise ConfigError(f"source={source!r} is not allowed: give an EventBus, Aggregator, or the like")
-        known |= {metric.name: metric for metric in source.metrics()}
+        names = {metric.name: metric for metric in source.metrics()}
+        if not names:
+            raise ConfigError(f"source={source!r} is not allowed: it has no numbers yet; add its sources first")
+        known |= names
     for name, metric in known.items():
         create = meter.create_observable_counter if metric.kind == "counter" else meter.create_observable_gauge
         create(f"safe_broadcaster.{name}", [functools.partial(_observe, sources, name)], description=metric.help)

@@ -58,7 +58,8 @@ def register(*sources: MetricSource, registry: CollectorRegistry = REGISTRY) -> 
     """Have a registry give the numbers of these sources.
 
     Args:
-        sources: `EventBus`, `ConnectionManager`, `EmitterQueue`, `Aggregator`, or anything else with ``metrics()``.
+        sources: `EventBus`, `ConnectionManager`, `EmitterQueue`, `Aggregator`, `BackgroundTasks`, or anything else with
+            ``metrics()``.
         registry: By default the one that ``prometheus_client`` serves.
 
     Returns:

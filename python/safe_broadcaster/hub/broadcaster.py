@@ -78,6 +78,7 @@ class EventBroadcaster(TypedBroadcasts):
         self._auth_desk = AuthDesk(auth) if callable(auth) else None
         self._port = port
         self._running = asyncio.Event()
+        self._starting: asyncio.Event | None = None
         self._supervisor: Supervisor | None = None
         self._sessions = Sessions(self._core)
         self.events = EventRegistry()
@@ -90,22 +91,41 @@ class EventBroadcaster(TypedBroadcasts):
     async def start(self) -> None:
         """Listen; connections are accepted when this returns. Starting a running hub does nothing.
 
+        A Redis that is away is tried again for ``bus_timeout``. After that ``bus_down="local"`` begins without it,
+        degraded; otherwise `BusUnavailable` is raised, as it is at once where Redis refuses the password, or the user
+        lacks a right. A start that is cancelled leaves nothing behind.
+
         Raises `ConfigError` for a setting that is not allowed, `ConnectRefused` for an address that cannot be used,
-        `SpillLocked` if another hub has the file at ``log_path``, and `SpillCorrupt` if it cannot be used;
-        `BusUnavailable` if Redis cannot be reached within ``bus_timeout``, or refuses the password.
+        `SpillLocked` if another hub has the file at ``log_path``, `SpillCorrupt` if it cannot be used, and
+        `BroadcasterClosed` if it is stopped meanwhile.
         """
-        if not self._running.is_set():
-            supervisor = Supervisor(self._core, self.config)
-            if self._auth_desk is not None:
-                self._auth_desk.serve(Mailbox.current())
-            desk = self._auth_desk and self._auth_desk.core
-            if self.config.redis_url is None:
-                self._port = self._core.start(self.config, desk)
-            else:  # waits for the network
+        while self._starting is not None:
+            await self._starting.wait()  # somebody else's
+        if self._running.is_set():
+            return
+        self._starting = ended = asyncio.Event()
+        try:
+            await self._start()
+        finally:
+            self._starting = None
+            ended.set()
+
+    async def _start(self) -> None:
+        supervisor = Supervisor(self._core, self.config)
+        if self._auth_desk is not None:
+            self._auth_desk.serve(Mailbox.current())
+        desk = self._auth_desk and self._auth_desk.core
+        if self.config.redis_url is None:
+            self._port = self._core.start(self.config, desk)
+        else:  # waits for the network
+            try:
                 self._port = await asyncio.to_thread(self._core.start, self.config, desk)
-            self._running.set()
-            supervisor.start()
-            self._supervisor = supervisor
+            except asyncio.CancelledError:
+                self._core.abort_start()
+                raise
+        self._running.set()
+        supervisor.start()
+        self._supervisor = supervisor
 
     async def stop(self) -> None:
         """Say goodbye to every session, wait until they have heard it (at most 3 s), and free the port.

@@ -39,7 +39,8 @@ class HubConfig:
     redis_url: str | None = dataclasses.field(default=None, repr=False)
     """Redis (6.2 or newer) over which several hubs share one stream of events: ``redis://[user:password@]host[:port][/db]``,
     ``rediss://…`` with TLS, ``redis+unix:///path``. What is given as ``redis_client`` sets it. None: this hub is
-    alone. Not together with ``log_path``: the stream in Redis is the log then."""
+    alone. Not together with ``log_path``: the stream in Redis is the log then. It has the bounds of the replay, but
+    keeps the last 10 000 events or 64 MiB of them at least, for hubs that have to connect anew."""
     redis_ca: str | os.PathLike[str] | None = None
     """PEM file of the certificates that a ``rediss://`` server's is checked against. None: the system's."""
     channel_name: str = "safe_broadcaster"
@@ -51,7 +52,7 @@ class HubConfig:
     sessions of this hub, under an epoch of their own; other hubs never get them."""
     bus_timeout: float = 5.0
     """How long an event may wait for Redis before its publisher is told: a restart of Redis is no news, and a caller is
-    not held up for long. Also how long the start may take to reach it."""
+    not held up for long. Also for how long a start tries to reach it; ``bus_down="local"`` begins without it then."""
     probe_interval: float = 2.0
     """How often the hub sends itself a message through Redis. If one has not come back when the next is due the
     connection is deaf: it is made anew, and clients are told."""

@@ -32,11 +32,12 @@ def redis_settings(redis_client: object) -> dict[str, Any]:
     if isinstance(redis_client, str):
         return {"redis_url": redis_client}
     pool = _pool(redis_client)
+    if pool is None and hasattr(redis_client, "nodes_manager"):
+        raise _refused(redis_client, "of a cluster its nodes are not told: give redis+cluster://host:port,host:port")
     if pool is None:
         raise _refused(redis_client, "it has no connection_pool")
-    if hasattr(pool, "sentinel_manager"):
-        raise _refused(redis_client, "it asks sentinels: give redis+sentinel://host:port,host:port/service")
-    return _from_kwargs(redis_client, pool.connection_kwargs, pool.connection_class.__name__)
+    settings = _from_kwargs(redis_client, pool.connection_kwargs, pool.connection_class.__name__)
+    return _by_sentinels(redis_client, pool, settings) if hasattr(pool, "sentinel_manager") else settings
 
 
 def _pool(client: object) -> Any:
@@ -64,12 +65,32 @@ def _from_kwargs(client: object, kwargs: Mapping[str, Any], kind: str) -> dict[s
         unknown = [name for name in _TLS if kwargs.get(name) is not None]
         if unknown:
             raise _refused(client, f"{unknown[0]} is not known here: give a rediss:// URL, and redis_ca if needed")
-    host = str(kwargs.get("host", "localhost"))
-    place = f"[{host}]" if ":" in host else host
-    insecure = "#insecure" if tls and kwargs.get("ssl_cert_reqs") in {"none", 0} else ""
-    url = f"{'rediss' if tls else 'redis'}://{login}{place}:{int(kwargs.get('port', 6379))}/{db}{insecure}"
+    place = _bracketed(kwargs.get("host", "localhost"))
+    if tls and kwargs.get("ssl_cert_reqs") in {"none", 0}:
+        raise _refused(client, "ssl_cert_reqs='none' is not possible here: give redis_ca for certificates of your own")
+    url = f"{'rediss' if tls else 'redis'}://{login}{place}:{int(kwargs.get('port', 6379))}/{db}"
     ca = cast("str | None", kwargs.get("ssl_ca_certs")) if tls else None
     return {"redis_url": url} if ca is None else {"redis_url": url, "redis_ca": ca}
+
+
+def _by_sentinels(client: object, pool: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    if not pool.is_master:
+        raise _refused(client, "it reads from replicas: give the one of master_for()")
+    sentinels = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
+    hosts = ",".join(
+        f"{_bracketed(each.get('host', 'localhost'))}:{int(each.get('port', 26379))}" for each in sentinels
+    )
+    login = [(name, _quoted(sentinels[0].get(name))) for name in ("username", "password")]
+    query = "&".join(f"sentinel_{name}={value}" for name, value in login if value)
+    scheme, rest = settings["redis_url"].split("://")
+    at, _, place = rest.rpartition("@")
+    service, db = _quoted(pool.service_name), place.rpartition("/")[2]
+    url = f"{scheme}+sentinel://{at}{'@' if at else ''}{hosts}/{service}/{db}" + (f"?{query}" if query else "")
+    return {**settings, "redis_url": url}
+
+
+def _bracketed(host: object) -> str:
+    return f"[{host}]" if ":" in str(host) else str(host)
 
 
 def _quoted(part: object) -> str:

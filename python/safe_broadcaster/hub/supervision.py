@@ -4,7 +4,7 @@ Every ``supervision_interval`` it asks whether connections are still accepted. I
 circuit breaker. After ``max_recovery_attempts`` in vain the hub is degraded: whoever is connected stays, is told on the
 wire, and goes on receiving what the program itself broadcasts. It goes on trying at the breaker's pace.
 
-It also logs when the certificate or the log on disk fails, and when that is over.
+It also logs when the certificate, the log on disk or the bus to other hubs fails, and when that is over.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger("safe_broadcaster")
 
-_FILES = {
+_PARTS = {
     "tls_error": ("the hub's certificate cannot be used and an older one is: %s", "the hub uses its certificate again"),
     "log_error": ("the hub's log fails, its events stay with their emitters: %s", "the hub's log works again"),
+    "bus_error": ("the hub is cut off from the other hubs: %s", "the hub is one with the other hubs again"),
 }
-"""What the numbers tell of the hub's files, and the words for people who read logs."""
+"""What the numbers tell of the hub's parts, and the words for people who read logs."""
 _TROUBLE = "New connections cannot be accepted at the moment; those that exist go on."
 
 
@@ -54,7 +55,7 @@ class Supervisor:
         )
         self.attempts = 0
         self.degraded = False
-        self._told: dict[str, str | None] = dict.fromkeys(_FILES)
+        self._told: dict[str, str | None] = dict.fromkeys(_PARTS)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -75,7 +76,7 @@ class Supervisor:
 
     async def check(self) -> None:
         """Look once."""
-        self._look_at_files()
+        self._look_at_parts()
         if self._core.is_listening():
             if self.attempts:
                 self._recovered()
@@ -96,9 +97,12 @@ class Supervisor:
         if self.attempts >= self._most:
             self._degrade()
 
-    def _look_at_files(self) -> None:
+    def _look_at_parts(self) -> None:
         numbers: dict[str, Any] = orjson.loads(self._core.stats() or b"{}")
-        for name, (broken, mended) in _FILES.items():
+        bridge: dict[str, Any] = numbers.get("bridge") or {}
+        if bridge.get("degraded"):
+            numbers["bus_error"] = self._told["bus_error"] or bridge.get("error")  # its words change with each attempt
+        for name, (broken, mended) in _PARTS.items():
             error: str | None = numbers.get(name)
             if error == self._told[name]:
                 continue

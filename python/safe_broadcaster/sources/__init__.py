@@ -108,8 +108,8 @@ def conditional(
         fetch: As for `poll`.
         every: As for `poll`.
         event_type: As for `poll`.
-        listening: True: nothing is even fetched while the WebSocket manager has no connection. A function: asked
-            instead. False: always fetched.
+        listening: True: nothing is even fetched while the WebSocket manager has no connection. A function, async or
+            plain: asked instead. False: always fetched.
         significant: A function of the new and the old state that says whether the change is worth an event; or a
             relative threshold, as 0.1 for a tenth: an event is worth it if a number in the state has moved by more
             (`relative_change`), or if anything else has changed at all. Default: any change.

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Union, cast
 import orjson
 
 from safe_broadcaster import _core
+from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.checks import is_number
 from safe_broadcaster.exceptions import ConfigError
 
 __all__ = ["Key", "Memory", "Significant", "relative_change"]
@@ -42,12 +44,19 @@ class Memory:
         if not (key is None or isinstance(key, str) or callable(key)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"key={key!r} is not allowed: give a function, the name of a field, or None")
         if not (
-            significant is None or callable(significant) or (_is_number(significant) and 0 < significant < math.inf)
+            significant is None
+            or callable(significant)
+            or (is_number(significant) and 0 < cast("float", significant) < math.inf)
         ):
             raise ConfigError(
                 f"significant={significant!r} is not allowed: give a relative threshold above 0, as 0.1 for a tenth, "
                 "or a function of the new and the old state"
             )
+        for setting, function in (("key", key), ("significant", significant)):
+            if is_async(function):
+                raise ConfigError(
+                    f"{setting}={name_of(function)} is not allowed: give a plain function, as nobody awaits it"
+                )
         self._key = key
         self._significant = significant
         self._mark: bytes | None = None
@@ -99,7 +108,7 @@ class Memory:
 
 def _moved(new: Any, old: Any, threshold: float) -> bool:
     """Whether a number has moved by more than the threshold, or anything else has changed at all."""
-    if _is_number(new) and _is_number(old):
+    if is_number(new) and is_number(old):
         return relative_change(new, old) > threshold
     if isinstance(new, dict) and isinstance(old, dict):
         ours, theirs = cast("dict[str, Any]", new), cast("dict[str, Any]", old)
@@ -108,7 +117,3 @@ def _moved(new: Any, old: Any, threshold: float) -> bool:
         mine, yours = cast("list[Any]", new), cast("list[Any]", old)
         return len(mine) != len(yours) or any(_moved(a, b, threshold) for a, b in zip(mine, yours, strict=True))
     return new != old
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

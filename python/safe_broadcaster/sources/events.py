@@ -7,9 +7,10 @@ import collections
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.checks import check_choice, check_count
 from safe_broadcaster.exceptions import ConfigError, SourceNotStarted
 from safe_broadcaster.sources.sink import Sink
 from safe_broadcaster.sources.source import Source
@@ -51,17 +52,14 @@ class EventSource(Source):
         max_waiting: int,
         when_full: WhenFull,
     ) -> None:
-        if errors not in {"log", "raise"}:
-            raise ConfigError(f"errors={errors!r} is not allowed: give 'log' or 'raise'")
-        if when_full not in {"drop_newest", "raise"}:
-            raise ConfigError(f"when_full={when_full!r} is not allowed: give 'drop_newest' or 'raise'")
-        if max_waiting < 1:
-            raise ConfigError(f"max_waiting={max_waiting!r} is not allowed: give a whole number, at least 1")
+        check_choice("errors", errors, get_args(Errors))
+        check_choice("when_full", when_full, get_args(WhenFull))
+        check_count("max_waiting", max_waiting)
         sink = None if to is None else Sink(to)
         super().__init__(event_type, topic=topic, name=name or event_type, timeout=timeout)
         self._is_named = name is not None
         self.dropped = 0
-        """Results of plain handlers that were dropped because too many waited."""
+        """Results that were not broadcast: too many of them waited, or the source was stopped."""
         self._errors: Errors = errors
         self._when_full: WhenFull = when_full
         self._max_waiting = max_waiting
@@ -109,9 +107,20 @@ class EventSource(Source):
                     await self._tell(result)
                 except Exception as error:  # noqa: BLE001 - a source outlives whatever its manager raises
                     self._failed(error)
+                except BaseException:  # cancelled
+                    self._waiting.appendleft(result)
+                    raise
             self._bell.clear()
             if not self._waiting:
                 await self._bell.wait()
+
+    def end(self) -> None:
+        """See `Source.end`."""
+        super().end()
+        if self._waiting:  # they would be old news at the next start
+            self.dropped += len(self._waiting)
+            logger.error("source %s was stopped: %d results are not broadcast", self.name, len(self._waiting))
+            self._waiting.clear()
 
     def status(self) -> dict[str, Any]:
         """Return its numbers."""
@@ -149,8 +158,7 @@ class EventSource(Source):
 
     async def _tell(self, result: object) -> None:
         if result is not None:
-            if self.state == "stopped":
-                logger.warning("source %s was stopped: an event is not broadcast", self.name)
+            if self._is_stopped():
                 return
             self._watch()
             await self._broadcast(result)
@@ -158,6 +166,8 @@ class EventSource(Source):
 
     def _put(self, result: object) -> None:
         """Have the result of a plain handler broadcast, from whichever thread it runs in."""
+        if result is not None and self._is_stopped():
+            return
         if len(self._waiting) >= self._max_waiting:
             self.dropped += 1
             full = f"{self._max_waiting} results of {self.name} wait to be broadcast"
@@ -169,6 +179,12 @@ class EventSource(Source):
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the source was stopped
                 self._loop.call_soon_threadsafe(self._bell.set)
+
+    def _is_stopped(self) -> bool:
+        if self.state == "stopped":
+            self.dropped += 1
+            logger.warning("source %s was stopped: an event is not broadcast", self.name)
+        return self.state == "stopped"
 
     def _check(self) -> None:
         if self.state == "new":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
 
 from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.checks import check_number, check_seconds
 from safe_broadcaster.deadlines import Aside, TimedOut, call_here, within
 from safe_broadcaster.exceptions import ConfigError, SourceNotStarted
 from safe_broadcaster.sources.conditions import Key, Memory, Significant
@@ -52,8 +52,8 @@ class PollSource(Source):
     ) -> None:
         if not callable(fetch):
             raise ConfigError(f"fetch={fetch!r} is not allowed: give a function, not what it returns")
-        if not 0 < every < math.inf:
-            raise ConfigError(f"every={every!r} is not allowed: give seconds, more than 0")
+        check_seconds("every", every)
+        check_number("minimum", minimum, 0)
         if not every >= minimum:
             raise ConfigError(
                 f"every={every!r} is not allowed: give at least {minimum:g} s. Use on_event or hybrid for what must be "
@@ -110,7 +110,7 @@ class PollSource(Source):
 
     async def _round(self) -> None:
         try:
-            if not self._is_heard():
+            if not await within(self.timeout, self._is_heard()):
                 self.unheard += 1
                 return
             await self._offer(await self._fetched())
@@ -141,10 +141,10 @@ class PollSource(Source):
             self._memory.keep(seen)
             return True
 
-    def _is_heard(self) -> bool:
+    async def _is_heard(self) -> bool:
         if callable(self._listening):
-            return bool(self._listening())
-        return not self._listening or self._sink is None or self._sink.is_heard()
+            return bool(await call_here(self._listening))
+        return not self._listening or self._sink is None or await self._sink.is_heard()
 
     def _hint(self) -> str:
         return f"{self._fetch_name} returned None each time; let it return the state"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -43,25 +42,28 @@ class Sink:
     async def send(self, event: dict[str, Any], timeout: float) -> None:
         """Broadcast an event, within so many seconds.
 
-        A broadcaster has accepted it at the call. Its outcome is awaited for as long, and need not be known: to send
-        the event again because its link is down would send it twice.
+        A broadcaster has accepted it at the call (unless its memory is full and it is to wait). Its outcome is awaited
+        for as long, and need not be known: to send the event again because its link is down would send it twice.
         """
         if not self._accepts_at_the_call:
             await within(timeout, call_here(self._method, event))
             return
         outcome = self._method(event)
         if inspect.isawaitable(outcome):
-            with contextlib.suppress(TimedOut):
+            try:
                 await within(timeout, asyncio.ensure_future(outcome))
+            except TimedOut:
+                if not getattr(outcome, "is_accepted", True):
+                    raise
 
     def can_tell_listeners(self) -> bool:
         """Whether the target knows if somebody listens."""
         return any(hasattr(self.target, name) for name in ("get_connection_count", "active_connections"))
 
-    def is_heard(self) -> bool:
+    async def is_heard(self) -> bool:
         """Whether somebody listens; True where that cannot be known."""
-        count: Callable[[], int] | None = getattr(self.target, "get_connection_count", None)
+        count: Callable[[], int | Awaitable[int]] | None = getattr(self.target, "get_connection_count", None)
         if count is not None:
-            return count() > 0
+            return await call_here(count) > 0
         connections: Sized | None = getattr(self.target, "active_connections", None)
         return True if connections is None else bool(connections)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
+from safe_broadcaster.checks import check_seconds
 from safe_broadcaster.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Source:
             raise ConfigError(f"event_type={event_type!r} is not allowed: give a text that is not empty")
         if topic is not None and (not isinstance(topic, str) or not topic):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"topic={topic!r} is not allowed: give a text that is not empty, or None")
-        if not 0 < timeout < math.inf:
-            raise ConfigError(f"timeout={timeout!r} is not allowed: give seconds, more than 0")
+        check_seconds("timeout", timeout)
         self.event_type = event_type
         self.topic = topic
         self.name = name
@@ -54,7 +53,7 @@ class Source:
         self.rounds = 0
         """Rounds, or calls, that ended well, whether or not they had something to broadcast."""
         self.failures = 0
-        """Rounds, or calls, that raised or hung."""
+        """Rounds, or calls, that raised or hung, and runs that ended by themselves."""
         self.failures_in_row = 0
         """Those of them since the last one that ended well."""
         self.last_error: str | None = None
@@ -145,7 +144,9 @@ class Source:
 
 async def pause(seconds: float, wake: asyncio.Event) -> None:
     """Wait for so long, or until woken."""
+    waking = asyncio.ensure_future(wake.wait())
     try:
-        await asyncio.wait_for(wake.wait(), seconds)
-    except asyncio.TimeoutError:
-        return
+        # Not `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together with the waking.
+        await asyncio.wait({waking}, timeout=seconds)
+    finally:
+        waking.cancel()

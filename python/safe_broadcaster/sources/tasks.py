@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from safe_broadcaster.calling import is_async, name_of
+from safe_broadcaster.deadlines import end_tasks, is_alive
 from safe_broadcaster.exceptions import ConfigError
 from safe_broadcaster.metrics import Metric
 from safe_broadcaster.sources.sink import Sink
@@ -116,8 +116,12 @@ class BackgroundTasks:
         return source
 
     async def start(self) -> None:
-        """Start all sources, in tasks of the running loop. Starting running ones does nothing."""
-        if self._running:
+        """Start all sources, in tasks of the running loop. Starting running ones does nothing.
+
+        Those whose loop has ended without a `stop` do not run any more, and are started.
+        """
+        self._tasks = {task: source for task, source in self._tasks.items() if is_alive(task)}
+        if self._running and (self._tasks or not self._sources):
             return
         self._running = True
         for source in self._sources:
@@ -129,19 +133,9 @@ class BackgroundTasks:
         self._running = False
         if self._stray_check is not None:
             self._stray_check.cancel()
-        loop = asyncio.get_running_loop()
         tasks = dict(self._tasks)
-        for task in tasks:
-            if task.get_loop() is loop:
-                task.cancel()
-            else:
-                with contextlib.suppress(RuntimeError):  # that loop is closed, and the task with it
-                    task.get_loop().call_soon_threadsafe(task.cancel)
-        ours = {task for task in tasks if task.get_loop() is loop}
-        if ours:
-            _, stuck = await asyncio.wait(ours, timeout=_STOP_GRACE + 1)
-            for task in stuck:
-                logger.error("source %s does not heed its end", tasks[task].name)
+        for task in await end_tasks(tasks, _STOP_GRACE + 1):
+            logger.error("source %s does not heed its end", tasks[task].name)
         for source in self._sources:
             if source.state == "running":
                 source.end()
@@ -186,7 +180,9 @@ class BackgroundTasks:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        source = self._tasks.pop(task)
+        source = self._tasks.pop(task, None)
+        if source is None or source in self._tasks.values():
+            return  # it has been started again meanwhile
         source.end()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("source %s ended for good", source.name, exc_info=error)
@@ -204,6 +200,7 @@ async def _look_after(source: Source) -> None:
             if stuck:
                 logger.error("source %s does not heed its cancellation and is left to itself", source.name)  # noqa: TRY400 - the cancellation is ours
             raise
+        source.failures += 1
         if task.cancelled():
             how = "was cancelled by somebody"
         elif (error := task.exception()) is not None:
@@ -211,6 +208,7 @@ async def _look_after(source: Source) -> None:
             logger.error("source %s %s", source.name, how, exc_info=error)
         else:
             how = "returned; it should loop"
+        source.last_error = how
         logger.warning("source %s %s; it is started again in %g s", source.name, how, _RESTART_AFTER)
         await asyncio.sleep(_RESTART_AFTER)
 

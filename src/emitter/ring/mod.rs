@@ -76,6 +76,8 @@ struct Arena {
     used: Box<[AtomicU64]>,
     /// The file's name is on the disk.
     named: AtomicBool,
+    /// Everything in it is elsewhere, as durable as it was promised to be.
+    ended: AtomicBool,
 }
 
 /// Segments in a row, in use.
@@ -170,7 +172,14 @@ impl Ring {
 
     fn over(memory: Memory, file: Option<(File, PathBuf)>, segments: usize) -> Self {
         let used = (0..segments.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self(Arc::new(Arena { memory, file, segments, used, named: AtomicBool::default() }))
+        Self(Arc::new(Arena {
+            memory,
+            file,
+            segments,
+            used,
+            named: AtomicBool::default(),
+            ended: AtomicBool::default(),
+        }))
     }
 
     /// Whether it outlives the process.
@@ -222,6 +231,9 @@ impl Ring {
             self.0.named.store(true, Ordering::Release);
         }
         if file.metadata()?.nlink() == 0 {
+            if self.0.ended.load(Ordering::Acquire) {
+                return Ok(()); // by us: whoever still waits has what was promised
+            }
             return Err(io::Error::other(format!("{} was removed", path.display())));
         }
         file.sync_data()
@@ -235,11 +247,13 @@ impl Ring {
         }
     }
 
-    /// Removes the file: everything that was in it is elsewhere. One that took its place stays.
+    /// Removes the file: everything that was in it is elsewhere, on the disk too if that was promised. One that took its
+    /// place stays.
     ///
     /// # Errors
     /// The file system's. The next start finds events that the spill knows already, and drops them.
     pub fn remove(&self) -> io::Result<()> {
+        self.0.ended.store(true, Ordering::Release); // before anybody can find it gone
         match &self.0.file {
             Some((_, path)) if self.key().is_some_and(|ours| key_of(&std::fs::metadata(path)) == Some(ours)) => {
                 std::fs::remove_file(path)

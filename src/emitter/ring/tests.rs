@@ -157,6 +157,21 @@ fn a_file_gives_back_what_a_dropped_writer_left() {
 }
 
 #[test]
+fn a_file_that_others_removed_cannot_be_synced_and_one_that_is_no_longer_needed_can() {
+    let home = tempfile::tempdir().expect("writable");
+    let path = home.path().join("x.ring");
+    let ring = Ring::create(&path, 4, &identity(), 3).expect("created");
+    ring.sync().expect("synced");
+    std::fs::remove_file(&path).expect("there");
+    let error = ring.sync().expect_err("nobody would find it");
+    assert!(error.to_string().contains("was removed"), "{error}");
+
+    let ring = Ring::create(&path, 4, &identity(), 3).expect("created");
+    ring.remove().expect("removed");
+    ring.sync().expect("everything in it is elsewhere");
+}
+
+#[test]
 fn a_cut_or_foreign_file_is_read_as_far_as_it_goes() {
     let home = tempfile::tempdir().expect("writable");
     let path = home.path().join("x.ring");

@@ -15,15 +15,19 @@ use super::{Appended, BridgeConfig, Bus, BusDown, Filled, Link, Message, Place, 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::entry::Record;
 use crate::hub::fresh_epoch;
-use crate::hub::ops::{self, Op, Outcome, Reply};
+use crate::hub::ops::{self, Op, Outcome};
 use crate::hub::registry::frame_cost;
 use crate::hub::service::Part;
 use crate::hub::shared::Shared;
+
+/// How long a hub that stops waits for the bus to take back what it held.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A batch that was answered, until the log has its last record.
 struct Answered {
     epoch: String,
     last: u64,
+    since: Duration,
     outcomes: Vec<Outcome>,
 }
 
@@ -31,8 +35,10 @@ struct Answered {
 enum Event<L> {
     Linked(Result<(L, Hearing, Place)>),
     Joined(Result<Place>),
-    Appended(Result<Appended>),
-    Filled(Result<Filled>),
+    /// The batch of this number.
+    Appended(u64, Result<Appended>),
+    /// From this offset on.
+    Filled(u64, Result<Filled>),
     Probed(Result<Place>),
 }
 
@@ -51,11 +57,9 @@ pub(super) struct Driver<B: Bus> {
     batches: Batches,
     answered: VecDeque<Answered>,
     /// The live message of the batch under way, which its answer makes superfluous.
-    echo: Option<Message>,
+    echo: Option<(u64, Message)>,
     /// What the log was told to expect.
     expected: u64,
-    /// What the log doubted when the last probe was sent.
-    doubtful: u64,
     /// The bus is away, and events go on without it.
     local: Option<Local>,
     closing: Option<oneshot::Sender<()>>,
@@ -81,7 +85,6 @@ impl<B: Bus> Driver<B> {
             answered: VecDeque::new(),
             echo: None,
             expected: 0,
-            doubtful: 0,
             local: None,
             closing: None,
         }
@@ -89,6 +92,11 @@ impl<B: Bus> Driver<B> {
 
     pub(super) fn linked(self, link: B::Link, hearing: Hearing) -> Self {
         Self { link: Some(link), hearing: Some(hearing), ..self }
+    }
+
+    /// Begins without the bus.
+    pub(super) fn alone(self) -> Self {
+        Self { local: Some(Local::new()), ..self }
     }
 
     pub(super) fn status(&self) -> Arc<Status> {
@@ -106,12 +114,11 @@ impl<B: Bus> Driver<B> {
             let deadline = self.deadline();
             tokio::select! {
                 op = ops.recv() => self.on_op(op.unwrap_or_else(|| Op::Close { done: oneshot::channel().0 })),
-                Some(event) = self.asked.join_next() => {
-                    // An error means that the task was aborted, or has panicked: the next probe finds out.
-                    if let Ok(event) = event {
-                        self.on_event(&shared, event);
-                    }
-                }
+                Some(event) = self.asked.join_next() => match event {
+                    Ok(event) => self.on_event(&shared, event),
+                    // Nothing else would tell: an attempt to connect has no deadline of the machine's.
+                    Err(error) => self.on_lost(&format!("a question to the bus ended without an answer: {error}")),
+                },
                 message = hear(&mut self.hearing) => self.on_message(&shared, message),
                 () = sleep_until(deadline) => {}
             }
@@ -126,6 +133,10 @@ impl<B: Bus> Driver<B> {
             }
             self.machine.tick(self.now());
         }
+        if let Some(link) = self.link.filter(|_| self.machine.is_up()) {
+            // The others need not wait until what this hub held runs out; if it fails they do.
+            drop(tokio::time::timeout(LEAVE_WITHIN, link.leave()).await);
+        }
         if let Some(done) = self.closing {
             done.send(()).unwrap_or_default(); // nobody may wait for it
         }
@@ -136,8 +147,10 @@ impl<B: Bus> Driver<B> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let oldest = self.batches.oldest().map(|since| since + self.config.bus_timeout);
-        let due = self.machine.deadline().into_iter().chain(oldest).min()?;
+        let answered = self.answered.front().map(|answered| answered.since);
+        let oldest = self.batches.oldest().into_iter().chain(answered).min();
+        let late = oldest.map(|since| since + self.config.bus_timeout);
+        let due = self.machine.deadline().into_iter().chain(late).min()?;
         Some(self.began + due)
     }
 
@@ -155,7 +168,7 @@ impl<B: Bus> Driver<B> {
                 }
             }
             Op::Close { done } => self.closing = Some(done),
-            op => self.batches.push(op, self.now(), false),
+            op => self.batches.push(op, self.now()),
         }
     }
 
@@ -168,28 +181,31 @@ impl<B: Bus> Driver<B> {
                 return;
             }
             Event::Joined(Ok(place)) => return self.machine.joined(&place),
-            Event::Appended(Ok(appended)) => return self.on_appended(appended),
-            Event::Filled(Ok(filled)) => return self.machine.filled(filled),
+            Event::Appended(number, Ok(appended)) => return self.on_appended(number, appended),
+            Event::Appended(number, Err(error)) if error.kind() == ErrorKind::BusRefused => {
+                // The link is good; the batch is tried again when a probe finds that there is room.
+                self.batches.refused(number);
+                return self.machine.refused(now, &error.report());
+            }
+            Event::Filled(from, Ok(filled)) => return self.machine.filled(from, filled),
             Event::Probed(Ok(place)) => {
                 // As a sign of life it counts when it comes round.
-                let doubtful = self.doubtful;
                 return shared.with(|state, _| {
                     if state.log.epoch() == place.epoch {
-                        state.log.judge(doubtful, place.head);
+                        state.log.judge(place.head);
                     }
                 });
             }
             Event::Linked(Err(error))
             | Event::Joined(Err(error))
-            | Event::Appended(Err(error))
-            | Event::Filled(Err(error))
+            | Event::Appended(_, Err(error))
+            | Event::Filled(_, Err(error))
             | Event::Probed(Err(error)) => error,
         };
         self.on_lost(&lost.report());
     }
 
     fn on_lost(&mut self, why: &str) {
-        self.status.write(|stats| stats.error = Some(why.to_owned()));
         self.machine.lost(self.now(), why);
     }
 
@@ -200,33 +216,32 @@ impl<B: Bus> Driver<B> {
         };
         match &message {
             Message::Plain(json) => return self.on_plain(shared, json.clone()),
-            Message::Block { by: (hub, number), .. }
+            Message::Block { by: (hub, number), .. } | Message::Head { by: Some((hub, number)), .. }
                 if **hub == *self.hub && self.batches.under_way() == Some(*number) =>
             {
-                self.echo = Some(message);
+                self.echo = Some((*number, message));
                 return;
             }
             _ => {}
         }
         // What comes next is in order only behind the own batch, whose answer may be late.
-        if let Some(echo) = self.echo.take() {
-            self.machine.heard(echo);
+        self.hear_echo();
+        self.machine.heard(self.now(), message);
+    }
+
+    fn hear_echo(&mut self) {
+        if let Some((_, echo)) = self.echo.take() {
+            self.machine.heard(self.now(), echo);
         }
-        self.machine.heard(message);
     }
 
     fn on_plain(&mut self, shared: &Shared, json: bytes::Bytes) {
         if !self.machine.takes_in() {
             return; // another hub does
         }
-        match crate::hub::record(shared, json, None) {
-            Ok(record) => {
-                let op = Op::Publish { records: vec![record], reply: Reply::new(drop) };
-                self.batches.push(op, self.now(), true);
-                self.status.write(|stats| stats.plain += 1);
-            }
-            Err(_) => self.status.write(|stats| stats.plain_refused += 1),
-        }
+        let record = crate::hub::record(shared, json, None);
+        let taken = record.is_ok_and(|record| self.batches.take_in(record, self.began.elapsed()));
+        self.status.write(|stats| *(if taken { &mut stats.plain } else { &mut stats.plain_refused }) += 1);
     }
 
     /// Does what the machine wants, until it wants nothing more.
@@ -246,15 +261,16 @@ impl<B: Bus> Driver<B> {
                     Action::Tell(trouble) => self.tell(shared, trouble.as_deref()),
                     action => {
                         if matches!(action, Action::Probe(_)) {
-                            self.doubtful = shared.with(|state, _| state.log.doubtful());
+                            shared.with(|state, _| state.log.ask());
                         }
                         self.ask(&action);
                     }
                 }
             }
             while let Some(next) = self.answered.front()
-                && self.machine.has(&next.epoch, next.last)
+                && (self.machine.has(&next.epoch, next.last) || self.is_late(next.since) || self.closing.is_some())
             {
+                // It is in the stream, whether or not what lies before it has come here.
                 outcomes.extend(self.answered.pop_front().into_iter().flat_map(|answered| answered.outcomes));
             }
             self.give_up(shared, &mut outcomes);
@@ -272,19 +288,17 @@ impl<B: Bus> Driver<B> {
     }
 
     fn ask(&mut self, action: &Action) {
-        let within = self.config.bus_timeout;
         match *action {
             Action::Connect => {
                 let (bus, hub, known) = (self.bus.clone(), self.hub.clone(), self.machine.known());
+                let limit = self.config.bus_timeout;
                 self.asked.spawn(async move {
                     let connecting = async {
                         let (link, hearing) = bus.connect(&hub).await?;
                         let place = link.join(&known, &fresh_epoch()?).await?;
                         Ok((link, hearing, place))
                     };
-                    Event::Linked(
-                        tokio::time::timeout(within, connecting).await.unwrap_or_else(|_| Err(silent(within))),
-                    )
+                    Event::Linked(within(limit, connecting).await)
                 });
             }
             Action::Disconnect => {
@@ -299,7 +313,7 @@ impl<B: Bus> Driver<B> {
             }
             Action::Probe(number) => self.over_link(move |link| async move { Event::Probed(link.probe(number).await) }),
             Action::Fill { from, most } => {
-                self.over_link(move |link| async move { Event::Filled(link.fill(from, most).await) });
+                self.over_link(move |link| async move { Event::Filled(from, link.fill(from, most).await) });
             }
             Action::Begin { .. } | Action::Append { .. } | Action::Tell(_) => {} // the caller's
         }
@@ -313,10 +327,7 @@ impl<B: Bus> Driver<B> {
 
     fn tell(&self, shared: &Shared, trouble: Option<&str>) {
         let circuit = self.machine.circuit();
-        self.status.write(|stats| {
-            stats.degraded = trouble.is_some();
-            stats.error = trouble.map(str::to_owned);
-        });
+        self.status.write(|stats| stats.degraded = trouble.is_some());
         shared.with(|state, _| {
             state.service.set_circuit(Part::Bridge, circuit);
             state.trouble(Part::Bridge, trouble.map(|_| self.notice().to_owned()));
@@ -324,9 +335,11 @@ impl<B: Bus> Driver<B> {
     }
 
     fn notice(&self) -> &'static str {
-        match self.config.bus_down {
-            BusDown::Wait => "The bus between the hubs cannot be reached; events wait with their emitters.",
-            BusDown::Local => "The bus between the hubs cannot be reached; events come from this hub only.",
+        match (self.config.bus_down, self.machine.is_refused()) {
+            (BusDown::Wait, false) => "The bus between the hubs cannot be reached; events wait with their emitters.",
+            (BusDown::Wait, true) => "The bus between the hubs takes no events; they wait with their emitters.",
+            (BusDown::Local, false) => "The bus between the hubs cannot be reached; events come from this hub only.",
+            (BusDown::Local, true) => "The bus between the hubs takes no events; they come from this hub only.",
         }
     }
 
@@ -334,6 +347,7 @@ impl<B: Bus> Driver<B> {
         let (counts, machine) = (self.machine.counts(), &self.machine);
         self.status.write(|stats| {
             stats.local = self.local.is_some();
+            stats.error = machine.trouble().map(str::to_owned);
             (stats.up, stats.circuit, stats.intake) = (machine.is_up(), machine.circuit(), machine.takes_in());
             (stats.losses, stats.failures, stats.deaf) = (counts.losses, counts.failures, counts.deaf);
             stats.probes = counts.probes;
@@ -349,18 +363,26 @@ impl<B: Bus> Driver<B> {
         }
         let known = self.machine.known();
         if let Some(batch) = self.batches.next_to_send(known) {
-            self.over_link(|link| async move { Event::Appended(link.append(&batch).await) });
+            self.over_link(|link| async move { Event::Appended(batch.number, link.append(&batch).await) });
         }
     }
 
-    fn on_appended(&mut self, appended: Appended) {
-        self.echo = None;
+    fn on_appended(&mut self, number: u64, appended: Appended) {
+        self.machine.kept();
         let (epoch, first, count) = (appended.epoch.clone(), appended.first, appended.count);
-        let Some(Landed { records, last, outcomes }) = self.batches.land(appended) else { return };
+        // Of a batch that was given up the stream tells.
+        let Some(Landed { records, last, outcomes }) = self.batches.land(number, appended) else { return };
+        if self.echo.as_ref().is_some_and(|(of, _)| *of == number) {
+            self.echo = None;
+        }
         if count > 0 {
             self.machine.offer(&epoch, first, count, Body::Own(records));
         }
-        self.answered.push_back(Answered { epoch, last, outcomes });
+        self.answered.push_back(Answered { epoch, last, since: self.now(), outcomes });
+    }
+
+    fn is_late(&self, since: Duration) -> bool {
+        self.now() >= since + self.config.bus_timeout
     }
 
     /// Takes what waits without the bus. Whoever had a position comes back for one in the hub's own epoch.
@@ -379,17 +401,22 @@ impl<B: Bus> Driver<B> {
     /// Answers what has waited for too long, or would.
     fn give_up(&mut self, shared: &Shared, outcomes: &mut Vec<Outcome>) {
         let now = self.now();
-        let late = self.batches.oldest().is_some_and(|since| now >= since + self.config.bus_timeout);
+        let late = self.batches.oldest().is_some_and(|since| self.is_late(since));
         let away = self.machine.has_given_up(now);
-        if !late && !away && (self.closing.is_none() || self.machine.is_up()) {
+        let ends = self.closing.is_some() && (!self.machine.is_up() || self.machine.is_refused());
+        if !late && !away && !ends {
             return;
         }
-        let cause = self.status.read().error.map_or_else(String::new, |error| format!(": {error}"));
+        let cause = self.machine.trouble().map_or_else(String::new, |why| format!(": {why}"));
         outcomes.extend(self.batches.give_up_flight(&cause));
-        if away && self.config.bus_down == BusDown::Local && self.closing.is_none() {
+        let local = self.config.bus_down == BusDown::Local && self.closing.is_none();
+        if local && away && self.machine.may_leave() {
             self.go_on_alone(shared, outcomes);
         }
-        outcomes.extend(self.batches.give_up_waiting(&cause));
+        // Without the bus nothing that waits has a chance; with it, what came just now has.
+        let all = ends || (away && !local);
+        let Some(since) = (if all { Some(now) } else { now.checked_sub(self.config.bus_timeout) }) else { return };
+        outcomes.extend(self.batches.give_up_waiting(since, &cause));
     }
 }
 
@@ -410,8 +437,12 @@ fn heard(shared: &Shared, records: Vec<Record>, outcomes: &mut Vec<Outcome>) {
     }
 }
 
-fn silent(within: Duration) -> Error {
-    Error::new(ErrorKind::BusDown, format!("the bus did not answer within {} s", within.as_secs_f64()))
+/// Waits so long, and no longer.
+pub(super) async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
+        let message = format!("the bus did not answer within {} s", limit.as_secs_f64());
+        Err(Error::new(ErrorKind::BusDown, message))
+    })
 }
 
 async fn hear(hearing: &mut Option<Hearing>) -> Option<Message> {

@@ -11,12 +11,16 @@ use std::time::Duration;
 use fastrand::Rng;
 
 pub use super::action::{Action, Body};
+pub use super::status::Counts;
+use super::trouble::Trouble;
 use super::{Filled, Known, Message, Place};
 use crate::backoff::Backoff;
 use crate::breaker::Breaker;
 
 /// How many bytes may wait behind a gap; what comes beyond is read from the stream when it is its turn.
 const WAITING_BYTES: usize = 16 << 20;
+/// What a block that waits costs beside its records.
+const BLOCK_BYTES: usize = 128;
 /// About how many bytes one read of the stream is to bring.
 const FILL_BYTES: usize = 2 << 20;
 /// Most blocks in one read, and how many in the first.
@@ -61,9 +65,7 @@ pub struct Machine {
     backoff: Backoff,
     breaker: Breaker,
     phase: Phase,
-    /// Since when the bus is away.
-    down_since: Option<Duration>,
-    told: bool,
+    trouble: Trouble,
     epoch: String,
     run: String,
     /// The offset that the log takes next.
@@ -72,40 +74,23 @@ pub struct Machine {
     heard: u64,
     waiting: BTreeMap<u64, (u64, Body)>,
     waiting_bytes: usize,
-    /// The stream is being read, and had this offset at least when it was asked.
-    filling: Option<u64>,
+    /// The stream is being read from the first of these offsets on, and had the second at least when it was asked.
+    filling: Option<(u64, u64)>,
     fill_most: usize,
     joining: bool,
-    /// The log holds something else at the moment.
+    /// The log holds something else, until the bus can be used again.
     left: bool,
     probes: u64,
     /// How many came back over this link.
     proven: u32,
-    /// The probe that has not come back.
-    probe: Option<u64>,
+    /// The probe that has not come back, and what the stream had at least when it was sent.
+    probe: Option<(u64, u64)>,
     next_probe: Duration,
     /// It was due when the next one was.
     overdue: bool,
     intake: bool,
     actions: VecDeque<Action>,
     counts: Counts,
-}
-
-/// What happened so far. Each only grows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Links lost that had worked for a while.
-    pub losses: u64,
-    /// Attempts to make one in vain, those among them that broke at once.
-    pub failures: u64,
-    /// Gaps for which the stream was read.
-    pub fills: u64,
-    /// Probes that came back.
-    pub probes: u64,
-    /// Links given up because one did not.
-    pub deaf: u64,
-    /// How often the log began anew, the start not counted.
-    pub restarts: u64,
 }
 
 impl Machine {
@@ -118,8 +103,7 @@ impl Machine {
             backoff: Backoff::new(BACKOFF_INITIAL.min(settings.cooldown), settings.cooldown, 2.0, 0.5),
             breaker: Breaker::new(settings.attempts, settings.cooldown),
             phase: Phase::Down { at: Duration::ZERO },
-            down_since: None,
-            told: false,
+            trouble: Trouble::default(),
             epoch: String::new(),
             run: String::new(),
             next: 1,
@@ -185,13 +169,31 @@ impl Machine {
     /// Whether a batch may be sent.
     #[must_use]
     pub fn may_append(&self) -> bool {
-        self.is_up() && !self.joining
+        self.is_up() && !self.joining && !self.left && !self.trouble.refuses()
     }
 
-    /// Whether the bus has been away for so long that nothing waits for it any more.
+    /// Whether the bus cannot be used, and for so long that nothing waits for it any more.
     #[must_use]
     pub fn has_given_up(&self, now: Duration) -> bool {
-        self.down_since.is_some_and(|since| now >= since + self.settings.bus_timeout)
+        self.trouble.lasts(now, self.settings.bus_timeout)
+    }
+
+    /// Whether the log may hold something else: not while a link is about to prove itself, or has.
+    #[must_use]
+    pub fn may_leave(&self) -> bool {
+        self.left || !self.is_linked() || self.trouble.refuses()
+    }
+
+    /// What is the matter with the bus, if something is.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.why()
+    }
+
+    /// Whether the bus answers, and does not keep what it is given.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.trouble.refuses()
     }
 
     /// Whether this hub takes in what others publish without a sequencer.
@@ -215,15 +217,19 @@ impl Machine {
     /// When [`Machine::tick`] is to be called at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        match self.phase {
+        let next = match self.phase {
             Phase::Down { at } => Some(at),
             Phase::Connecting => None,
             Phase::Proving | Phase::Up => Some(self.next_probe),
-        }
+        };
+        next.into_iter().chain(self.trouble.due(self.settings.probe_interval)).min()
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Duration) {
+        if self.trouble.due(self.settings.probe_interval).is_some_and(|due| now >= due) {
+            self.tell(); // an attempt to connect may hang for long
+        }
         match self.phase {
             Phase::Down { at } if now >= at => {
                 if let Some(until) = self.breaker.forbids(now) {
@@ -249,7 +255,7 @@ impl Machine {
         }
     }
 
-    /// The log goes on without the bus: when that is back it begins anew, with what the stream has.
+    /// The log goes on without the bus: when that can be used again it begins anew, with what the stream has.
     pub fn leave(&mut self) {
         self.left = true;
         self.waiting.clear();
@@ -260,8 +266,24 @@ impl Machine {
     pub fn connected(&mut self, now: Duration, place: &Place) {
         self.phase = Phase::Proving;
         self.proven = 0;
-        self.joined(place);
+        if !self.left {
+            self.joined(place); // otherwise when the link has proven itself: whoever is here comes back only once
+        }
         self.send_probe(now);
+    }
+
+    /// The bus does not keep what it is given, and is there.
+    pub fn refused(&mut self, now: Duration, why: &str) {
+        if self.trouble.refuse(now, why) {
+            self.tell();
+        }
+    }
+
+    /// A batch was kept.
+    pub fn kept(&mut self) {
+        if self.trouble.kept() {
+            self.recovered();
+        }
     }
 
     /// The stream is here.
@@ -272,7 +294,7 @@ impl Machine {
             self.counts.restarts += u64::from(!self.epoch.is_empty());
             self.epoch.clone_from(&place.epoch);
             self.waiting.clear();
-            (self.waiting_bytes, self.heard) = (0, 0);
+            (self.waiting_bytes, self.heard, self.filling) = (0, 0, None);
             self.begin(place.head.saturating_sub(self.settings.keep));
         }
         self.hear(place.head);
@@ -286,7 +308,7 @@ impl Machine {
     }
 
     /// Something was heard.
-    pub fn heard(&mut self, message: Message) {
+    pub fn heard(&mut self, now: Duration, message: Message) {
         if !self.is_linked() {
             return; // of a link that was given up: the bus may have gone on without it
         }
@@ -294,34 +316,54 @@ impl Machine {
             Message::Block { epoch, block, .. } => {
                 self.offer(&epoch, block.first, block.count, Body::Encoded(block.records));
             }
-            Message::Head { epoch, head } => self.hear_of(&epoch, head),
-            Message::Probe { number, place } => {
-                if self.probe != Some(number) {
-                    return; // of an earlier link
+            Message::Head { epoch, head, .. } => self.hear_of(&epoch, head),
+            Message::Probe { number, place } => self.probed(now, number, &place),
+            Message::Free => {
+                if self.is_up() && self.probe.is_none() {
+                    self.send_probe(now);
                 }
-                self.probe = None;
-                self.intake = place.intake;
-                self.proven = self.proven.saturating_add(1);
-                self.counts.probes += 1;
-                if self.has_lasted() {
-                    self.backoff.reset();
-                }
-                if matches!(self.phase, Phase::Proving) {
-                    self.phase = Phase::Up;
-                    self.down_since = None;
-                    self.breaker.confirmed();
-                    if std::mem::take(&mut self.told) {
-                        self.actions.push_back(Action::Tell(None));
-                    }
-                }
-                self.hear_of(&place.epoch, place.head);
             }
             Message::Plain(_) => {} // the driver's
         }
     }
 
+    fn probed(&mut self, now: Duration, number: u64, place: &Place) {
+        // One of an earlier link does not count.
+        let Some((_, known)) = self.probe.take_if(|(sent, _)| *sent == number) else { return };
+        self.intake = place.intake;
+        self.proven = self.proven.saturating_add(1);
+        self.counts.probes += 1;
+        self.phase = Phase::Up;
+        self.breaker.confirmed();
+        if self.has_lasted() {
+            self.backoff.reset();
+        }
+        match &place.refuses {
+            Some(why) => self.refused(now, why),
+            None if self.trouble.probed() => self.recovered(),
+            None => {}
+        }
+        if place.epoch == self.epoch && place.head < known {
+            return self.rejoin(); // it fell back
+        }
+        self.hear_of(&place.epoch, place.head);
+    }
+
+    /// The bus can be used.
+    fn recovered(&mut self) {
+        if self.trouble.end() {
+            self.actions.push_back(Action::Tell(None));
+        }
+        if self.left {
+            self.rejoin();
+        }
+    }
+
     /// The bus keeps records at these offsets.
     pub fn offer(&mut self, epoch: &str, first: u64, count: u64, body: Body) {
+        if self.left {
+            return;
+        }
         if epoch != self.epoch {
             return self.rejoin();
         }
@@ -337,18 +379,22 @@ impl Machine {
                 && *entry.key() <= self.next
             {
                 let (first, (count, body)) = entry.remove_entry();
-                self.waiting_bytes -= body.bytes();
+                self.waiting_bytes -= BLOCK_BYTES + body.bytes();
                 self.take(first, count, body);
             }
         } else if self.waiting_bytes + body.bytes() <= WAITING_BYTES && !self.waiting.contains_key(&first) {
-            self.waiting_bytes += body.bytes();
+            self.waiting_bytes += BLOCK_BYTES + body.bytes();
             self.waiting.insert(first, (count, body));
         }
     }
 
-    /// The stream was read.
-    pub fn filled(&mut self, filled: Filled) {
-        let asked = self.filling.take().unwrap_or(0);
+    /// The stream was read from this offset on.
+    pub fn filled(&mut self, from: u64, filled: Filled) {
+        // What was asked for in another epoch, from another place, says nothing about this one.
+        let Some((_, asked)) = self.filling.take_if(|(asked_from, _)| *asked_from == from) else { return };
+        if self.left {
+            return;
+        }
         if filled.place.epoch != self.epoch || filled.place.head < asked {
             return self.rejoin(); // another stream, or one that fell back
         }
@@ -383,6 +429,9 @@ impl Machine {
     }
 
     fn hear_of(&mut self, epoch: &str, head: u64) {
+        if self.left {
+            return;
+        }
         if epoch == self.epoch { self.hear(head) } else { self.rejoin() }
     }
 
@@ -403,7 +452,7 @@ impl Machine {
 
     fn look_for_gap(&mut self) {
         if self.next <= self.heard && self.filling.is_none() && !self.joining && self.is_linked() {
-            self.filling = Some(self.heard);
+            self.filling = Some((self.next, self.heard));
             self.counts.fills += 1;
             self.actions.push_back(Action::Fill { from: self.next, most: self.fill_most });
         }
@@ -421,7 +470,7 @@ impl Machine {
     pub fn send_probe(&mut self, now: Duration) {
         self.probes += 1;
         self.overdue = false;
-        self.probe = Some(self.probes);
+        self.probe = Some((self.probes, if self.left { 0 } else { self.heard }));
         self.next_probe = now + self.settings.probe_interval;
         self.actions.push_back(Action::Probe(self.probes));
     }
@@ -430,7 +479,7 @@ impl Machine {
         let worked = self.is_up() && self.has_lasted();
         self.actions.push_back(Action::Disconnect);
         (self.filling, self.joining, self.intake, self.probe) = (None, false, false, None);
-        self.down_since.get_or_insert(now);
+        self.trouble.begin(now, why);
         let pause = if worked {
             self.counts.losses += 1;
             Duration::ZERO
@@ -442,8 +491,11 @@ impl Machine {
         self.phase = Phase::Down { at: now + pause };
         // A link that is lost and made again at once is no news.
         if tell || !worked {
-            self.told = true;
-            self.actions.push_back(Action::Tell(Some(why.to_owned())));
+            self.tell();
         }
+    }
+
+    fn tell(&mut self) {
+        self.actions.push_back(Action::Tell(Some(self.trouble.tell())));
     }
 }

@@ -34,6 +34,12 @@ struct Inside {
     up: bool,
     /// How many answers to batches will be lost on their way back.
     lose_answers: usize,
+    /// It answers, and keeps nothing.
+    full: bool,
+    /// It holds back the answers to batches, and to reads of the stream.
+    holds: [bool; 2],
+    /// The next attempts to connect panic.
+    explode: usize,
 }
 
 struct Hearer {
@@ -58,8 +64,16 @@ impl MemoryBus {
     /// An empty bus.
     #[must_use]
     pub fn new() -> Self {
-        let inside =
-            Inside { sequencer: Sequencer::new(KEEP), hearers: Vec::new(), life: 1, up: true, lose_answers: 0 };
+        let inside = Inside {
+            sequencer: Sequencer::new(KEEP),
+            hearers: Vec::new(),
+            life: 1,
+            up: true,
+            lose_answers: 0,
+            full: false,
+            holds: [false; 2],
+            explode: 0,
+        };
         Self { inside: Arc::new(Mutex::new(inside)), started: Instant::now() }
     }
 
@@ -94,6 +108,32 @@ impl MemoryBus {
     /// Does the next batches and loses the answers.
     pub fn lose_answers(&self, next: usize) {
         self.inside.lock().lose_answers = next;
+    }
+
+    /// Takes nothing any more, and answers, until it has room again.
+    pub fn fill_up(&self, full: bool) {
+        self.inside.lock().full = full;
+    }
+
+    /// Does what it is told, and holds the answers to batches back until it lets them go.
+    pub fn hold_answers(&self, holds: bool) {
+        self.inside.lock().holds[0] = holds;
+    }
+
+    /// Holds what is read of the stream back until it lets it go.
+    pub fn hold_reads(&self, holds: bool) {
+        self.inside.lock().holds[1] = holds;
+    }
+
+    async fn held(&self, which: usize) {
+        while self.inside.lock().holds[which] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The next attempts to connect panic.
+    pub fn explode(&self, attempts: usize) {
+        self.inside.lock().explode = attempts;
     }
 
     /// Goes on as a copy of itself without the last blocks.
@@ -131,6 +171,11 @@ impl Bus for MemoryBus {
 
     async fn connect(&self, hub: &str) -> Result<(MemoryLink, Hearing)> {
         let mut inside = self.inside.lock();
+        if inside.explode > 0 {
+            inside.explode -= 1;
+            drop(inside);
+            panic!("as a test has ordered");
+        }
         if !inside.up {
             return Err(away());
         }
@@ -165,12 +210,15 @@ impl Link for MemoryLink {
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended> {
-        self.with(|inside, _| {
+        let appended = self.with(|inside, _| {
+            if inside.full {
+                return Err(Error::new(ErrorKind::BusRefused, FULL));
+            }
             let (appended, block) = inside.sequencer.append(&self.hub, batch, inside.hearers.len() as u64);
             if let Some(block) = block {
                 let epoch = appended.epoch.clone();
                 inside.tell(&if block.records.len() > LARGEST_BLOCK {
-                    Message::Head { epoch, head: block.last() }
+                    Message::Head { epoch, head: block.last(), by: Some((self.hub.to_string(), batch.number)) }
                 } else {
                     Message::Block { epoch, by: (self.hub.to_string(), batch.number), block }
                 });
@@ -180,16 +228,21 @@ impl Link for MemoryLink {
             }
             inside.lose_answers -= 1;
             Err(away())
-        })?
+        })??;
+        self.bus.held(0).await;
+        Ok(appended)
     }
 
     async fn fill(&self, from: u64, most: usize) -> Result<Filled> {
-        self.with(|inside, _| inside.sequencer.fill(from, most))
+        let filled = self.with(|inside, _| inside.sequencer.fill(from, most));
+        self.bus.held(1).await;
+        filled
     }
 
     async fn probe(&self, number: u64) -> Result<Place> {
         self.with(|inside, now| {
-            let place = inside.sequencer.probe(&self.hub, now, LEASE);
+            let refuses = inside.full.then(|| FULL.to_owned());
+            let place = Place { refuses, ..inside.sequencer.probe(&self.hub, now, LEASE) };
             let message = Message::Probe { number, place: place.clone() };
             inside
                 .hearers
@@ -197,7 +250,17 @@ impl Link for MemoryLink {
             place
         })
     }
+
+    async fn leave(&self) -> Result<()> {
+        self.with(|inside, _| {
+            if inside.sequencer.leave(&self.hub) {
+                inside.tell(&Message::Free);
+            }
+        })
+    }
 }
+
+const FULL: &str = "the bus within the process is full";
 
 fn away() -> Error {
     Error::new(ErrorKind::BusDown, "the bus within the process is stopped")

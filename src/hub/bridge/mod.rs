@@ -25,6 +25,7 @@ mod open;
 pub mod redis;
 pub mod sequencer;
 mod status;
+mod trouble;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -51,7 +52,8 @@ pub struct BridgeConfig {
     /// What happens while it cannot be reached. Default [`BusDown::Wait`]: nothing is lost.
     pub bus_down: BusDown,
     /// How long an event may wait for the bus before its publisher is told, and how long the bus may be away before
-    /// `bus_down` applies. Default 5 s: a restart of Redis is no news, and a caller is not held up for long.
+    /// `bus_down` applies; at a start, how long it is tried. Default 5 s: a restart of Redis is no news, and a caller is
+    /// not held up for long.
     pub bus_timeout: Duration,
     /// How often a probe is sent through the live messages; one that has not come back when the next is due means that
     /// the connection is deaf, and it is made anew. Default 2 s.
@@ -118,6 +120,8 @@ pub struct Place {
     pub run: String,
     /// Whether this hub takes in what others publish without a sequencer, at the moment.
     pub intake: bool,
+    /// Why nothing can be appended, where a probe found that out.
+    pub refuses: Option<String>,
 }
 
 /// Why an op may append, checked by the sequencer.
@@ -259,6 +263,8 @@ pub enum Message {
         epoch: String,
         /// Up to this offset.
         head: u64,
+        /// By the hub of this name, in its batch of this number, if that is known.
+        by: Option<(String, u64)>,
     },
     /// The hub's own probe.
     Probe {
@@ -269,6 +275,8 @@ pub enum Message {
     },
     /// Somebody published an event without a sequencer.
     Plain(Bytes),
+    /// Nobody takes those in any more: the next hub that probes does.
+    Free,
 }
 
 /// A bus to which links can be made.
@@ -286,14 +294,20 @@ pub trait Link: Clone + Send + Sync + 'static {
     /// its epoch then.
     fn join(&self, known: &Known, fresh: &str) -> impl Future<Output = Result<Place>> + Send;
 
-    /// Judges, numbers and keeps a batch, and sends it to all hubs, as one step.
+    /// Judges, numbers and keeps a batch, and sends it to all hubs, as one step. [`ErrorKind::BusRefused`] if the bus is
+    /// there and does not keep it: the link is good, and the batch may be tried again over it.
+    ///
+    /// [`ErrorKind::BusRefused`]: crate::error::ErrorKind::BusRefused
     fn append(&self, batch: &Batch) -> impl Future<Output = Result<Appended>> + Send;
 
     /// Reads at most so many blocks, from the one that has this offset, or else the next, on.
     fn fill(&self, from: u64, most: usize) -> impl Future<Output = Result<Filled>> + Send;
 
-    /// Sends a probe through the live messages.
+    /// Sends a probe through the live messages. It tries to write, too.
     fn probe(&self, number: u64) -> impl Future<Output = Result<Place>> + Send;
+
+    /// Gives back what only one hub can have, and tells the others.
+    fn leave(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// A hub's end of its bridge.

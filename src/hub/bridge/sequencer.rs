@@ -11,6 +11,9 @@ use super::{Appended, Batch, Claim, Filled, Judged, Known, Place, Stretch};
 /// follows.
 pub const LEASE_PROBES: u32 = 3;
 
+/// How many lives of the bus are remembered.
+const LIVES: usize = 32;
+
 #[derive(Clone, Debug)]
 struct Mark {
     session: String,
@@ -23,10 +26,12 @@ struct Mark {
 pub struct Sequencer {
     epoch: String,
     head: u64,
-    /// Which life of the bus this is, and where its stream stood when it began: a bus that fell back to a copy of itself
-    /// may have lost what came last.
+    /// Who leads the bus.
     run: String,
-    base: u64,
+    /// The last lives of the bus, and where its stream stood when each began: a copy that takes over may lack what came
+    /// last. They are numbered, because who led before may lead again.
+    lives: VecDeque<(String, u64)>,
+    life: u64,
     blocks: VecDeque<Stretch>,
     keep: u64,
     marks: HashMap<String, Mark>,
@@ -45,7 +50,7 @@ impl Sequencer {
     /// Where the stream is.
     #[must_use]
     pub fn place(&self) -> Place {
-        Place { epoch: self.epoch.clone(), head: self.head, run: self.run.clone(), intake: false }
+        Place { epoch: self.epoch.clone(), head: self.head, ..Place::default() }
     }
 
     /// A hub joins in this life of the bus.
@@ -55,13 +60,24 @@ impl Sequencer {
         }
         if self.run != run {
             run.clone_into(&mut self.run);
-            self.base = self.head;
+            self.life += 1;
+            self.lives.push_back((format!("{run}/{}", self.life), self.head));
+            if self.lives.len() > LIVES {
+                self.lives.pop_front();
+            }
         }
-        let sound = if known.run == run { self.head } else { self.base };
-        if self.epoch == known.epoch && sound < known.head {
+        if self.epoch == known.epoch && self.shared(&known.run) < known.head {
             self.found(fresh);
         }
-        self.place()
+        let here = self.lives.back().map(|(life, _)| life.clone()).unwrap_or_default();
+        Place { run: here, ..self.place() }
+    }
+
+    /// How far this stream is the same as it was in a life: to the lowest head at which one began since. Of a life that it
+    /// does not know nothing can be said.
+    fn shared(&self, life: &str) -> u64 {
+        let since = self.lives.iter().position(|(known, _)| known == life);
+        since.map_or(0, |since| self.lives.iter().skip(since + 1).map(|(_, began)| *began).fold(self.head, u64::min))
     }
 
     /// Judges, numbers and keeps a batch; the block is to be sent to all hubs, which are so many.
@@ -119,6 +135,11 @@ impl Sequencer {
         Place { intake: free, ..self.place() }
     }
 
+    /// A hub leaves; returns whether it took in what others publish.
+    pub fn leave(&mut self, hub: &str) -> bool {
+        self.lease.take_if(|(holder, _)| holder == hub).is_some()
+    }
+
     /// Forgets everything, as somebody does who empties a Redis.
     pub fn flush(&mut self) {
         *self = Self::new(self.keep);
@@ -141,7 +162,7 @@ impl Sequencer {
 
     fn found(&mut self, fresh: &str) {
         fresh.clone_into(&mut self.epoch);
-        (self.head, self.base) = (0, 0);
+        self.head = 0;
         self.blocks.clear();
     }
 

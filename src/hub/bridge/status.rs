@@ -15,7 +15,7 @@ pub struct BridgeStats {
     pub degraded: bool,
     /// Whether events are local: they go to the sessions of this hub only.
     pub local: bool,
-    /// What happened last, if it was bad; without passwords.
+    /// What is the matter with the bus, if something is; without passwords.
     pub error: Option<String>,
     /// State of the breaker: `closed`, `open` or `half_open`.
     pub circuit: &'static str,
@@ -41,6 +41,23 @@ pub struct BridgeStats {
     pub plain_refused: u64,
     /// Ops that wait for the bus.
     pub waiting: usize,
+}
+
+/// What happened so far. Each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Links lost that had worked for a while.
+    pub losses: u64,
+    /// Attempts to make one in vain, those among them that broke at once.
+    pub failures: u64,
+    /// Gaps for which the stream was read.
+    pub fills: u64,
+    /// Probes that came back.
+    pub probes: u64,
+    /// Links given up because one did not.
+    pub deaf: u64,
+    /// How often the log began anew, the start not counted.
+    pub restarts: u64,
 }
 
 /// See [`BridgeStats`]. Written by the driver, read by anybody.

@@ -125,23 +125,184 @@ fn whoever_comes_and_goes_all_the_time_is_told_of_once_in_a_look() {
     assert_eq!(look(&mut presence, 0), []);
 }
 
+fn event(kind: &str, topic: &str) -> Record {
+    Record::event(format!(r#"{{"type":"{kind}","topic":"{topic}"}}"#).into()).expect("valid")
+}
+
 #[test]
 fn an_engine_that_has_moved_to_another_hub_is_not_called_dead_by_the_one_it_left() {
     let mut presence = presence();
-    let other = |kind: &str, topic: &str| {
-        Record::event(format!(r#"{{"type":"{kind}","topic":"{topic}"}}"#).into()).expect("valid")
-    };
     hear(&mut presence, "x", BEAT, "ada", 0);
     hear(&mut presence, "x", BEAT, "atlas", 0);
     hear(&mut presence, "x", BEAT, "", 0);
     assert_eq!(look(&mut presence, 1).len(), 3);
-    let heard = [other(BEAT, "ada"), other(BEAT, "stranger"), other(BEAT, ""), other("graph.delta.node", "atlas")];
+    let heard = [event(BEAT, "ada"), event(BEAT, "stranger"), event(BEAT, ""), event("graph.delta.node", "atlas")];
     presence.overhear(&heard, Duration::from_secs(40));
     let dead = look(&mut presence, 61);
     assert_eq!(dead, [("x:".into(), Freshness::Dead), ("x:atlas".into(), Freshness::Dead)]);
-    assert_eq!(counts(&presence, 61), (1, 0, 2));
-    presence.overhear(&[other("graph.delta.heartbeat.gone", "ada")], Duration::from_secs(62));
-    assert_eq!(look(&mut presence, 62), [("x:ada".into(), Freshness::Gone)]);
+    assert_eq!(counts(&presence, 61), (2, 0, 2));
+    presence.overhear(&[event("graph.delta.heartbeat.gone", "ada")], Duration::from_secs(62));
+    assert_eq!(look(&mut presence, 62), [], "the other hub tells that");
+    assert_eq!(counts(&presence, 62), (1, 0, 2));
+}
+
+/// Hubs that share a stream, each of which looks at another moment, and hears what the others do some time later.
+struct Hubs {
+    hubs: Vec<Option<Presence>>,
+    lag: u64,
+    now: u64,
+    /// What is under way, and when it comes.
+    stream: Vec<(u64, Record)>,
+    told: Vec<(usize, u64, String, Freshness)>,
+}
+
+impl Hubs {
+    fn new(count: usize, lag: u64) -> Self {
+        let hubs = (0..count).map(|_| Some(presence())).collect();
+        Self { hubs, lag, now: 0, stream: Vec::new(), told: Vec::new() }
+    }
+
+    fn send(&mut self, record: Record) {
+        self.stream.push((self.now + self.lag, record));
+    }
+
+    /// An engine says something to a hub.
+    fn say(&mut self, hub: usize, kind: &str, topic: &str) {
+        if let Some(presence) = &mut self.hubs[hub] {
+            presence.hear(&"x".into(), &[event(kind, topic)], Duration::from_millis(self.now));
+            self.send(event(kind, topic));
+        }
+    }
+
+    /// Lets milliseconds pass.
+    fn pass(&mut self, time: u64) {
+        for _ in 0..time / 10 {
+            self.now += 10;
+            let now = Duration::from_millis(self.now);
+            let (came, later) = std::mem::take(&mut self.stream).into_iter().partition(|(at, _)| *at <= self.now);
+            self.stream = later;
+            let came: Vec<Record> = came.into_iter().map(|(_, record)| record).collect();
+            for n in 0..self.hubs.len() {
+                let Some(presence) = &mut self.hubs[n] else { continue };
+                presence.overhear(&came, now);
+                // Each second, at another moment of it.
+                if self.now % 1000 == 310 * n as u64 {
+                    for heart in presence.look(now) {
+                        self.told.push((n, self.now / 1000, heart.topic.to_string(), heart.state));
+                        let told = Record::event(heart.event().into()).expect("valid");
+                        self.stream.push((self.now + self.lag, told));
+                    }
+                }
+            }
+        }
+    }
+
+    fn states(&self) -> Vec<Freshness> {
+        self.told.iter().map(|(.., state)| *state).collect()
+    }
+
+    fn counts(&self, hub: usize) -> (usize, usize, usize) {
+        let summary = self.hubs[hub].as_ref().expect("alive").summary(9, Duration::from_millis(self.now));
+        (summary.active, summary.late, summary.dead)
+    }
+}
+
+#[test]
+fn hubs_that_share_a_stream_all_know_an_engine_and_tell_of_it_once() {
+    for lag in [0, 50, 400, 3000] {
+        let mut hubs = Hubs::new(3, lag);
+        for _ in 0..4 {
+            hubs.say(1, BEAT, "ada");
+            hubs.pass(30_000);
+            assert_eq!([0, 1, 2].map(|hub| hubs.counts(hub)), [(1, 0, 0); 3], "lag {lag}");
+        }
+        let heart = &hubs.hubs[0].as_ref().expect("alive").summary(9, Duration::from_millis(hubs.now)).hearts[0];
+        assert_eq!((&*heart.emitter, &*heart.topic), ("x", "ada"), "the news have brought its name");
+        hubs.pass(20_000);
+        assert_eq!(hubs.counts(2), (0, 1, 0));
+        hubs.pass(60_000);
+        assert_eq!([0, 1, 2].map(|hub| hubs.counts(hub)), [(0, 0, 1); 3]);
+        hubs.say(1, BEAT, "ada");
+        hubs.pass(10_000);
+        hubs.say(1, "graph.delta.heartbeat.gone", "ada");
+        hubs.pass(200_000);
+        assert_eq!([0, 1, 2].map(|hub| hubs.counts(hub)), [(0, 0, 0); 3]);
+        let want = [Freshness::Active, Freshness::Late, Freshness::Dead, Freshness::Active, Freshness::Gone];
+        assert_eq!(hubs.states(), want, "lag {lag}: {:?}", hubs.told);
+        assert!(hubs.told.iter().all(|(hub, ..)| *hub == 1));
+    }
+}
+
+#[test]
+fn an_engine_that_moves_between_hubs_is_never_late_and_its_end_is_told_once() {
+    let mut hubs = Hubs::new(3, 50);
+    for n in 0..10 {
+        hubs.say(n % 3, BEAT, "ada");
+        hubs.pass(30_000);
+    }
+    assert_eq!(hubs.states(), [Freshness::Active]);
+    hubs.pass(100_000);
+    assert_eq!(hubs.states(), [Freshness::Active, Freshness::Late, Freshness::Dead]);
+    assert!(hubs.told[1..].iter().all(|(hub, ..)| *hub == 0), "by the one that it was at: {:?}", hubs.told);
+    hubs.say(2, BEAT, "ada");
+    hubs.pass(10_000);
+    assert_eq!(hubs.told[3..], [(2, hubs.told[3].1, "ada".into(), Freshness::Active)]);
+}
+
+#[test]
+fn an_engine_that_dies_with_its_hub_is_told_of_by_another_once() {
+    let mut hubs = Hubs::new(3, 50);
+    hubs.say(0, BEAT, "ada");
+    hubs.pass(20_000);
+    hubs.hubs[0] = None;
+    hubs.pass(100_000);
+    let told: Vec<_> = hubs.told.iter().map(|(_, second, _, state)| (*second, *state)).collect();
+    assert_eq!(told, [(1, Freshness::Active), (50, Freshness::Late), (65, Freshness::Dead)]);
+}
+
+#[test]
+fn a_hub_that_comes_later_repeats_nothing_that_was_told() {
+    let mut hubs = Hubs::new(2, 0);
+    let late = hubs.hubs[1].take();
+    for topic in ["ada", "dead", "gone"] {
+        hubs.say(0, BEAT, topic);
+    }
+    hubs.say(0, "graph.delta.heartbeat.gone", "gone");
+    hubs.pass(30_000);
+    hubs.say(0, BEAT, "ada");
+    hubs.pass(35_000);
+    hubs.say(0, BEAT, "ada");
+    hubs.pass(1000);
+    assert_eq!(hubs.states().len(), 4, "two are active, one is late and dead, ada is not: {:?}", hubs.told);
+    // Its first look at the world is what the stream still has, in one go.
+    hubs.hubs[1] = late;
+    let mut history = Vec::new();
+    for (kind, topic) in [(BEAT, "ada"), (BEAT, "dead"), (BEAT, "gone"), ("graph.delta.heartbeat.gone", "gone")] {
+        history.push(event(kind, topic));
+    }
+    for (kind, silent) in [("active", 0), ("late", 46), ("dead", 61)] {
+        let json = format!(r#"{{"type":"presence.{kind}","topic":"dead","data":{{"emitter":"x","silent":{silent}}}}}"#);
+        history.push(Record::event(json.into()).expect("valid"));
+    }
+    hubs.hubs[1].as_mut().expect("alive").overhear(&history, Duration::from_secs(1));
+    let before = hubs.told.len();
+    let summary = hubs.hubs[1].as_ref().expect("alive").summary(9, Duration::from_secs(1));
+    assert_eq!((summary.active, summary.late, summary.dead), (1, 0, 1));
+    let news = hubs.hubs[1].as_mut().expect("alive").look(Duration::from_secs(2));
+    assert_eq!((news.len(), hubs.told.len()), (0, before));
+}
+
+#[test]
+fn a_hub_that_was_wrong_is_corrected_by_the_one_that_knows_better() {
+    let mut presence = presence();
+    hear(&mut presence, "x", BEAT, "ada", 0);
+    let [active] = &presence.look(Duration::ZERO)[..] else { panic!("one") };
+    let echo = Record::event(active.event().into()).expect("valid");
+    presence.overhear(&[echo], Duration::ZERO);
+    let dead = Heart { state: Freshness::Dead, silent: 61.0, ..active.clone() };
+    presence.overhear(&[Record::event(dead.event().into()).expect("valid")], Duration::from_secs(1));
+    assert_eq!(look(&mut presence, 1), [("x:ada".into(), Freshness::Active)]);
+    assert_eq!(look(&mut presence, 2), []);
 }
 
 #[test]

@@ -10,7 +10,11 @@
 //! * `{"mode":"paced","rate":R,"seconds":S}`: R events per second, whatever comes back → latencies in microseconds;
 //! * `{"mode":"replay","hello":TEXT,"events":E}`: N more subscribers, all at once, each saying TEXT and wanting E events
 //!   → frames per second;
+//! * `{"mode":"receive","events":E}`: waits until each has E events, whoever publishes them → frames per second from the
+//!   first to the last;
 //! * `{"mode":"rest","seconds":S}`: reads what comes.
+//!
+//! With `--publish ""` it has no publisher, and the first two are not to be asked for.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
@@ -42,6 +46,7 @@ struct Run {
     frames: u64,
     latencies: Option<Vec<u32>>,
     all: u32,
+    first: Option<Instant>,
 }
 
 struct Fan {
@@ -184,6 +189,7 @@ impl Run {
                 let Some(digits) = payload.get(at..at + DIGITS) else { return };
                 let number = digits.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit.wrapping_sub(b'0')));
                 self.frames += 1;
+                self.first.get_or_insert_with(Instant::now);
                 if let Some(seen) = self.seen.get_mut(number) {
                     *seen += 1;
                     self.complete += u64::from(*seen == self.all);
@@ -302,6 +308,22 @@ fn replay(fan: &mut Fan, path: &str, hello: &str, wanted: u64, all: usize) -> io
     ))
 }
 
+fn receive(fan: &mut Fan, wanted: u64, all: usize) -> String {
+    let mut events = Events::with_capacity(1024);
+    fan.run = Run::default();
+    let (start, total) = (Instant::now(), wanted * all as u64);
+    while fan.run.frames < total && start.elapsed() < Duration::from_mins(1) {
+        fan.turn(&mut events, Duration::from_millis(100));
+    }
+    let took = fan.run.first.map_or(0.0, |first| first.elapsed().as_secs_f64());
+    format!(
+        "{{\"frames per second\":{:.0},\"frames\":{},\"lost\":{}}}",
+        fan.run.frames as f64 / took,
+        fan.run.frames,
+        total.saturating_sub(fan.run.frames)
+    )
+}
+
 fn main() -> io::Result<()> {
     let port: u16 = option("port", 0);
     let subscribers: usize = option("subscribers", 100);
@@ -322,7 +344,9 @@ fn main() -> io::Result<()> {
         run: Run::default(),
     };
     let start = Instant::now();
-    fan.connect(&publish, None, true)?;
+    if !publish.is_empty() {
+        fan.connect(&publish, None, true)?;
+    }
     for _ in 0..subscribers {
         fan.connect(&subscribe, Some(&hello).filter(|text| !text.is_empty()).map(String::as_str), false)?;
     }
@@ -340,6 +364,7 @@ fn main() -> io::Result<()> {
             "closed" => closed(&mut fan, &template, number("window") as u64, number("seconds"), readers),
             "paced" => paced(&mut fan, &template, number("rate"), number("seconds"), readers),
             "replay" => replay(&mut fan, &subscribe, text("hello"), number("events") as u64, subscribers)?,
+            "receive" => receive(&mut fan, number("events") as u64, readers),
             "rest" => {
                 let start = Instant::now();
                 while start.elapsed().as_secs_f64() < number("seconds") {

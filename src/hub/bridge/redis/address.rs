@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::secret::Secret;
 
 const ALLOWED: &str = "give redis://[user:password@]host[:port][/db], rediss://… for TLS, redis+unix:///path, \
-                       redis+sentinel://[user:password@]host[:port],…/service[/db], or \
+                       redis+sentinel://[user:password@]host[:port],…/service[/db][?sentinel_password=…], or \
                        redis+cluster://[user:password@]host[:port],…";
 
 /// See the module.
@@ -28,6 +28,8 @@ enum Form {
     Sentinel {
         nodes: Vec<String>,
         service: String,
+        /// How to speak to them.
+        asked: Target,
         target: Target,
     },
     /// Any node knows which one has a key.
@@ -46,9 +48,8 @@ struct Target {
 }
 
 impl Target {
-    fn url(&self, place: &str, login: bool) -> String {
-        let login = if login { self.login.expose() } else { "" };
-        format!("{}://{login}{place}/{}", self.scheme, self.db)
+    fn url(&self, place: &str) -> String {
+        format!("{}://{}{place}/{}", self.scheme, self.login.expose(), self.db)
     }
 }
 
@@ -86,22 +87,22 @@ impl Address {
     pub(super) async fn client(&self, key: &str) -> Result<Client> {
         let made = match &self.form {
             Form::Single(info) => self.open(info.clone()),
-            Form::Sentinel { nodes, service, target } => {
+            Form::Sentinel { nodes, service, asked, target } => {
                 let mut ask = cmd("SENTINEL");
                 ask.arg("GET-MASTER-ADDR-BY-NAME").arg(service);
-                let ((host, port), _): ((String, u16), _) = self.first_answer(nodes, target, false, &ask).await?;
-                self.open_url(&target.url(&place(&host, port), true))
+                let ((host, port), _): ((String, u16), _) = self.first_answer(nodes, asked, &ask).await?;
+                self.open_url(&target.url(&place(&host, port)))
             }
             Form::Cluster { nodes, target } => {
                 let (slot, _): (u16, _) =
-                    self.first_answer(nodes, target, true, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await?;
-                let (slots, node) = self.first_answer(nodes, target, true, cmd("CLUSTER").arg("SLOTS")).await?;
+                    self.first_answer(nodes, target, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await?;
+                let (slots, node) = self.first_answer(nodes, target, cmd("CLUSTER").arg("SLOTS")).await?;
                 let owner = first_of_each(slots).into_iter().find(|(from, to, _)| (*from..=*to).contains(&slot));
                 let (_, _, (host, port)) = owner.ok_or_else(|| self.away("no node has the slot of the stream"))?;
                 // A node that does not know its own name is where it was found.
                 let found = node.rsplit_once(':').map_or(node, |(host, _)| host);
                 let place = if host.is_empty() { format!("{found}:{port}") } else { place(&host, port) };
-                self.open_url(&target.url(&place, true))
+                self.open_url(&target.url(&place))
             }
         };
         made.map_err(|error| self.away(&error.to_string()))
@@ -112,13 +113,12 @@ impl Address {
         &self,
         nodes: &'a [String],
         target: &Target,
-        login: bool,
         ask: &Cmd,
     ) -> Result<(T, &'a str)> {
         let mut why = String::from("there is no node");
         for node in nodes {
             let asked = async {
-                let client = self.open_url(&target.url(node, login))?;
+                let client = self.open_url(&target.url(node))?;
                 ask.query_async(&mut client.get_multiplexed_async_connection().await?).await
             };
             match asked.await {
@@ -154,6 +154,9 @@ fn refused(why: &str) -> Error {
 fn single(url: &str) -> Result<(Form, String)> {
     let mut shown = url::Url::parse(url).map_err(|error| refused(&error.to_string()))?;
     let info = url.into_connection_info().map_err(|error| refused(&error.to_string()))?;
+    if shown.fragment() == Some("insecure") {
+        return Err(refused("#insecure is not possible: certificates are checked, those of your own against redis_ca"));
+    }
     if shown.password().is_some() {
         // An error means that this kind of URL has no password.
         shown.set_password(Some("***")).unwrap_or_default();
@@ -164,6 +167,7 @@ fn single(url: &str) -> Result<(Form, String)> {
 
 fn several(scheme: &str, url: &str) -> Result<(Form, String)> {
     let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     let sentinel = scheme.ends_with("sentinel");
@@ -174,20 +178,39 @@ fn several(scheme: &str, url: &str) -> Result<(Form, String)> {
     let (service, db) = if sentinel { path.split_once('/').unwrap_or((path, "")) } else { ("", path) };
     let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| refused("the database is a number"))? };
     let secure = if scheme.starts_with("rediss") { "rediss" } else { "redis" };
-    let at = if login.is_empty() { String::new() } else { format!("{login}@") };
-    let target = Target { scheme: secure, login: Secret::new(at), db };
+    let of = |login: &str| Secret::new(if login.is_empty() { String::new() } else { format!("{login}@") });
+    let target = Target { scheme: secure, login: of(login), db };
+    let asked = Target { scheme: secure, login: of(&sentinels_login(query, sentinel)?), db: 0 };
     if nodes.is_empty() || (sentinel && service.is_empty()) {
         return Err(refused("it names no node, or no service"));
     }
     for node in &nodes {
         // Not the error, which could show the password.
-        target.url(node, true).into_connection_info().map_err(|_| refused("a node or the login is malformed"))?;
+        for of in [&target, &asked] {
+            of.url(node).into_connection_info().map_err(|_| refused("a node or a login is malformed"))?;
+        }
     }
     let user = login.split_once(':').map_or(login, |(user, _)| user);
     let hidden = if login.is_empty() { String::new() } else { format!("{user}:***@") };
     let shown = format!("{scheme}://{hidden}{hosts}/{path}");
     let service = service.to_owned();
-    Ok((if sentinel { Form::Sentinel { nodes, service, target } } else { Form::Cluster { nodes, target } }, shown))
+    Ok((
+        if sentinel { Form::Sentinel { nodes, service, asked, target } } else { Form::Cluster { nodes, target } },
+        shown,
+    ))
+}
+
+/// How sentinels want to be greeted: `sentinel_username` and `sentinel_password` of the query.
+fn sentinels_login(query: &str, sentinel: bool) -> Result<String> {
+    let (mut user, mut password) = ("", "");
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("sentinel_username", given)) if sentinel => user = given,
+            Some(("sentinel_password", given)) if sentinel => password = given,
+            _ => return Err(refused("its query has something else than sentinel_username and sentinel_password")),
+        }
+    }
+    Ok(if user.is_empty() && password.is_empty() { String::new() } else { format!("{user}:{password}") })
 }
 
 fn place(host: &str, port: u16) -> String {
@@ -224,13 +247,15 @@ mod tests {
             ("rediss://:s3cret@h/1", "rediss://:***@h/1"),
             ("redis+unix:///run/r.sock?pass=s3cret", "redis+unix:///run/r.sock"),
             ("redis+sentinel://:s3cret@a,b:7000/main/3", "redis+sentinel://:***@a,b:7000/main/3"),
+            ("redis+sentinel://a/main?sentinel_password=s3cret", "redis+sentinel://a/main"),
             ("redis+cluster://u:s3@cret@a:1,b", "redis+cluster://u:***@a:1,b/"),
         ] {
             assert_eq!(shown(url), want);
         }
         let address = Address::parse("redis+sentinel://:s3cret@a,[::1]:7000/main/3", None).expect("valid");
         assert_eq!(address.database(), 3);
-        let Form::Sentinel { nodes, service, .. } = &address.form else { panic!("a sentinel") };
+        let Form::Sentinel { nodes, service, asked, target } = &address.form else { panic!("a sentinel") };
+        assert_eq!((&*asked.url("a:1"), &*target.url("a:1")), ("redis://a:1/0", "redis://:s3cret@a:1/3"));
         assert_eq!((&nodes[..], &**service), (&["a:26379".to_owned(), "[::1]:7000".to_owned()][..], "main"));
     }
 
@@ -243,6 +268,9 @@ mod tests {
             "redis+sentinel://:s3cret@a",
             "redis+cluster://:s3cret@/",
             "redis+sentinel://a/m/x",
+            "redis+sentinel://a/m?password=s3cret",
+            "redis+cluster://a?sentinel_password=s3cret",
+            "rediss://:s3cret@h/0#insecure",
         ] {
             let error = shown(url);
             assert!(error.contains("redis_client is no URL of a Redis") && !error.contains("s3cret"), "{url}: {error}");

@@ -6,13 +6,16 @@
 //!
 //! | key, in one cluster slot | |
 //! |---|---|
-//! | `{sb1:<channel>}:meta` | hash: epoch, head, and in which life of Redis the head was where |
+//! | `{sb1:<channel>}:meta` | hash: epoch, head, bytes of the stream, and in which life of Redis the head was where |
 //! | `{sb1:<channel>}:stream` | one entry for each batch, its id the offset of its last record |
+//! | `{sb1:<channel>}:sizes` | list: last offset, bytes and time of each entry of the stream, by which it is bounded |
 //! | `{sb1:<channel>}:marks`, `:seen` | mark and session of each emitter; when it was heard of last |
-//! | `{sb1:<channel>}:hub:<name>` | the last batch of a hub and what became of it, for an hour |
+//! | `{sb1:<channel>}:hub:<name>` | the last batch of a hub and what became of it, for two hours |
 //! | `{sb1:<channel>}:intake` | the hub that takes in plain events |
+//! | `{sb1:<channel>}:rehearsal:…` | all of them once more, for a moment: whether the user has all rights |
 
 mod address;
+mod rights;
 mod wire;
 
 use std::fmt;
@@ -27,21 +30,25 @@ use redis::{AsyncConnectionConfig, Cmd, RedisError, ServerErrorKind, Value, cmd,
 
 use super::hearing::{self, Hearing, Speaker};
 use super::sequencer::LEASE_PROBES;
-use super::{Appended, Batch, Bus, Claim, Filled, Known, Link, Message, Place};
+use super::{Appended, Batch, Bus, Claim, Entry, Filled, Known, Link, Message, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::emitters::REMEMBERED;
 use crate::secret::Secret;
 use address::Address;
+use rights::{failure, is_passing};
 
 const APPEND: &str = include_str!("append.lua");
 const JOIN: &str = include_str!("join.lua");
 const PROBE: &str = include_str!("probe.lua");
+const LEAVE: &str = include_str!("leave.lua");
 
 /// Larger blocks are only announced, and read from the stream by every hub: Redis cuts off a subscriber for whom 32 MiB
 /// wait, or 8 MiB for a minute.
 const LARGEST_MESSAGE: usize = 256 << 10;
 /// The stream keeps so many records at least, however few a hub replays: gaps are filled from it.
 const KEPT_AT_LEAST: usize = 10_000;
+/// And of so many bytes, if they are that many: some seconds of a busy stream, for a hub that has to connect anew.
+const BYTES_AT_LEAST: usize = 64 << 20;
 
 /// Where a Redis is, and what on it is ours.
 #[derive(Clone, Debug)]
@@ -53,8 +60,12 @@ pub struct RedisConfig {
     pub channel: String,
     /// PEM file of the certificates that the server's is checked against. Default the system's.
     pub ca: Option<PathBuf>,
-    /// How many records the stream keeps at least.
+    /// How many records the stream keeps; 10 000 at least.
     pub keep: usize,
+    /// How many bytes of them at most; 64 MiB at least.
+    pub keep_bytes: usize,
+    /// For how long at most; `None`: as long as the other bounds allow.
+    pub keep_age: Option<Duration>,
     /// How often hubs probe: the lease of the one that takes in plain events is three of these.
     pub probe_interval: Duration,
 }
@@ -72,6 +83,9 @@ struct Names {
     live: String,
     plain: String,
     keep: usize,
+    keep_bytes: usize,
+    /// In seconds; 0 for ever.
+    keep_age: u64,
     lease: Duration,
 }
 
@@ -90,6 +104,8 @@ impl RedisBus {
             live,
             plain: config.channel.clone(),
             keep: config.keep.max(KEPT_AT_LEAST),
+            keep_bytes: config.keep_bytes.max(BYTES_AT_LEAST),
+            keep_age: config.keep_age.map_or(0, |age| age.as_secs_f64().ceil() as u64),
             lease: config.probe_interval * LEASE_PROBES,
         };
         Ok(Self { address, names: Arc::new(names) })
@@ -106,13 +122,13 @@ impl Bus for RedisBus {
     type Link = RedisLink;
 
     async fn connect(&self, hub: &str) -> Result<(RedisLink, Hearing)> {
-        let failed = |error: RedisError| failure(&format!("cannot use the Redis at {}", self.address), &error);
+        let failed = |error: RedisError| failure(&format!("cannot use the Redis at {}", self.address), &error, "");
         let client = self.address.client(&format!("{}:meta", self.names.prefix)).await?;
         let probes = format!("{}:probe:{hub}", self.names.live);
         let (mut sink, stream) = client.get_async_pubsub().await.map_err(failed)?.split();
         sink.subscribe(&[&self.names.live, &probes, &self.names.plain]).await.map_err(failed)?;
-        // No time-outs of single answers: a probe tells whether answers come.
-        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        // No time-outs of its own: a probe tells whether answers come, and whoever connects waits no longer than it wants.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
         let mut loading = pipe();
         for script in [APPEND, JOIN, PROBE] {
@@ -125,16 +141,17 @@ impl Bus for RedisBus {
             .try_into()
             .map_err(|_| misunderstood("SCRIPT LOAD"))?;
         let [append, join, probe] = hashes;
-        // A user without INFO never learns of a new life; then only the head tells.
-        let info: Result<String, RedisError> = cmd("INFO").arg("server").query_async(&mut connection).await;
-        let run = info.ok().and_then(|info| run_id(&info)).unwrap_or_else(|| "unknown".to_owned());
+        let info: String = cmd("INFO").arg("server").query_async(&mut connection).await.map_err(failed)?;
+        // One that is no Redis may not tell: then a life that lost something is known by its head alone.
+        let run = run_id(&info).unwrap_or_else(|| "unknown".to_owned());
+        let scripts = Arc::new(Scripts { append, join, probe });
+        let link =
+            RedisLink { connection, scripts, names: self.names.clone(), hub: hub.into(), probes, run: run.into() };
+        let rehearsed = link.rehearse().await.or_else(|error| if is_passing(&error) { Ok(()) } else { Err(error) });
+        rehearsed.map_err(|error| failure(&format!("cannot use the Redis at {}", self.address), &error, APPEND))?;
         let (speaker, hearing) = hearing::channel();
         drop(tokio::spawn(listen(stream, sink, speaker, self.names.clone())));
-        let scripts = Arc::new(Scripts { append, join, probe });
-        Ok((
-            RedisLink { connection, scripts, names: self.names.clone(), hub: hub.into(), probes, run: run.into() },
-            hearing,
-        ))
+        Ok((link, hearing))
     }
 }
 
@@ -196,74 +213,112 @@ impl RedisLink {
 
     /// Runs a script, and brings it back if Redis has lost it.
     async fn run(&self, hash: &str, source: &str, keys: &[String], args: impl Fn(&mut Cmd)) -> Result<String> {
-        let call = |verb: &str, script: &str| {
-            let mut call = cmd(verb);
-            call.arg(script).arg(keys.len()).arg(keys);
-            args(&mut call);
-            call
-        };
         let mut connection = self.connection.clone();
-        let answer = match call("EVALSHA", hash).query_async(&mut connection).await {
+        let answer = match call("EVALSHA", hash, keys, &args).query_async(&mut connection).await {
             Err(error) if error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript) => {
-                call("EVAL", source).query_async(&mut connection).await
+                call("EVAL", source, keys, &args).query_async(&mut connection).await
             }
             answer => answer,
         };
-        answer.map_err(|error| failure("Redis refused a step of the bridge", &error))
+        answer.map_err(|error| failure("Redis refused a step of the bridge", &error, source))
     }
+
+    fn keys_of_a_batch(&self, place: &str) -> [String; 7] {
+        let hub = format!("hub:{}", self.hub);
+        ["meta", "stream", "marks", "seen", &hub, "intake", "sizes"].map(|name| self.key(&format!("{place}{name}")))
+    }
+
+    fn batch(&self, call: &mut Cmd, batch: &Batch, live: &str, remember: usize, keep_bytes: usize) {
+        let names = &self.names;
+        call.arg(&*self.hub).arg(batch.number).arg(&batch.known.epoch).arg(batch.known.head).arg(&batch.fresh);
+        call.arg(names.keep).arg(LARGEST_MESSAGE).arg(live).arg(remember).arg(keep_bytes).arg(names.keep_age);
+        for entry in &batch.entries {
+            match &entry.claim {
+                Claim::Turn { emitter, session, from, upto } => {
+                    call.arg("turn").arg(&**emitter).arg(session).arg(*from).arg(*upto);
+                }
+                Claim::Hello { emitter, session, epoch, floor } => {
+                    call.arg("hello").arg(&**emitter).arg(session).arg(epoch).arg(*floor);
+                }
+                Claim::Plain => drop(call.arg("plain").arg("").arg("").arg("").arg("")),
+                Claim::Intake => drop(call.arg("intake").arg("").arg("").arg("").arg("")),
+            }
+            call.arg(entry.count).arg(&entry.records[..]);
+        }
+    }
+
+    /// Appends a batch to a stream of its own, reads it, and leaves no trace: what the user may not do is told now, and not
+    /// by the first event.
+    async fn rehearse(&self) -> Result<(), RedisError> {
+        let keys = self.keys_of_a_batch("rehearsal:");
+        let claim = Claim::Hello { emitter: "e".into(), session: "s".to_owned(), epoch: "1".to_owned(), floor: 0 };
+        let records = Bytes::from_static(&[0; 8]);
+        let entries = vec![
+            Entry { claim, count: 0, records: Bytes::new() },
+            Entry { claim: Claim::Plain, count: 2, records },
+            Entry { claim: Claim::Intake, count: 0, records: Bytes::new() },
+        ];
+        let batch = |number| Batch { number, known: Known::default(), fresh: "f".to_owned(), entries: entries.clone() };
+        let live = format!("{}:rehearsal", self.names.live);
+        let mut all = pipe();
+        for (number, verb, script) in [(1, "EVALSHA", &*self.scripts.append), (2, "EVAL", APPEND)] {
+            // Nothing is kept and nobody remembered, so that something is trimmed and somebody forgotten.
+            let args = |call: &mut Cmd| self.batch(call, &batch(number), &live, 0, 0);
+            all.add_command(call(verb, script, &keys, &args));
+        }
+        all.cmd("XRANGE").arg(&keys[1]).arg("-").arg("+").arg("COUNT").arg(1);
+        all.cmd("HMGET").arg(&keys[0]).arg("epoch");
+        all.cmd("DEL").arg(&keys);
+        all.query_async::<Vec<Value>>(&mut self.connection.clone()).await.map(drop)
+    }
+}
+
+fn call(verb: &str, script: &str, keys: &[String], args: &impl Fn(&mut Cmd)) -> Cmd {
+    let mut call = cmd(verb);
+    call.arg(script).arg(keys.len()).arg(keys);
+    args(&mut call);
+    call
 }
 
 impl Link for RedisLink {
     async fn join(&self, known: &Known, fresh: &str) -> Result<Place> {
-        let keys = [self.key("meta"), self.key("stream")];
+        let keys = ["meta", "stream", "sizes"].map(|name| self.key(name));
         let args = |call: &mut Cmd| {
             call.arg(&known.epoch).arg(known.head).arg(&known.run).arg(&*self.run).arg(fresh);
         };
         let answer = self.run(&self.scripts.join, JOIN, &keys, args).await?;
-        wire::as_place(&answer, &self.run).ok_or_else(|| misunderstood("the join"))
+        wire::as_joined(&answer).ok_or_else(|| misunderstood("the join"))
     }
 
     async fn append(&self, batch: &Batch) -> Result<Appended> {
-        let hub = format!("hub:{}", self.hub);
-        let keys = ["meta", "stream", "marks", "seen", &hub, "intake"].map(|name| self.key(name));
-        let args = |call: &mut Cmd| {
-            call.arg(&*self.hub).arg(batch.number).arg(&batch.known.epoch).arg(batch.known.head).arg(&batch.fresh);
-            call.arg(self.names.keep).arg(LARGEST_MESSAGE).arg(&self.names.live).arg(REMEMBERED);
-            for entry in &batch.entries {
-                match &entry.claim {
-                    Claim::Turn { emitter, session, from, upto } => {
-                        call.arg("turn").arg(&**emitter).arg(session).arg(*from).arg(*upto);
-                    }
-                    Claim::Hello { emitter, session, epoch, floor } => {
-                        call.arg("hello").arg(&**emitter).arg(session).arg(epoch).arg(*floor);
-                    }
-                    Claim::Plain => drop(call.arg("plain").arg("").arg("").arg("").arg("")),
-                    Claim::Intake => drop(call.arg("intake").arg("").arg("").arg("").arg("")),
-                }
-                call.arg(entry.count).arg(&entry.records[..]);
-            }
-        };
+        let keys = self.keys_of_a_batch("");
+        let names = &self.names;
+        let args = |call: &mut Cmd| self.batch(call, batch, &names.live, REMEMBERED, names.keep_bytes);
         let answer = self.run(&self.scripts.append, APPEND, &keys, args).await?;
         wire::as_appended(&answer, batch.entries.len()).ok_or_else(|| misunderstood("a batch"))
     }
 
     async fn fill(&self, from: u64, most: usize) -> Result<Filled> {
+        // No transaction: a Redis without memory refuses those, and what it has must still be read. Whatever is read
+        // between two looks at the same epoch belongs to it, for none comes twice.
         let mut reading = pipe();
-        // Of one moment: between two commands another epoch could begin.
-        reading.atomic();
-        reading.cmd("HMGET").arg(self.key("meta")).arg("epoch").arg("head");
-        reading.cmd("XRANGE").arg(self.key("stream")).arg(format!("{from}-0")).arg("+").arg("COUNT").arg(most);
-        let answer: ((Option<String>, Option<u64>), Vec<Value>) = reading
+        let (meta, stream) = (self.key("meta"), self.key("stream"));
+        reading.cmd("HMGET").arg(&meta).arg("epoch").arg("head");
+        reading.cmd("XRANGE").arg(stream).arg(format!("{from}-0")).arg("+").arg("COUNT").arg(most);
+        reading.cmd("HMGET").arg(&meta).arg("epoch").arg("head");
+        let (before, entries, after): (Look, Vec<Value>, Look) = reading
             .query_async(&mut self.connection.clone())
             .await
-            .map_err(|error| failure("Redis refused to give a stretch of the stream", &error))?;
-        let ((epoch, head), entries) = answer;
-        let place = Place {
+            .map_err(|error| failure("Redis refused to give a stretch of the stream", &error, ""))?;
+        let as_place = |(epoch, head): Look| Place {
             epoch: epoch.unwrap_or_default(),
             head: head.unwrap_or_default(),
-            run: self.run.to_string(),
-            intake: false,
+            ..Place::default()
         };
+        if before.0 != after.0 {
+            return Ok(Filled { place: as_place(after), blocks: Vec::new() });
+        }
+        let place = as_place(before);
         let blocks = entries.into_iter().map(block).collect::<Option<Vec<_>>>();
         Ok(Filled { place, blocks: blocks.ok_or_else(|| misunderstood("the stream"))? })
     }
@@ -274,9 +329,20 @@ impl Link for RedisLink {
             call.arg(&*self.hub).arg(&self.probes).arg(number).arg(self.names.lease.as_millis() as u64);
         };
         let answer = self.run(&self.scripts.probe, PROBE, &keys, args).await?;
-        wire::as_place(&answer, &self.run).ok_or_else(|| misunderstood("a probe"))
+        wire::as_probed(&answer).ok_or_else(|| misunderstood("a probe"))
+    }
+
+    async fn leave(&self) -> Result<()> {
+        let call = call("EVAL", LEAVE, &[self.key("intake")], &|call: &mut Cmd| {
+            call.arg(&*self.hub).arg(&self.names.live);
+        });
+        let left: Result<(), RedisError> = call.query_async(&mut self.connection.clone()).await;
+        left.map_err(|error| failure("Redis refused a goodbye", &error, LEAVE))
     }
 }
+
+/// The head of the stream in an epoch, where there is one.
+type Look = (Option<String>, Option<u64>);
 
 /// An entry of the stream; its records are taken, not copied.
 fn block(entry: Value) -> Option<super::Stretch> {
@@ -286,10 +352,6 @@ fn block(entry: Value) -> Option<super::Stretch> {
         return None;
     };
     wire::as_block(std::str::from_utf8(&id).ok()?, std::str::from_utf8(&count).ok()?, records.into())
-}
-
-fn failure(what: &str, error: &RedisError) -> Error {
-    Error::new(ErrorKind::BusDown, format!("{what}: {error}"))
 }
 
 fn misunderstood(what: &str) -> Error {

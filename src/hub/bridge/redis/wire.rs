@@ -18,15 +18,30 @@ pub(super) fn message(bytes: &Bytes) -> Option<Message> {
             let block = Stretch { first, count, records: bytes.slice(end + 1..) };
             return block.is_sound().then_some(Message::Block { epoch, by, block });
         }
-        "H" => Message::Head { epoch: words.next()?.to_owned(), head: number(&mut words)? },
-        "P" => Message::Probe { number: number(&mut words)?, place: place(&mut words)? },
+        "H" => {
+            let (epoch, head) = (words.next()?.to_owned(), number(&mut words)?);
+            Message::Head { epoch, head, by: Some((words.next()?.to_owned(), number(&mut words)?)) }
+        }
+        "P" => Message::Probe { number: number(&mut words)?, place: probed(&mut words)? },
+        "F" => Message::Free,
         _ => return None,
     })
 }
 
-/// What a join or a probe answers.
-pub(super) fn as_place(text: &str, run: &str) -> Option<Place> {
-    Some(Place { run: run.to_owned(), ..place(&mut text.split_ascii_whitespace())? })
+/// What a join answers.
+pub(super) fn as_joined(text: &str) -> Option<Place> {
+    let mut words = text.split_ascii_whitespace();
+    Some(Place {
+        epoch: epoch(words.next()?),
+        head: number(&mut words)?,
+        run: words.next()?.to_owned(),
+        ..Place::default()
+    })
+}
+
+/// What a probe answers.
+pub(super) fn as_probed(text: &str) -> Option<Place> {
+    probed(&mut text.split_ascii_whitespace())
 }
 
 /// What an append answers, for so many entries.
@@ -46,10 +61,11 @@ pub(super) fn as_block(id: &str, count: &str, records: Bytes) -> Option<Stretch>
     Some(Stretch { first, count, records }).filter(Stretch::is_sound)
 }
 
-fn place(words: &mut SplitAsciiWhitespace<'_>) -> Option<Place> {
-    let epoch = epoch(words.next()?);
-    let head = number(words)?;
-    Some(Place { epoch, head, run: String::new(), intake: words.next() == Some("1") })
+fn probed(words: &mut SplitAsciiWhitespace<'_>) -> Option<Place> {
+    let (epoch, head) = (epoch(words.next()?), number(words)?);
+    let intake = words.next() == Some("1");
+    let why = words.collect::<Vec<_>>().join(" ");
+    Some(Place { epoch, head, intake, refuses: (!why.is_empty()).then_some(why), ..Place::default() })
 }
 
 fn epoch(word: &str) -> String {
@@ -84,10 +100,14 @@ mod tests {
         let block = Stretch { first: 3, count: 2, records: Bytes::from_static(b"abc\ndefg") };
         let want = Message::Block { epoch: "e".into(), by: ("h".into(), 7), block };
         assert_eq!(heard("B e 3 2 h 7\nabc\ndefg"), Some(want));
-        assert_eq!(heard("H e 9\n"), Some(Message::Head { epoch: "e".into(), head: 9 }));
-        let place = Place { epoch: String::new(), head: 0, run: String::new(), intake: true };
+        let want = Message::Head { epoch: "e".into(), head: 9, by: Some(("h".into(), 7)) };
+        assert_eq!(heard("H e 9 h 7\n"), Some(want));
+        let place = Place { intake: true, ..Place::default() };
         assert_eq!(heard("P 4 - 0 1\n"), Some(Message::Probe { number: 4, place }));
-        for wrong in ["", "B e 3 1 h 7", "B e 0 1 h 7\nabcd", "B e 3 0 h 7\nabcd", "{}\n", "H e\n", "\n"] {
+        let place = Place { epoch: "e".into(), head: 3, refuses: Some("OOM no room".into()), ..Place::default() };
+        assert_eq!(heard("P 4 e 3 0 OOM no room\n"), Some(Message::Probe { number: 4, place }));
+        assert_eq!(heard("F\n"), Some(Message::Free));
+        for wrong in ["", "B e 3 1 h 7", "B e 0 1 h 7\nabcd", "B e 3 0 h 7\nabcd", "{}\n", "H e 3\n", "\n"] {
             assert_eq!(heard(wrong), None, "{wrong:?}");
         }
         assert_eq!(heard("B e 3 2 h 7\nabcdefg"), None, "there is no room for two");
@@ -96,6 +116,9 @@ mod tests {
 
     #[test]
     fn answers_are_read_whole_or_not_at_all() {
+        let place = Place { epoch: "e".into(), head: 7, run: "r/2".into(), ..Place::default() };
+        assert_eq!((as_joined("e 7 r/2"), as_joined("e 7"), as_joined("")), (Some(place), None, None));
+        assert_eq!(as_probed("- 0 1"), Some(Place { intake: true, ..Place::default() }));
         let greeted = Judged::Greeted { have: 7, before: "h/1-0".into() };
         let judged = vec![Judged::Kept, Judged::Refused, greeted, Judged::Greeted { have: 0, before: String::new() }];
         let want = Appended { epoch: "e".into(), first: 5, count: 2, receivers: 3, judged };
