@@ -18,7 +18,7 @@ use safe_broadcaster::hub::machine::{
 };
 use safe_broadcaster::hub::outbox::Item;
 use safe_broadcaster::hub::registry::{Role, SessionId};
-use safe_broadcaster::hub::state::{Published, State};
+use safe_broadcaster::hub::state::State;
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::block::Block;
 use safe_broadcaster::wire::frame::HubFrame;
@@ -182,18 +182,15 @@ pub fn centrifugo(data: &[u8]) {
     };
     let text = String::from_utf8_lossy(data);
     for frame in text.split("\n\n") {
-        match frame.strip_prefix('!') {
-            Some(event) => {
-                if let Ok(record) = Record::event(Bytes::copy_from_slice(event.as_bytes())) {
-                    let _: Published = state.append(record, Duration::ZERO);
-                }
+        if let Some(event) = frame.strip_prefix('!') {
+            if let Ok(record) = Record::event(Bytes::copy_from_slice(event.as_bytes())) {
+                state.append(record, Duration::ZERO);
             }
-            None => {
-                let mut rest = say(Some(frame), &mut state);
-                while rest {
-                    check(&mut state);
-                    rest = say(None, &mut state);
-                }
+        } else {
+            let mut rest = say(Some(frame), &mut state);
+            while rest {
+                check(&mut state);
+                rest = say(None, &mut state);
             }
         }
         check(&mut state);

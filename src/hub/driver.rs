@@ -325,7 +325,8 @@ impl<W: Wire> Session<W> {
 
     fn beat(&mut self) {
         let told = |registry: &mut Registry, id| registry.encoding(id) != Encoding::Raw;
-        if !W::PINGS && !(self.seat.role.subscribes() && self.with_registry(told)) {
+        let pings = W::PINGS || (self.seat.role.subscribes() && self.with_registry(told));
+        if !pings {
             return; // whether it is there is for the server to find out that holds its socket
         }
         if self.flow.is_shut() || self.checking.is_some() || self.publishing.is_some() {

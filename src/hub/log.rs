@@ -223,6 +223,7 @@ impl Log {
     }
 
     /// What is kept of the entries from an offset to before another.
+    #[must_use]
     pub fn range(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = &Entry> {
         let index = |offset: u64| (offset.saturating_sub(self.first()) as usize).min(self.entries.len());
         let (begin, end) = (index(from), index(to));

@@ -149,6 +149,7 @@ impl State {
     }
 
     /// Adds patterns to a session, answers, and queues what it missed.
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is for one lifetime of its answer")]
     pub fn subscribe(&mut self, id: SessionId, wanted: &Subscribe, now: Duration) {
         self.subscribe_with(id, wanted, now, |answer| answer.encode());
     }

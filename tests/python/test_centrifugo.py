@@ -114,9 +114,13 @@ def cut(client: Client) -> None:
 async def test_a_dashboard_gets_the_events_of_each_of_its_channels_in_order() -> None:
     async with EventBroadcaster(port=0) as hub, dashboard(address(hub)) as client:
         await hub.broadcast("other", 0)
-        (_, alerts), (_, ada), (_, full) = [await follow(client, name) for name in ("alert.*", "graph/ada/*", "alert.*.full")]
+        (_, alerts), (_, ada), (_, full) = [
+            await follow(client, name) for name in ("alert.*", "graph/ada/*", "alert.*.full")
+        ]
         for n in range(30):
-            await hub.broadcast(["alert.disk", "alert.disk.full", "other"][n % 3], n, f"graph/{['ada', 'bob'][n % 2]}/x")
+            await hub.broadcast(
+                ["alert.disk", "alert.disk.full", "other"][n % 3], n, f"graph/{['ada', 'bob'][n % 2]}/x"
+            )
         await eventually(lambda: len(alerts.data) == 20 and len(ada.data) == 15 and len(full.data) == 10)
         assert alerts.data == [n for n in range(30) if n % 3 < 2]
         assert (ada.data, full.data) == (list(range(0, 30, 2)), list(range(1, 30, 3)))
@@ -147,18 +151,17 @@ async def test_what_was_missed_while_away_comes_exactly_once_on_each_channel() -
         assert followed["even"].data == [n for n in sent if n % 2 == 0]
         assert followed["odd"].data == [n for n in sent if n % 2 == 1]
         for seen in followed.values():
-            assert [again.recovered for again in seen.subscribed[1:]] == [True] * 4
+            assert {again.recovered for again in seen.subscribed[1:]} == {True}
 
 
 async def test_more_is_recovered_than_fits_into_a_queue(tmp_path: Path) -> None:
     async with EventBroadcaster(port=0, session_queue_bytes=16_384) as hub, dashboard(address(hub)) as client:
         names = [f"c{n}" for n in range(40)]
         followed = [(await follow(client, name))[1] for name in names]
-        port = hub.port
         await client.disconnect()
+        await eventually(lambda: hub.get_stats()["subscribers"] == 0)
         events = [{"type": names[n % 40], "data": n, "pad": "x" * 200} for n in range(8000)]
         await asyncio.gather(*(hub.broadcast_event(event) for event in events))
-        assert port == hub.port
         await client.connect()
         await eventually(lambda: sum(len(seen.data) for seen in followed) == 8000, 30)
         for n, seen in enumerate(followed):
@@ -173,15 +176,15 @@ async def test_a_hub_that_is_killed_again_and_again_loses_nothing_and_doubles_no
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     emitter = SafeBroadcaster(f"ws://127.0.0.1:{port}/ws", tmp_path / "spill.db", **QUICK)
-    async with emitter, dashboard(f"ws://127.0.0.1:{port}/connection/websocket") as client:
-        seen: Seen | None = None
+    async with dashboard(f"ws://127.0.0.1:{port}/connection/websocket") as client:
+        seen = Seen()
+        await client.new_subscription("t", events=seen).subscribe()
         sent = 0
         for life in range(4):
             with running(HUB, tmp_path / "hub.db", port) as process:
                 assert process.stdout
                 assert await asyncio.to_thread(process.stdout.readline) == "ready\n"
-                if seen is None:
-                    _, seen = await follow(client, "t")
+                await emitter.start(10)
                 await eventually(lambda life=life: client.events.connected > life)
                 for _ in range(500):
                     emitter.emit_nowait({"type": ["t", "u"][sent % 2], "data": sent})
@@ -189,10 +192,11 @@ async def test_a_hub_that_is_killed_again_and_again_loses_nothing_and_doubles_no
                     if sent % 50 == 0:
                         await asyncio.sleep(0)
                 if life == 3:
-                    await eventually(lambda: len(seen.data) == sent // 2)
+                    await eventually(lambda sent=sent: len(seen.data) == sent // 2)
                 else:
                     await eventually(lambda life=life: len(seen.data) > 250 * life + 50)
                 # Killed here, in the midst of it.
+        await emitter.stop(0)
     assert seen.data == list(range(0, sent, 2))
     assert [again.recovered for again in seen.subscribed[1:]] == [True] * (len(seen.subscribed) - 1)
     assert len(seen.subscribed) >= 4

@@ -216,12 +216,12 @@ impl World {
         }
     }
 
-    fn hear(&mut self, client: usize, line: &Value) {
+    fn hear(&mut self, client: usize, said: &Value) {
         let client = &mut self.clients[client];
         let link = client.link.as_mut().expect("connected");
         let number = |value: &Value| value.as_u64().expect("a number");
-        if let Some(answer) = line.get("subscribe") {
-            let name = link.asked.remove(&number(&line["id"])).expect("asked for");
+        if let Some(answer) = said.get("subscribe") {
+            let name = link.asked.remove(&number(&said["id"])).expect("asked for");
             // A channel that was given up meanwhile is nobody's.
             let Some(channel) = client.channels.get_mut(name) else { return };
             channel.subscribed = true;
@@ -238,8 +238,8 @@ impl World {
                 self.seen.fresh += 1;
             }
             (channel.base, channel.got, channel.left_out) = (offset, vec![], vec![]);
-        } else if let Some(publication) = line["push"].get("pub") {
-            let name = line["push"]["channel"].as_str().expect("a channel");
+        } else if let Some(publication) = said["push"].get("pub") {
+            let name = said["push"]["channel"].as_str().expect("a channel");
             let Some(channel) = client.channels.get_mut(name).filter(|channel| channel.subscribed) else { return };
             let offset = number(&publication["offset"]);
             let (_, at) = channel.position.as_mut().expect("it was answered");
@@ -247,7 +247,7 @@ impl World {
             *at = offset;
             channel.got.push(offset);
             self.seen.publications += 1;
-        } else if let Some(message) = line["push"].get("message") {
+        } else if let Some(message) = said["push"].get("message") {
             let gap = &message["data"]["data"];
             let stretch = (number(&gap["from"]), number(&gap["to"]));
             for channel in client.channels.values_mut().filter(|channel| channel.subscribed) {
@@ -255,7 +255,7 @@ impl World {
             }
             self.seen.left_out += 1;
         } else {
-            assert!(line.get("connect").is_some() || line.get("unsubscribe").is_some(), "unexpected {line}");
+            assert!(said.get("connect").is_some() || said.get("unsubscribe").is_some(), "unexpected {said}");
         }
     }
 

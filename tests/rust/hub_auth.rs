@@ -309,8 +309,8 @@ async fn a_stream_that_is_never_silent_ends_with_its_token_and_says_why() {
     let head = format!("GET /events?match=* HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n", bearer(&token));
     socket.write_all(head.as_bytes()).await.expect("sent");
     until("it is there", || hub.stats().subscribers == 1).await;
-    let mut heard = Vec::new();
-    let reading = async { tokio::time::timeout(PATIENCE, socket.read_to_end(&mut heard)).await };
+    let mut told = Vec::new();
+    let reading = async { tokio::time::timeout(PATIENCE, socket.read_to_end(&mut told)).await };
     let publishing = async {
         // There is always something to send, and never too much.
         while hub.stats().subscribers > 0 && from_now(0.0) < expires + 10.0 {
@@ -326,8 +326,8 @@ async fn a_stream_that_is_never_silent_ends_with_its_token_and_says_why() {
     read.expect("the stream ends").expect("it is read to its end");
     let late = from_now(0.0) - expires;
     assert!((0.0..5.0).contains(&late), "{late} s late");
-    let heard = String::from_utf8(heard).expect("UTF-8");
-    let (_, end) = heard.rsplit_once("busy").expect("it was busy");
+    let told = String::from_utf8(told).expect("UTF-8");
+    let (_, end) = told.rsplit_once("busy").expect("it was busy");
     let (error, bye) = (end.find("token_expired"), end.find("event: bye"));
     assert!(error.is_some() && error < bye && end.contains(r#""code":3005"#), "{end}");
     assert_eq!(hub.stats().slow, 0);

@@ -323,7 +323,7 @@ impl CentrifugoMachine {
 /// Seconds after which a token is to be replaced: some time before its end, which is the session's too.
 fn refresh_after(left: Duration) -> u64 {
     const AHEAD: Duration = Duration::from_secs(10);
-    (left - (left / 4).min(AHEAD)).as_secs().max(1)
+    left.saturating_sub((left / 4).min(AHEAD)).as_secs().max(1)
 }
 
 fn failure(error: &Error) -> Failure {

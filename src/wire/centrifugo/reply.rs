@@ -75,6 +75,7 @@ pub struct Welcome<'a> {
 
 /// Where a subscription begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the protocol has them")]
 pub struct Subscribed<'a> {
     /// The client may come back for what it missed; always here.
     pub recoverable: bool,

@@ -63,7 +63,9 @@ impl Session {
     }
 
     fn emit_kinds(&mut self, kinds: &[&str]) {
-        kinds.iter().for_each(|kind| self.emit(&json!({"type": kind})));
+        for kind in kinds {
+            self.emit(&json!({"type": kind}));
+        }
     }
 
     fn hear(&mut self, text: &str) {
@@ -205,7 +207,9 @@ fn more_channels_than_replays_may_be_under_way_all_recover() {
     const CHANNELS: usize = 3 * MAX_REPLAYS;
     let mut session = Session::connected(999);
     let channels: Vec<_> = (0..CHANNELS).map(|n| format!("c{n}")).collect();
-    channels.iter().for_each(|channel| session.emit_kinds(&[channel]));
+    for channel in &channels {
+        session.emit_kinds(&[channel]);
+    }
     let mut session = session.again();
     session.hear(&channels.iter().map(|name| subscribe(name, Some(0)).to_string()).collect::<Vec<_>>().join("\n"));
     let mut heard = Vec::new();
@@ -446,7 +450,7 @@ fn what_belongs_to_no_channel_is_a_message() {
     session.state.append(Record::gap("ada", "x", 3, 4, "crash"), NOW);
     let data = json!({"emitter": "ada", "epoch": "x", "from": 3, "to": 4, "reason": "crash"});
     let gap = json!({"push": {"message": {"data": {"type": "gap", "seq": 1, "data": data}}}});
-    assert_eq!(session.heard(), [gap.clone()], "once, however many channels it has");
+    assert_eq!(session.heard(), std::slice::from_ref(&gap), "once, however many channels it has");
     session.state.trouble(Part::Log, Some("Disk.".into()));
     let heard = session.heard();
     assert_eq!(heard[0]["push"]["message"]["data"]["type"], "service_status");
@@ -506,6 +510,8 @@ fn a_frame_is_made_once_for_all_who_have_the_same_channels() {
         state.registry.push_replay(id, cursor);
         state.take(id, usize::MAX, &mut VecDeque::new());
     };
-    others.into_iter().for_each(|id| replay(&mut session.state, id));
+    for id in others {
+        replay(&mut session.state, id);
+    }
     assert_eq!(session.state.registry.work().0, 4, "and once for all who come back");
 }
