@@ -92,6 +92,8 @@ struct World {
     total: AtomicU64,
     /// What the hub said of itself last.
     told: Mutex<Option<String>>,
+    /// What the subscriber had when nothing came last.
+    silent_at: Mutex<String>,
 }
 
 type Socket = WebSocketStream<TcpStream>;
@@ -213,7 +215,10 @@ async fn subscriber(world: Arc<World>) -> Count {
                 return count;
             }
             // The total may become known when everything is here already.
-            let Ok(frame) = tokio::time::timeout(Duration::from_millis(200), text(&mut socket)).await else { continue };
+            let Ok(frame) = tokio::time::timeout(Duration::from_millis(200), text(&mut socket)).await else {
+                *world.silent_at.lock().expect("unpoisoned") = format!("{count:?}, {seen:?} at {position:?}");
+                continue;
+            };
             let Some(frame) = frame else { break };
             let frame: Value = serde_json::from_str(&frame).expect("json");
             match frame["action"].as_str().or(frame["type"].as_str()) {
@@ -290,7 +295,10 @@ async fn kill_9_loses_repeats_and_reorders_nothing() {
     }
     world.total.store(total, Ordering::Relaxed);
     let count = tokio::time::timeout(Duration::from_secs(60), reading).await;
-    let count = count.unwrap_or_else(|_| panic!("the subscriber did not get all {total} events; seed {seed}"));
+    let count = count.unwrap_or_else(|_| {
+        let had = world.silent_at.lock().expect("unpoisoned");
+        panic!("the subscriber did not get all {total} events: {had}; seed {seed}")
+    });
     let count = count.expect("counted");
     hub.kill().expect("killed");
     hub.wait().expect("gone");
