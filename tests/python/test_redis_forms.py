@@ -95,7 +95,8 @@ async def test_sentinels_are_asked_with_their_own_password_and_a_database_is_use
 
 
 async def test_a_cluster_is_asked_who_has_the_stream(tmp_path) -> None:
-    server = RedisServer(tmp_path, "--cluster-enabled", "yes")
+    # Its second port is 10 000 above the first one by itself, where none may be.
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(redis_server.free_port()))
     server.start()
     try:
         server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")

@@ -36,8 +36,10 @@ fn token_hub() -> Hub {
 }
 
 /// Seconds since 1970, `left` from now.
+/// To a part of a second that a decimal text gives back to the last bit.
 fn from_now(left: f64) -> f64 {
-    SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs_f64() + left
+    let moment = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs_f64() + left;
+    (moment * 1024.0).round() / 1024.0
 }
 
 fn jwt(subscribe: &[&str], publish: &[&str], exp: f64) -> String {

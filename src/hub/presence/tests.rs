@@ -148,7 +148,7 @@ fn an_engine_that_has_moved_to_another_hub_is_not_called_dead_by_the_one_it_left
 
 /// Hubs that share a stream, each of which looks at another moment, and hears what the others do some time later.
 struct Hubs {
-    hubs: Vec<Option<Presence>>,
+    members: Vec<Option<Presence>>,
     lag: u64,
     now: u64,
     /// What is under way, and when it comes.
@@ -158,8 +158,8 @@ struct Hubs {
 
 impl Hubs {
     fn new(count: usize, lag: u64) -> Self {
-        let hubs = (0..count).map(|_| Some(presence())).collect();
-        Self { hubs, lag, now: 0, stream: Vec::new(), told: Vec::new() }
+        let members = (0..count).map(|_| Some(presence())).collect();
+        Self { members, lag, now: 0, stream: Vec::new(), told: Vec::new() }
     }
 
     fn send(&mut self, record: Record) {
@@ -168,7 +168,7 @@ impl Hubs {
 
     /// An engine says something to a hub.
     fn say(&mut self, hub: usize, kind: &str, topic: &str) {
-        if let Some(presence) = &mut self.hubs[hub] {
+        if let Some(presence) = &mut self.members[hub] {
             presence.hear(&"x".into(), &[event(kind, topic)], Duration::from_millis(self.now));
             self.send(event(kind, topic));
         }
@@ -182,8 +182,8 @@ impl Hubs {
             let (came, later) = std::mem::take(&mut self.stream).into_iter().partition(|(at, _)| *at <= self.now);
             self.stream = later;
             let came: Vec<Record> = came.into_iter().map(|(_, record)| record).collect();
-            for n in 0..self.hubs.len() {
-                let Some(presence) = &mut self.hubs[n] else { continue };
+            for n in 0..self.members.len() {
+                let Some(presence) = &mut self.members[n] else { continue };
                 presence.overhear(&came, now);
                 // Each second, at another moment of it.
                 if self.now % 1000 == 310 * n as u64 {
@@ -202,7 +202,7 @@ impl Hubs {
     }
 
     fn counts(&self, hub: usize) -> (usize, usize, usize) {
-        let summary = self.hubs[hub].as_ref().expect("alive").summary(9, Duration::from_millis(self.now));
+        let summary = self.members[hub].as_ref().expect("alive").summary(9, Duration::from_millis(self.now));
         (summary.active, summary.late, summary.dead)
     }
 }
@@ -216,7 +216,7 @@ fn hubs_that_share_a_stream_all_know_an_engine_and_tell_of_it_once() {
             hubs.pass(30_000);
             assert_eq!([0, 1, 2].map(|hub| hubs.counts(hub)), [(1, 0, 0); 3], "lag {lag}");
         }
-        let heart = &hubs.hubs[0].as_ref().expect("alive").summary(9, Duration::from_millis(hubs.now)).hearts[0];
+        let heart = &hubs.members[0].as_ref().expect("alive").summary(9, Duration::from_millis(hubs.now)).hearts[0];
         assert_eq!((&*heart.emitter, &*heart.topic), ("x", "ada"), "the news have brought its name");
         hubs.pass(20_000);
         assert_eq!(hubs.counts(2), (0, 1, 0));
@@ -254,7 +254,7 @@ fn an_engine_that_dies_with_its_hub_is_told_of_by_another_once() {
     let mut hubs = Hubs::new(3, 50);
     hubs.say(0, BEAT, "ada");
     hubs.pass(20_000);
-    hubs.hubs[0] = None;
+    hubs.members[0] = None;
     hubs.pass(100_000);
     let told: Vec<_> = hubs.told.iter().map(|(_, second, _, state)| (*second, *state)).collect();
     assert_eq!(told, [(1, Freshness::Active), (50, Freshness::Late), (65, Freshness::Dead)]);
@@ -263,7 +263,7 @@ fn an_engine_that_dies_with_its_hub_is_told_of_by_another_once() {
 #[test]
 fn a_hub_that_comes_later_repeats_nothing_that_was_told() {
     let mut hubs = Hubs::new(2, 0);
-    let late = hubs.hubs[1].take();
+    let late = hubs.members[1].take();
     for topic in ["ada", "dead", "gone"] {
         hubs.say(0, BEAT, topic);
     }
@@ -275,7 +275,7 @@ fn a_hub_that_comes_later_repeats_nothing_that_was_told() {
     hubs.pass(1000);
     assert_eq!(hubs.states().len(), 4, "two are active, one is late and dead, ada is not: {:?}", hubs.told);
     // Its first look at the world is what the stream still has, in one go.
-    hubs.hubs[1] = late;
+    hubs.members[1] = late;
     let mut history = Vec::new();
     for (kind, topic) in [(BEAT, "ada"), (BEAT, "dead"), (BEAT, "gone"), ("graph.delta.heartbeat.gone", "gone")] {
         history.push(event(kind, topic));
@@ -284,11 +284,11 @@ fn a_hub_that_comes_later_repeats_nothing_that_was_told() {
         let json = format!(r#"{{"type":"presence.{kind}","topic":"dead","data":{{"emitter":"x","silent":{silent}}}}}"#);
         history.push(Record::event(json.into()).expect("valid"));
     }
-    hubs.hubs[1].as_mut().expect("alive").overhear(&history, Duration::from_secs(1));
+    hubs.members[1].as_mut().expect("alive").overhear(&history, Duration::from_secs(1));
     let before = hubs.told.len();
-    let summary = hubs.hubs[1].as_ref().expect("alive").summary(9, Duration::from_secs(1));
+    let summary = hubs.members[1].as_ref().expect("alive").summary(9, Duration::from_secs(1));
     assert_eq!((summary.active, summary.late, summary.dead), (1, 0, 1));
-    let news = hubs.hubs[1].as_mut().expect("alive").look(Duration::from_secs(2));
+    let news = hubs.members[1].as_mut().expect("alive").look(Duration::from_secs(2));
     assert_eq!((news.len(), hubs.told.len()), (0, before));
 }
 
