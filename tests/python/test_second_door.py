@@ -108,7 +108,8 @@ async def test_a_mounted_hub_speaks_the_protocol_of_its_port(door) -> None:
         first = {"type": "event", "seq": 1, "prev": 0, "data": {"type": "alert.disk", "data": 1}}
         assert await frame(ws) == first
         await ws.send('{"type":"ping"}')
-        assert await frame(ws) == {"type": "pong", "lastSeq": 1}
+        told = {"epoch": door.hub.get_stats()["epoch"], "offset": 2}
+        assert await frame(ws) == {"type": "pong", "lastSeq": 1, **told}
         await ws.send("nonsense")
         assert (await frame(ws))["data"]["code"] == "bad_frame"
         await ws.send(b"binary")
@@ -358,11 +359,12 @@ async def test_silence_is_pinged_in_the_clients_own_words() -> None:
     door = Door(ping_interval=1.0)
     with Server(door.app) as server:
         async with door.hub, subscriber(server.url("/hub/ws"), "*") as (ws, _):
-            assert await frame(ws) == {"type": "ping", "lastSeq": 0}
+            epoch = door.hub.get_stats()["epoch"]
+            assert await frame(ws) == {"type": "ping", "lastSeq": 0, "epoch": epoch, "offset": 0}
             await door.hub.broadcast("a", 1)
             assert (await frame(ws))["seq"] == 1
             for _ in range(3):  # it is not taken for dead, though it answers nothing
-                assert await frame(ws) == {"type": "ping", "lastSeq": 1}
+                assert await frame(ws) == {"type": "ping", "lastSeq": 1, "epoch": epoch, "offset": 1}
 
 
 async def test_who_only_publishes_is_not_taken_for_dead_in_its_silence(make) -> None:
