@@ -26,6 +26,7 @@ const SETTINGS: Settings = Settings {
 const STEP: Duration = Duration::from_millis(50);
 
 /// The log of a hub, as far as the machine says.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Hub {
     name: String,
     machine: Machine,

@@ -118,7 +118,8 @@ class _Sending:
                 task = bar.add_task("", total=total, events=0)
                 async for number, line in lines(descriptor):
                     if not await self._emit(line, f"line {number}") and not self._keep_going:
-                        return warn(_HINT)
+                        warn(_HINT)
+                        return
                     read = os.lseek(descriptor, 0, os.SEEK_CUR) if total else 0
                     bar.update(task, completed=read, events=self.accepted)
 
