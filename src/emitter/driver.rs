@@ -535,6 +535,7 @@ impl Driver {
         if let Some(reporter) = reporter {
             let counts = self.shared.outbox.counts();
             let snapshot = self.machine.snapshot();
+            *self.shared.published.lock() = snapshot.clone(); // whoever hears of it may look at once
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
             reporter(Health {
                 report,
