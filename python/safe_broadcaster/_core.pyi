@@ -233,9 +233,6 @@ class Emitter:
     def _await_ready(self, mailbox: Mailbox, token: int) -> None:
         """Ask for the letter None when the link was ever live."""
 
-    def _announce(self) -> None:
-        """Have events sent whose sync nobody asks for yet: at ``power`` the link hears of one after the disk."""
-
     def _await_level(self, mailbox: Mailbox, token: int, level: str, seq: int, provisional: bool) -> None:
         """Ask for the letter None when the event with this seq is confirmed."""
 

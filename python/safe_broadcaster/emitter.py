@@ -348,7 +348,6 @@ class SafeBroadcaster(_core.Emitter):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # awaited later, if at all
-            self._announce()
             return self._outcome(seq, provisional=False, live=live, pressed=False, level="power")
         kept = _Kept(loop=loop)
         if (group := self._unsynced.get(loop)) is None:

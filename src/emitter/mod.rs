@@ -170,8 +170,7 @@ impl Emitter {
 
     /// Accepts an event, given as JSON. `live` overrides what is known of the link. What `level` promises holds once
     /// [`await_level`](Self::await_level) has answered; [`Durability::Memory`] at once, [`Durability::Process`] too
-    /// unless the seq is provisional. At [`Durability::Power`] it is sent once that was asked for, or
-    /// [`announce`](Self::announce) was called.
+    /// unless the seq is provisional.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`], [`ErrorKind::Forked`], [`ErrorKind::EventTooLarge`], [`ErrorKind::SpillFull`] where the
@@ -191,21 +190,11 @@ impl Emitter {
             let text = format!("the event is {is} bytes of JSON, max_event_bytes={may}: split it, or raise the limit");
             return Err(Error::new(ErrorKind::EventTooLarge, text));
         }
-        // The disk takes longest, so its thread is woken first: by the call that asks for the sync.
-        let pushed = if level == Durability::Power && self.shared.syncer.get().is_some() {
-            self.shared.outbox.push_quietly(json, live)?
-        } else {
-            self.shared.outbox.push(json, live)?
-        };
+        let pushed = self.shared.outbox.push(json, live)?;
         if !self.driven.load(Ordering::Relaxed) {
             self.drive()?; // an emit before `start` spills too
         }
         Ok(pushed)
-    }
-
-    /// Has events sent whose sync nobody asks for yet.
-    pub fn announce(&self) {
-        self.shared.outbox.announce();
     }
 
     fn drive(&self) -> Result<()> {
@@ -274,7 +263,6 @@ impl Emitter {
     /// [`ErrorKind::SpillIo`]: the disk refused; [`ErrorKind::Config`]: there is no file, or not yet.
     pub fn sync_upto(&self, seq: u64) -> Result<()> {
         self.check_process()?;
-        self.shared.outbox.announce();
         self.shared.syncer()?.wait(seq)
     }
 
@@ -362,7 +350,6 @@ impl Shared {
             Ok(syncer) => syncer.request(seqs, reply),
             Err(error) => reply(Err(error)),
         }
-        self.outbox.announce();
     }
 }
 

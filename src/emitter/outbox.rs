@@ -169,19 +169,6 @@ impl Outbox {
     /// # Errors
     /// [`ErrorKind::Closed`]; [`ErrorKind::SpillFull`] where the policy is to raise.
     pub fn push(&self, json: &[u8], live: Option<bool>) -> Result<Pushed> {
-        self.accept(json, live, true)
-    }
-
-    /// As [`push`](Self::push), for a caller with something more urgent to do than to wake the driver: it has to
-    /// [`announce`](Self::announce) the event then.
-    ///
-    /// # Errors
-    /// As [`push`](Self::push).
-    pub fn push_quietly(&self, json: &[u8], live: Option<bool>) -> Result<Pushed> {
-        self.accept(json, live, false)
-    }
-
-    fn accept(&self, json: &[u8], live: Option<bool>, aloud: bool) -> Result<Pushed> {
         let checksum = if self.durable { checksum(json) } else { 0 };
         let mut state = self.state.lock();
         if state.closed {
@@ -208,8 +195,7 @@ impl Outbox {
         state.append(json, checksum, live);
         let seq = state.counts.last_seq;
         let provisional = !state.attached;
-        // Who waits for room waits for the driver.
-        let wake = (aloud || pressed) && std::mem::take(&mut state.armed);
+        let wake = std::mem::take(&mut state.armed);
         drop(state);
         if wake {
             self.bell.notify_one();
@@ -257,16 +243,6 @@ impl Outbox {
     pub fn tell(&self, beyond: Beyond) {
         self.state.lock().driver = beyond;
         self.release();
-    }
-
-    /// Wakes the driver if it sleeps although something is there.
-    pub fn announce(&self) {
-        let mut state = self.state.lock();
-        let wake = !(state.building.is_none() && state.sealed.is_empty()) && std::mem::take(&mut state.armed);
-        drop(state);
-        if wake {
-            self.bell.notify_one();
-        }
     }
 
     /// Says that the driver sleeps until the bell; `false` if something is there already.
@@ -488,19 +464,6 @@ mod tests {
         assert!(outbox.arm());
         outbox.push(b"{}", None).expect("open");
         assert!(!outbox.state.lock().armed);
-    }
-
-    #[test]
-    fn what_is_pushed_quietly_wakes_the_driver_when_it_is_announced_and_only_if_it_sleeps() {
-        let outbox = outbox(&config());
-        assert!(outbox.arm());
-        outbox.announce();
-        assert!(outbox.state.lock().armed, "there is nothing to wake it for");
-        outbox.push_quietly(b"{}", None).expect("open");
-        assert!(outbox.state.lock().armed);
-        outbox.announce();
-        assert!(!outbox.state.lock().armed);
-        assert_eq!(seqs(&outbox), [(1, 1)]);
     }
 
     #[test]

@@ -190,11 +190,6 @@ impl Emitter {
         Ok(())
     }
 
-    fn _announce(&self) -> PyResult<()> {
-        self.core()?.announce();
-        Ok(())
-    }
-
     fn _await_level(&self, mailbox: &Mailbox, token: u64, level: &str, seq: u64, provisional: bool) -> PyResult<()> {
         self.core()?.await_level(config::durability(level)?, seq, provisional, tell(mailbox, token));
         Ok(())
