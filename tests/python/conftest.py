@@ -14,17 +14,26 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from redis_server import RedisServer
 from safe_broadcaster import BroadcastError, SafeBroadcaster
 from support import QUICK, HealthBus, PlainServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 
 @pytest.fixture
 def spill_path(tmp_path: Path) -> Path:
     return tmp_path / "spill.db"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import redis_server
-from redis_server import RedisServer
 from safe_broadcaster import EventBroadcaster, Heartbeat
 from support import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not redis_server.is_there(), reason=redis_server.MISSING)
 
@@ -22,14 +17,6 @@ QUICK: dict[str, Any] = {"port": 0, "presence_late": 1.0, "presence_dead": 2.0, 
 GRACE = 5.0
 """Seconds after which another hub would tell what the one that knows has not told."""
 TOPIC = "graph/ada/delta/heartbeat"
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def states(hub: EventBroadcaster) -> list[tuple[str, str]]:

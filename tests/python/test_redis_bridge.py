@@ -17,20 +17,11 @@ from safe_broadcaster.exceptions import BusUnavailable, ConfigError
 from support import QUICK, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.skipif(not redis_server.is_there(), reason=redis_server.MISSING)
 
 FAST: dict[str, Any] = {"port": 0, "probe_interval": 0.3, "bus_timeout": 2.0, "breaker_cooldown": 0.5}
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

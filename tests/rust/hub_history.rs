@@ -10,8 +10,8 @@ use safe_broadcaster::ErrorKind;
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::block::BlockBuilder;
 use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
-use serde_json::{Value, json};
-use support::{Client, PATIENCE, block};
+use serde_json::json;
+use support::{Client, PATIENCE, block, publish};
 use tokio_tungstenite::tungstenite::Message;
 
 struct Place {
@@ -45,10 +45,6 @@ async fn start_again(log: &Path) -> Hub {
         }
     };
     tokio::time::timeout(PATIENCE, trying).await.expect("in time")
-}
-
-fn publish(hub: &Hub, event: &Value) -> u64 {
-    hub.publish(Bytes::from(event.to_string())).expect("published").offset
 }
 
 #[tokio::test]

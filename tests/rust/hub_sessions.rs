@@ -8,23 +8,10 @@ use safe_broadcaster::ErrorKind;
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
 use serde_json::{Value, json};
-use support::{Client, PATIENCE, block, hub};
+use support::{Client, PATIENCE, block, hub, publish, until};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
-
-fn publish(hub: &Hub, event: &Value) -> u64 {
-    hub.publish(Bytes::from(event.to_string())).expect("published").offset
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
 
 #[tokio::test]
 async fn events_travel_from_emitter_to_subscriber_and_are_acknowledged() {

@@ -2,25 +2,11 @@
 
 mod support;
 
-use bytes::Bytes;
 use safe_broadcaster::hub::{Hub, HubStats};
 use safe_broadcaster::wire::subscriber::Slow;
 use serde_json::{Value, json};
-use support::{Client, PATIENCE, hub};
+use support::{Client, hub, publish, until};
 use tokio_tungstenite::tungstenite::Message;
-
-fn publish(hub: &Hub, event: &Value) -> u64 {
-    hub.publish(Bytes::from(event.to_string())).expect("published").offset
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
 
 #[tokio::test]
 async fn a_slow_subscriber_is_closed_and_the_others_go_on() {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt as _, StreamExt as _};
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::block::{Block, BlockBuilder};
@@ -23,6 +23,21 @@ pub(crate) fn hub(change: impl FnOnce(&mut HubConfig)) -> Hub {
     let mut config = HubConfig { port: 0, ..HubConfig::default() };
     change(&mut config);
     Hub::start(config).expect("starts")
+}
+
+/// Returns the event's offset.
+pub(crate) fn publish(hub: &Hub, event: &Value) -> u64 {
+    hub.publish(Bytes::from(event.to_string())).expect("published").offset
+}
+
+/// Waits for a condition.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 /// Sends a request (its first line, and headers) and returns status and body.
