@@ -254,9 +254,8 @@ impl<B: Bus> Driver<B> {
                         heard(shared, body.into_records(count, skip), &mut outcomes);
                     }
                     Action::Begin { epoch, head } => {
-                        ops::settle(shared, std::mem::take(&mut outcomes)).await;
-                        (self.local, self.expected) = (None, 0);
-                        shared.with(|state, _| state.restart(epoch, head));
+                        self.settle(shared, std::mem::take(&mut outcomes)).await;
+                        self.restart(shared, epoch, head, None);
                     }
                     Action::Tell(trouble) => self.tell(shared, trouble.as_deref()),
                     action => {
@@ -283,8 +282,21 @@ impl<B: Bus> Driver<B> {
             if outcomes.is_empty() {
                 return;
             }
-            ops::settle(shared, outcomes).await;
+            self.settle(shared, outcomes).await;
         }
+    }
+
+    /// Whoever hears what became of an event finds the numbers that go with it.
+    async fn settle(&mut self, shared: &Shared, outcomes: Vec<Outcome>) {
+        self.tell_status();
+        ops::settle(shared, outcomes).await;
+    }
+
+    /// The log begins anew, for all hubs or for this one alone.
+    fn restart(&mut self, shared: &Shared, epoch: String, head: u64, local: Option<Local>) {
+        (self.local, self.expected) = (local, 0);
+        self.tell_status();
+        shared.with(|state, _| state.restart(epoch, head));
     }
 
     fn ask(&mut self, action: &Action) {
@@ -390,8 +402,7 @@ impl<B: Bus> Driver<B> {
         if self.local.is_none() && self.batches.has_waiting() {
             let Ok(epoch) = fresh_epoch() else { return };
             self.machine.leave();
-            shared.with(|state, _| state.restart(epoch, 0));
-            (self.local, self.expected) = (Some(Local::new()), 0);
+            self.restart(shared, epoch, 0, Some(Local::new()));
         }
         if let Some(local) = &mut self.local {
             outcomes.extend(self.batches.take_waiting().filter_map(|op| local.take(op)));
