@@ -302,11 +302,12 @@ impl<W: Wire> Session<W> {
     }
 
     /// A full socket that takes bytes again is a sign of life; one that was never full proves nothing, because the
-    /// operating system takes bytes for a dead peer too.
+    /// operating system takes bytes for a dead peer too. A server that is not ours says itself what it has taken.
     fn sent_to(&mut self, output: Output) {
         match (self.output, output) {
             (Output::Waiting, Output::Fed) => return, // more lies on top, and nothing has moved
             (Output::Full, Output::Fed) | (Output::Full | Output::Waiting, Output::Flushed) => self.liveness.progress(),
+            (Output::Fed, Output::Flushed) if !W::PINGS => self.liveness.progress(),
             _ => {}
         }
         self.output = output;

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import ipaddress
 import itertools
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,11 @@ from support import QUICK, HealthBus, PlainServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Run in the background of a shell; the programs that the tests start would inherit it and ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -60,9 +60,9 @@ async def test_a_plain_function_runs_in_a_thread_and_an_async_one_on_the_loop() 
 
 async def test_an_emitters_own_method_needs_no_thread(make) -> None:
     broadcaster: SafeBroadcaster = make(NOWHERE)
-    before = threading.active_count()
+    before = threading.enumerate()
     assert await call(broadcaster.safe_emit, {"type": "a"}) is False
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= set(before)  # one of an earlier test may have ended
     assert broadcaster.get_stats()["last_seq"] == 1
 
 

@@ -2,9 +2,14 @@
 
 mod support;
 
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::SinkExt as _;
+use hyper::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use safe_broadcaster::ErrorKind;
+use safe_broadcaster::hub::doors::{Guest, Outgoing};
 use safe_broadcaster::hub::{Hub, HubConfig};
 use safe_broadcaster::wire::frame::{EmitterFrame, HubFrame};
 use serde_json::{Value, json};
@@ -374,7 +379,7 @@ async fn a_peer_that_never_answers_does_not_hold_up_the_stop() {
 
 #[tokio::test]
 async fn a_dead_peer_is_noticed_by_its_silence() {
-    let hub = hub(|config| config.ping_interval = std::time::Duration::from_millis(100));
+    let hub = hub(|config| config.ping_interval = Duration::from_millis(100));
     // Nothing reads this socket, so its pings are not answered.
     let silent = Client::emitter(hub.port()).await;
     let mut alive = Client::try_connect(hub.port(), &[]).await.expect("accepted");
@@ -383,6 +388,29 @@ async fn a_dead_peer_is_noticed_by_its_silence() {
     assert_eq!(hub.stats().subscribers, 1);
     reading.abort();
     drop(silent);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_everything_at_once_is_not_dead() {
+    let hub = hub(|config| config.ping_interval = Duration::from_millis(100));
+    let guest = Arc::new(OnceLock::<Guest>::new());
+    let (seen, heard) = mpsc::channel();
+    let taking = Arc::downgrade(&guest);
+    // Sent before the hub's own thread comes to look whether it is.
+    let bell = move || {
+        while let Some(taken) = taking.upgrade().and_then(|guest| guest.get()?.take()).filter(|batch| !batch.is_empty())
+        {
+            taken.into_iter().for_each(|outgoing| drop(seen.send(outgoing)));
+        }
+    };
+    let headers = HeaderMap::from_iter([(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("sb.v1.json"))]);
+    let (admitted, _) = hub.admit("/ws", &headers, bell).expect("this process").expect("admitted");
+    assert!(guest.set(admitted).is_ok());
+    assert_eq!(guest.get().expect("set").take(), Some(vec![]), "from now on the bell rings");
+    for _ in 0..5 {
+        let outgoing = heard.recv_timeout(PATIENCE).expect("in time");
+        assert_eq!(outgoing, Outgoing::Text(r#"{"type":"ping","lastSeq":0}"#.into()));
+    }
 }
 
 #[tokio::test]

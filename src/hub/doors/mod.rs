@@ -22,8 +22,8 @@ pub use messages::{Guest, Outgoing, Refusal};
 /// How long what a refused peer still sends is read and dropped, so that it sees the close and not a reset.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Messages both ways. A flush that was not complete at once and then is proves that the peer, or the server that
-/// speaks for it, has taken what was sent.
+/// Messages both ways. A flush that was not complete at once and then is proves that the peer has taken what was sent; one
+/// through another server proves it always.
 pub(super) trait Wire:
     Stream<Item = Result<Message, WsError>> + Sink<Message, Error = WsError> + Unpin + Send
 {
