@@ -6,6 +6,7 @@ subscribers; CPU is the hub's.
 """
 
 import json
+import random
 import re
 import shutil
 import statistics
@@ -105,9 +106,10 @@ def compare(hubs: dict[str, Hub], figures: Figures, subscribers: int, rounds: in
         for name, hub in hubs.items():
             fans[name] = load(hub, subscribers, loads)
             ask(fans[name], **{**command, "seconds": 0.3})  # warms up
+        order = random.Random(0)  # in another one each round: what one leaves behind, the next one pays
         for _ in range(rounds):
-            for name, fan in fans.items():
-                for metric, value in measure(hubs[name], fan, **command).items():
+            for name in order.sample(list(fans), len(fans)):
+                for metric, value in measure(hubs[name], fans[name], **command).items():
                     if metric not in ("frames", "lost"):
                         figures.add(name, metric, value)
     figures.print()

@@ -17,6 +17,8 @@ const APPEND_BYTES: usize = 2 << 20;
 const MOST_IN_BLOCK: u64 = 1 << 14;
 /// Bytes read from the spill at a time, and the level below which more is read.
 const READ_BYTES: usize = 1 << 20;
+/// Bytes read while nothing is on its way: the first events do not wait for the rest of a large read.
+const FIRST_READ_BYTES: usize = 256 << 10;
 /// The spill rests for this after a failed operation.
 const SPILL_RETRY: Duration = Duration::from_secs(1);
 /// The largest reservation of seqs. They double with each one used up, so that their number stays small at any rate.
@@ -209,7 +211,9 @@ impl Machine {
         if may && unread && self.ledger.ahead_bytes() < READ_BYTES / 2 {
             self.reading = true;
             let after = self.ledger.read_upto();
-            self.actions.push_back(Action::Spill(Op::Read { after, max_bytes: READ_BYTES }));
+            let idle = self.ledger.ahead_bytes() == 0 && self.ledger.in_flight_bytes() == 0;
+            let max_bytes = if idle { FIRST_READ_BYTES } else { READ_BYTES };
+            self.actions.push_back(Action::Spill(Op::Read { after, max_bytes }));
         }
     }
 

@@ -22,9 +22,9 @@ use crate::error::{Error, Result};
 use crate::sqlite::{self, Lock, damaged, get, put};
 use crate::wire::position::epoch_from;
 
-/// Bytes of events that are read when the file is opened: those that go on the wire first. The rest is left to
-/// [`scrub`](SpillStore::scrub), or is checked when it is read.
-pub(super) const HEAD: usize = 1 << 20;
+/// Bytes of events that are read when the file is opened: those that go on the wire first, and no more than they take
+/// (1 MiB costs a millisecond). The rest is left to [`scrub`](SpillStore::scrub), or is checked when it is read.
+pub(super) const HEAD: usize = 256 << 10;
 /// Seqs promised at each opening without a ring, in the transaction that says who is here: from then on none is used, or
 /// lost with the process, without a trace. The machine promises more as they are used up.
 pub const RESERVE_FIRST: u64 = 10_000;
