@@ -221,7 +221,10 @@ async fn subscriber(world: Arc<World>) -> Count {
             }
             // The total may become known when everything is here already.
             let Ok(frame) = tokio::time::timeout(Duration::from_millis(200), text(&mut socket)).await else {
-                if heard.elapsed() < SILENCE { continue } else { break }
+                if heard.elapsed() < SILENCE {
+                    continue;
+                }
+                break;
             };
             let Some(frame) = frame else { break };
             heard = Instant::now();
