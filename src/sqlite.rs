@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::inherited::Inherited;
 use crate::owned::{self, Owned};
 use damage::Found;
-pub(crate) use damage::{beside, damaged, is_damage, is_full, remove, set_aside};
+pub(crate) use damage::{beside, damaged, is_cut_to_nothing, is_damage, is_full, remove, set_aside};
 
 /// Bytes of a page. Rows are up to 64 KiB: larger pages mean fewer overflow pages.
 pub(crate) const PAGE: usize = 16 << 10;

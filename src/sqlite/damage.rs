@@ -49,6 +49,12 @@ pub(super) fn judge(path: &Path, application_id: i64, mark: Option<&str>) -> std
     })
 }
 
+/// Whether nothing is left of a file, or a byte: SQLite takes that for a new one, even if it only reads, and removes the
+/// WAL beside it, in which everything may lie.
+pub(crate) fn is_cut_to_nothing(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.len() <= 1)
+}
+
 /// Tells a file from every other that was or will be at its path; `None` where the file system does not say when it was
 /// made, because the number alone is soon given again.
 pub(super) fn mark_of(path: &Path) -> Option<String> {

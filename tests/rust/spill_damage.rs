@@ -161,7 +161,8 @@ impl Trial {
             assert_eq!(damage.salvaged, found.len() as u64);
             let aside = Files::of(&damage.set_aside);
             assert!(aside.main == files.main, "the damaged file is kept as it was: {what}");
-            assert!(aside.wal == files.wal, "with its WAL: {what}");
+            let sizes = [files.main.len(), files.wal.len(), aside.wal.len()];
+            assert!(aside.wal == files.wal, "with its WAL: {what}, {sizes:?}");
         }
         // It goes on as if nothing had been.
         let mut id = written.keys().next_back().map_or(1, |last| last + 1);
@@ -261,6 +262,35 @@ fn a_file_that_lost_everything_is_told_and_begins_anew() {
     let fresh = home.path().join("fresh.db");
     std::fs::write(&fresh, b"").expect("writable");
     assert!(open(&fresh, 2).expect("usable").1.damage.is_none(), "an empty file of nobody is a new one");
+}
+
+#[test]
+fn a_file_that_is_cut_to_nothing_is_saved_from_its_wal() {
+    for left in [0, 1, 2, 100] {
+        let home = tempfile::tempdir().expect("writable");
+        let (path, mut written) = (home.path().join("spill.db"), Written::new());
+        let (mut store, _) = open(&path, 1).expect("usable");
+        let mut id = 1;
+        for n in 0..20 {
+            let item = block(&mut Rng::with_seed(1), n * 10 + 1, 10, 400, &mut id, &mut written);
+            store.append(&[item], 0, 0).expect("stored");
+        }
+        let mut files = Files::of(&path);
+        drop(store);
+        files.main.truncate(left);
+        files.restore(&path);
+        let told = safe_broadcaster::emitter::spill::inspect::show(&path)
+            .expect_err("there is nothing to look at")
+            .to_string();
+        assert!(left > 1 || told.contains("is empty"), "{told}");
+        assert!(Files::of(&path).wal == files.wal, "looking changes nothing, {left} bytes");
+        let (mut store, recovered) = open(&path, 2).expect("salvaged");
+        let damage = recovered.damage.expect("told");
+        assert_eq!((damage.salvaged, damage.lost()), (200, 0), "{left} bytes");
+        assert_eq!(ids(&everything(&mut store, 0), &written).len(), 200);
+        let aside = Files::of(&damage.set_aside);
+        assert!(aside.main == files.main && aside.wal == files.wal, "kept as it was, {left} bytes");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::clock::{Clock, FileClock};
 use crate::emitter::item::GapReason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned;
-use crate::sqlite::{get, pragma};
+use crate::sqlite::{self, get, pragma};
 use crate::wire::block::Block;
 
 /// The owner, or a second look, may hold the file for a moment.
@@ -366,6 +366,12 @@ fn open(path: &Path, write: bool) -> Result<Connection> {
         }
         Ok(file) if file.is_dir() => {
             return refused(ErrorKind::SpillCorrupt, "is a directory; give the path of the file in it");
+        }
+        Ok(_) if sqlite::is_cut_to_nothing(path) => {
+            return refused(
+                ErrorKind::SpillCorrupt,
+                "is empty; if it was a spill, a start of its broadcaster saves what its WAL holds",
+            );
         }
         _ => {}
     }

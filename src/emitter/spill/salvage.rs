@@ -120,7 +120,9 @@ struct Source {
 impl Source {
     fn open(path: &Path, fresh: &Path) -> rusqlite::Result<Self> {
         remove(&beside(path, "-shm")).map_err(io)?;
-        if let Some(db) = connect(path) {
+        if !sqlite::is_cut_to_nothing(path)
+            && let Some(db) = connect(path)
+        {
             return Ok(Self { db: Some(db), first_page: None });
         }
         let empty = PURPOSE.connect(fresh, true)?;
