@@ -211,6 +211,7 @@ async def run(folder: Path, seed: int, seconds: float, *, durable: bool = True) 
             for each in keepers:
                 await each.finish()
             outcome.cuts = proxy.cuts
+            await hubs[0].answers()  # it may have been started a moment ago
             for each in watching:
                 await catch_up(hubs[0], each, outcome)
     finally:

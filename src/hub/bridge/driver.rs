@@ -94,8 +94,9 @@ impl<B: Bus> Driver<B> {
         Self { link: Some(link), hearing: Some(hearing), ..self }
     }
 
-    /// Begins without the bus.
+    /// Begins without the bus, and says so from the first moment on.
     pub(super) fn alone(self) -> Self {
+        self.status.write(|stats| (stats.local, stats.degraded) = (true, true));
         Self { local: Some(Local::new()), ..self }
     }
 
