@@ -407,8 +407,7 @@ def test_a_hub_that_lives_in_uvloop_serves_itself() -> None:
                 await door.hub.broadcast("a", 1)
                 assert (await frame(ws))["seq"] == 1
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    uvloop.run(main())
 
 
 async def test_as_the_root_application_it_starts_and_stops_with_the_server() -> None:
