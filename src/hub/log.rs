@@ -37,7 +37,8 @@ pub enum NotRecovered {
     Ahead,
     /// Too many replays are on their way to the session already.
     Limit,
-    /// Another hub may have given it, and is ahead of this one: the bus is asked. To be closed, not answered.
+    /// Another hub is ahead of this one and may have given it (the bus is asked), or gave it to a session that stands
+    /// elsewhere. To be closed, not answered.
     Doubtful,
 }
 

@@ -306,7 +306,7 @@ impl Registry {
         self.get(id).is_some_and(|session| session.outbox.is_closing())
     }
 
-    /// Brings an entry to every session that wants it; returns how many.
+    /// Brings an entry to every session that wants it and has not had it from another hub; returns to how many.
     pub fn fan_out(&mut self, entry: &Entry) -> usize {
         let mut reached = 0;
         let mut overflown = Vec::new();
@@ -315,7 +315,6 @@ impl Registry {
         let mut zlib = None; // made for the first session that takes it
         let Self { groups, slots, compression, encoded, woken, turns, counts, .. } = self;
         groups.for_each(&entry.record, |members| {
-            reached += members.len();
             let mut forms = Forms::of(entry);
             for id in members {
                 let Some(session) = slots[id.slot as usize].session.as_mut() else { continue };
@@ -334,6 +333,7 @@ impl Registry {
                     },
                 };
                 session.prev = entry.offset;
+                reached += 1;
                 let pushed = if session.outbox.slow() == Slow::Disconnect {
                     session.outbox.push_item(item)
                 } else {

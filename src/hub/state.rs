@@ -175,12 +175,15 @@ impl State {
             Ok(self.registry.cursor(id, events, position.offset, &self.log))
         });
         if matches!(recovery, Some(Err(NotRecovered::Doubtful))) {
-            // Whoever says "ahead" now could be wrong, and whoever waited would keep events from the session: it comes
-            // back, to a hub that knows, or when this one does.
+            // An answer now could be wrong, and whoever waited would keep events from the session: it comes back, to a hub
+            // that knows, or when this one does.
             return self.registry.order_close(id, CloseCode::Degraded);
         }
-        let reached = wanted.since.as_ref().filter(|_| matches!(recovery, Some(Ok(_)))).map_or(0, |since| since.offset);
-        let (epoch, offset) = (self.log.epoch(), self.log.head().max(reached));
+        let epoch = self.log.epoch();
+        let offset = match (&wanted.since, &recovery) {
+            (Some(since), Some(Ok(_))) => self.log.head().max(since.offset),
+            _ => self.place(id),
+        };
         let mut answer = Subscribed {
             events: filter.patterns().iter().map(Pattern::as_str).collect(),
             epoch,
@@ -218,9 +221,11 @@ impl State {
     /// Why not.
     pub fn can_recover(&mut self, id: SessionId, position: &Position, now: Duration) -> Result<(), NotRecovered> {
         drop(self.log.since(position, now)?);
-        // One that stands where other hubs are already is left out until this one is there.
-        if position.offset > self.log.head() && !self.registry.own_filter(id).patterns().is_empty() {
-            return Err(NotRecovered::Ahead);
+        // It has one place for all that it listens to. Where other hubs are and this one is not yet, that could not be
+        // right both for what it has and for what is added.
+        let listens = !self.registry.own_filter(id).patterns().is_empty();
+        if listens && self.place(id) != position.offset.max(self.log.head()) {
+            return Err(NotRecovered::Doubtful);
         }
         if self.registry.replays(id) >= MAX_REPLAYS {
             return Err(NotRecovered::Limit);
@@ -228,13 +233,10 @@ impl State {
         Ok(())
     }
 
-    /// Whether a session that listens already stands, or would stand with a position, where other hubs are and this one is
-    /// not yet. Its one place could not be right for what it has and for what is added.
-    pub fn would_overtake(&mut self, id: SessionId, since: Option<&Position>, now: Duration) -> bool {
-        let head = self.log.head();
-        let ahead = |position: &Position| position.offset > head && self.log.since(position, now).is_ok();
-        !self.registry.own_filter(id).patterns().is_empty()
-            && (self.registry.prev(id) > head || since.is_some_and(ahead))
+    /// What is new to a session comes after this: the newest event, or where it stood when it came from a hub that knows
+    /// newer ones.
+    fn place(&self, id: SessionId) -> u64 {
+        self.reached(id).unwrap_or(self.log.head())
     }
 
     /// How far a session is once it has read what waits for it: all that it wants up to there was queued, or told to be
@@ -367,7 +369,12 @@ mod tests {
     }
 
     fn subscribe(state: &mut State, id: SessionId, pattern: &str) {
-        let text = format!(r#"{{"type":"subscribe","data":{{"events":["{pattern}"]}}}}"#);
+        subscribe_since(state, id, pattern, None);
+    }
+
+    fn subscribe_since(state: &mut State, id: SessionId, pattern: &str, since: Option<u64>) {
+        let since = since.map(|offset| format!(r#","since":{{"epoch":"k3f9","offset":{offset}}}"#)).unwrap_or_default();
+        let text = format!(r#"{{"type":"subscribe","data":{{"events":["{pattern}"]{since}}}}}"#);
         let Ok(SubscriberFrame::Subscribe(wanted)) = SubscriberFrame::decode(&text) else { panic!("{text}") };
         state.subscribe(id, &wanted, Duration::ZERO);
     }
@@ -465,14 +472,39 @@ mod tests {
         emit(&mut state, "a");
         state.log.expect(3);
         let id = state.registry.open(Role::Subscriber);
-        let text = r#"{"type":"subscribe","data":{"events":["*"],"since":{"epoch":"k3f9","offset":3}}}"#;
-        let Ok(SubscriberFrame::Subscribe(wanted)) = SubscriberFrame::decode(text) else { panic!("{text}") };
-        state.subscribe(id, &wanted, Duration::ZERO);
+        subscribe_since(&mut state, id, "*", Some(3));
         assert!(heard(&mut state, id)[0].contains(r#""offset":3,"recovered":true,"replayed":0"#));
         for kind in ["b", "c", "d"] {
             emit(&mut state, kind);
         }
         assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":4,"prev":3,"data":{"type":"d"}}"#]);
+    }
+
+    #[test]
+    fn who_was_further_elsewhere_and_asks_for_more_keeps_one_place_or_comes_back() {
+        let mut state = state();
+        emit(&mut state, "a");
+        state.log.expect(3);
+        let id = state.registry.open(Role::Subscriber);
+        for (pattern, since) in [("a", Some(3)), ("b", None), ("c", Some(3))] {
+            subscribe_since(&mut state, id, pattern, since);
+            let told = heard(&mut state, id);
+            assert!(told.len() == 1 && told[0].contains(r#""offset":3"#), "{told:?}");
+        }
+        for kind in ["b", "a"] {
+            emit(&mut state, kind);
+            assert!(heard(&mut state, id).is_empty(), "it stands behind them");
+        }
+        emit(&mut state, "b");
+        assert_eq!(heard(&mut state, id), [r#"{"type":"event","seq":4,"prev":3,"data":{"type":"b"}}"#]);
+        state.log.expect(6);
+        for (stands, wants) in [(6, 2), (6, 5), (4, 6)] {
+            let id = state.registry.open(Role::Subscriber);
+            subscribe_since(&mut state, id, "a", Some(stands));
+            assert!(heard(&mut state, id)[0].contains(r#""recovered":true"#));
+            subscribe_since(&mut state, id, "b", Some(wants));
+            assert_eq!(heard(&mut state, id), ["Close(Degraded)"], "no place is right for both");
+        }
     }
 
     #[test]

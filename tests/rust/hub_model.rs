@@ -1,6 +1,6 @@
 //! The hub's log, sessions and fan-out against a shadow that knows everything: random publishing, subscribing, reading,
 //! dawdling, vanishing and coming back, acks, tokens that are fresh, narrower, wrong or over, restarts with and without a
-//! durable log, trims by number, bytes and age.
+//! durable log, trims by number, bytes and age, other hubs that are further.
 //!
 //! The oracle: what a subscriber got is exactly what its patterns matched in the log from its position on, in order and
 //! once, with the right `prev`; or it was told that it cannot have that, with the right reason. `recovered: true` is
@@ -97,8 +97,10 @@ struct Seen {
     tokens: u64,
     /// Subscriptions that no token granted.
     not_granted: u64,
-    /// Sessions that ended for a wrong token, and for one that was over.
-    ended: [u64; 2],
+    /// Sessions that ended for a wrong token, for one that was over, and for want of a place.
+    ended: [u64; 3],
+    /// Subscriptions that begin where this hub is not yet.
+    further: u64,
 }
 
 impl World {
@@ -144,7 +146,19 @@ impl World {
             87 => self.ping(client),
             88..92 => self.acknowledge(client),
             92..98 => self.vanish(client),
-            _ => self.restart(),
+            98 => self.restart(),
+            _ => self.fall_behind(client),
+        }
+    }
+
+    /// Other hubs have events that this one will get, and a client was there.
+    fn fall_behind(&mut self, client: usize) {
+        let known = self.shadow.known() + self.rng.u64(1..20);
+        self.state.log.expect(known);
+        self.shadow.expect(known);
+        for _ in 0..self.rng.u32(1..4) {
+            let whence = self.rng.bool().then(|| (self.shadow.epoch.clone(), known));
+            self.subscribe(client, whence);
         }
     }
 
@@ -201,10 +215,10 @@ impl World {
             0 => None,
             _ if !fresh && self.rng.bool() => None,
             1 => Some((self.shadow.epoch.clone(), self.rng.u64(..))),
-            2 => Some((self.shadow.epoch.clone(), self.rng.u64(0..=self.shadow.head()))),
+            2 => Some((self.shadow.epoch.clone(), self.rng.u64(0..=self.shadow.known()))),
             3 => Some((String::new(), self.shadow.head())),
             4 => {
-                let near = [self.shadow.head(), self.shadow.trimmed(now)][self.rng.usize(..2)];
+                let near = [self.shadow.head(), self.shadow.trimmed(now), self.shadow.known()][self.rng.usize(..3)];
                 Some((self.shadow.epoch.clone(), (near + self.rng.u64(0..3)).saturating_sub(1)))
             }
             _ => client.position.clone(),
@@ -330,6 +344,7 @@ impl World {
                 log.append(entry.record, entry.at);
             }
             self.state = State::resume(log, self.queue_bytes);
+            self.shadow.expect(0); // it has not asked yet
         } else {
             self.epochs += 1;
             let epoch = format!("e{}", self.epochs);
@@ -359,6 +374,7 @@ impl World {
                     expected.check(&heard);
                     link.shadow.queued -= expected.cost(frame.len());
                     self.seen.note(&expected);
+                    self.seen.further += u64::from(expected.begins_behind(self.state.log.head()));
                     match expected {
                         Expected::Subscribed { position, recovered, .. } if !recovered.is_some_and(|yes| yes) => {
                             client.position = Some(position);
@@ -371,7 +387,8 @@ impl World {
                 }
                 Item::Close(code) if link.shadow.ended == Some(code) => {
                     assert!(link.shadow.expected.is_empty(), "not told before: {:?}", link.shadow.expected.front());
-                    self.seen.ended[usize::from(code == CloseCode::TokenExpired)] += 1;
+                    let why = [CloseCode::Unauthorized, CloseCode::TokenExpired, CloseCode::Degraded];
+                    self.seen.ended[why.iter().position(|known| *known == code).expect("a known end")] += 1;
                     closed = true;
                 }
                 Item::Close(CloseCode::Slow) => {
@@ -430,6 +447,7 @@ impl Seen {
         self.moved += other.moved;
         self.tokens += other.tokens;
         self.not_granted += other.not_granted;
+        self.further += other.further;
         for (sum, more) in self.ended.iter_mut().zip(other.ended) {
             *sum += more;
         }
@@ -468,6 +486,6 @@ fn every_subscriber_gets_exactly_what_it_asked_for_or_knows_why_not() {
     eprintln!("{seen:?}");
     let tried = [seen.live, seen.replayed, seen.recovered, seen.slow, seen.overtaken, seen.restarts, seen.acks];
     let tried = tried.iter().chain(&seen.not_recovered).chain(&seen.left_out).chain(&seen.ended);
-    let tried = tried.chain([&seen.moved, &seen.tokens, &seen.not_granted]);
+    let tried = tried.chain([&seen.moved, &seen.tokens, &seen.not_granted, &seen.further]);
     assert!(tried.into_iter().all(|count| *count > 0), "not everything was tried: {seen:?}");
 }

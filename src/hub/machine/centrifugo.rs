@@ -230,10 +230,6 @@ impl CentrifugoMachine {
         }
         let rejects = wanted.rejects_unrecovered();
         let since = wanted.recover.then_some(Position { epoch: wanted.epoch, offset: wanted.offset });
-        if state.would_overtake(self.id, since.as_ref(), now) {
-            // Soon this hub is as far, or the client finds another.
-            return state.registry.order_close(self.id, CloseCode::Degraded);
-        }
         if rejects && let Some(since) = &since {
             // A doubt closes the session, as it does without this.
             if let Some(why) = state.can_recover(self.id, since, now).err().and_then(NotRecovered::word) {

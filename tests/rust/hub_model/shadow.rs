@@ -30,6 +30,8 @@ pub(crate) struct Shadow {
     entries: Vec<Kept>,
     /// How many of them are trimmed.
     trimmed: usize,
+    /// Other hubs have given out offsets up to here.
+    known: u64,
 }
 
 /// A frame that is to come.
@@ -94,11 +96,20 @@ pub(crate) struct Session {
 
 impl Shadow {
     pub(crate) fn new(epoch: String, limits: LogLimits) -> Self {
-        Self { epoch, limits, entries: vec![], trimmed: 0 }
+        Self { epoch, limits, entries: vec![], trimmed: 0, known: 0 }
     }
 
     pub(crate) fn head(&self) -> u64 {
         self.entries.len() as u64
+    }
+
+    /// Where the furthest hub is.
+    pub(crate) fn known(&self) -> u64 {
+        self.known.max(self.head())
+    }
+
+    pub(crate) fn expect(&mut self, known: u64) {
+        self.known = known;
     }
 
     pub(crate) fn append(&mut self, record: &Record, now: Duration) -> Kept {
@@ -138,12 +149,12 @@ impl Shadow {
         self.trim(now);
         if *epoch != self.epoch {
             Err("epoch")
-        } else if *offset > self.head() {
+        } else if *offset > self.known() {
             Err("ahead")
         } else if (*offset as usize) < self.trimmed {
             Err("truncated")
         } else {
-            Ok(self.entries[*offset as usize..].to_vec())
+            Ok(self.entries.get(*offset as usize..).unwrap_or_default().to_vec())
         }
     }
 }
@@ -280,6 +291,13 @@ impl Session {
             let message = format!("the token does not grant all of {pattern}");
             return self.expect(Expected::Error { code: "not_allowed", message });
         }
+        let place = if self.patterns.is_empty() { log.head() } else { self.prev.max(log.head()) };
+        let asked = since.filter(|position| log.since(position, now).is_ok()).map(|(_, offset)| *offset);
+        if !self.patterns.is_empty() && asked.is_some_and(|offset| offset.max(log.head()) != place) {
+            // What it has was told to go on at one place, and what is added would have to at another.
+            self.ended = Some(CloseCode::Degraded);
+            return;
+        }
         for pattern in add {
             if !self.patterns.contains(pattern) {
                 self.patterns.push(pattern);
@@ -293,8 +311,10 @@ impl Session {
         });
         let replay = found.clone().and_then(Result::ok).unwrap_or_default();
         let replay: Vec<_> = replay.into_iter().filter(|entry| matches(add, entry)).collect();
+        let recovered = asked.filter(|_| matches!(found, Some(Ok(_))));
+        let place = recovered.map_or(place, |offset| offset.max(log.head()));
         let subscribed = Expected::Subscribed {
-            position: (log.epoch.clone(), log.head()),
+            position: (log.epoch.clone(), place),
             patterns: self.patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
             recovered: found.as_ref().map(Result::is_ok),
             replayed: found.as_ref().filter(|found| found.is_ok()).map(|_| replay.len() as u64),
@@ -310,7 +330,7 @@ impl Session {
                 prev = seq;
             }
         }
-        self.prev = log.head();
+        self.prev = place;
     }
 
     /// How many replays are not delivered yet.
@@ -333,13 +353,13 @@ impl Session {
     }
 
     pub(crate) fn ping(&mut self, log: &Shadow) {
-        let reached = (!self.patterns.is_empty()).then(|| (log.epoch.clone(), log.head()));
+        let reached = (!self.patterns.is_empty()).then(|| (log.epoch.clone(), log.head().max(self.prev)));
         self.expect(Expected::Pong { last: self.prev, reached });
     }
 
-    /// An event was published; whether it is for this session.
+    /// An event was published; whether it is for this session, which may have had it from another hub.
     pub(crate) fn live(&mut self, entry: &Kept) -> bool {
-        if self.is_over() || !matches(&self.patterns, entry) {
+        if self.is_over() || entry.offset <= self.prev || !matches(&self.patterns, entry) {
             return false;
         }
         let frame = self.entry(entry, self.prev, false);
@@ -406,6 +426,11 @@ impl Expected {
 
     pub(crate) fn check(&self, heard: &Value) {
         assert_eq!(*heard, self.frame());
+    }
+
+    /// Whether it is an answer that begins behind an offset.
+    pub(crate) fn begins_behind(&self, offset: u64) -> bool {
+        matches!(self, Self::Subscribed { position, .. } if position.1 > offset)
     }
 
     fn frame(&self) -> Value {
