@@ -1,5 +1,6 @@
 //! What a forked child must not keep: a descriptor that it inherits holds the lock on a file, or a port, for a parent
-//! that may be killed, and whoever comes after the parent would be refused as long as the child lives.
+//! that may be killed, and whoever comes after the parent would be refused as long as the child lives. And a lock that a
+//! thread had which does not exist in it.
 //!
 //! Closing is left to whoever forks (`src/python/`): a descriptor is a number here, and only the child, in which none of
 //! our threads exists, may close one that it does not own.
@@ -8,12 +9,14 @@ use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::sqlite::fork::Locked;
+
 // The standard library's: to unlock it in a child touches nothing but the mutex itself.
 static OPEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Held over a fork, so that the child finds all descriptors noted, and the mutex its own.
-    static FORKING: RefCell<Option<MutexGuard<'static, Vec<RawFd>>>> = const { RefCell::new(None) };
+    /// Held over a fork, so that the child finds all descriptors noted, and the mutex and SQLite's its own.
+    static FORKING: RefCell<Option<(MutexGuard<'static, Vec<RawFd>>, Locked)>> = const { RefCell::new(None) };
 }
 
 fn open() -> MutexGuard<'static, Vec<RawFd>> {
@@ -43,8 +46,8 @@ impl Drop for Inherited {
 
 /// To be called before a fork, in the thread that forks.
 pub fn before_fork() {
-    let guard = open();
-    FORKING.with_borrow_mut(|forking| *forking = Some(guard));
+    let held = (open(), Locked::new());
+    FORKING.with_borrow_mut(|forking| *forking = Some(held));
 }
 
 /// To be called after a fork in the parent.
@@ -56,7 +59,7 @@ pub fn forked_in_parent() {
 #[must_use]
 pub fn forked_in_child() -> Vec<RawFd> {
     // Without `before_fork` another thread may have the mutex for ever: then nothing is known.
-    FORKING.with_borrow_mut(Option::take).map(|mut open| std::mem::take(&mut *open)).unwrap_or_default()
+    FORKING.with_borrow_mut(Option::take).map(|(mut open, _)| std::mem::take(&mut *open)).unwrap_or_default()
 }
 
 #[cfg(test)]

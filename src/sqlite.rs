@@ -3,6 +3,7 @@
 //! one thread and one connection. [`damage`] tells bad bytes from somebody else's.
 
 mod damage;
+pub(crate) mod fork;
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};

@@ -292,6 +292,35 @@ def test_a_fork_in_the_middle_of_openings_leaves_no_lock_behind(tmp_path: Path) 
     assert (code, lines, err) == (0, ["done"], "")
 
 
+def test_a_child_can_spill_whatever_the_parents_threads_did_at_the_fork(tmp_path: Path) -> None:
+    """SQLite has locks of the whole process; the child would find one locked for ever that another thread had."""
+    code, lines, err = run(
+        """
+        over = threading.Event()
+        def spill(path):
+            b = SafeBroadcaster(NOWHERE, path, durability="memory")
+            for n in range(100): b.emit_nowait(event(n))
+            b._stop_blocking(0)
+        def spill_on_and_on(path):
+            while not over.is_set(): spill(path)
+        threads = [threading.Thread(target=spill_on_and_on, args=(path + str(n),)) for n in range(2)]
+        for thread in threads: thread.start()
+        for _ in range(40):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(10)
+                spill(path + ".child")
+                os._exit(0)
+            if status := os.waitpid(pid, 0)[1]: break
+        over.set()
+        for thread in threads: thread.join()
+        say("done" if not status else f"a child hangs: {status}")
+        """,
+        tmp_path / "spill.db",
+    )
+    assert (code, lines, err) == (0, ["done"], "")
+
+
 def test_a_hub_is_refused_in_a_child_and_goes_on_in_the_parent(tmp_path: Path) -> None:
     code, lines, err = run(
         """
