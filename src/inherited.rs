@@ -6,17 +6,27 @@
 //! our threads exists, may close one that it does not own.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::owned;
+use crate::runtime::{self, Runtimes};
 use crate::sqlite::fork::Locked;
 
-// The standard library's: to unlock it in a child touches nothing but the mutex itself.
 static OPEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Held over a fork, so that the child finds all descriptors noted, and the mutex and SQLite's its own.
-    static FORKING: RefCell<Option<(MutexGuard<'static, Vec<RawFd>>, Locked)>> = const { RefCell::new(None) };
+    static FORKING: RefCell<Option<Forking>> = const { RefCell::new(None) };
+}
+
+/// The locks of the process, held over a fork, so that the child finds all descriptors noted, and each lock its own. They
+/// are the standard library's: to unlock one in a child touches nothing else.
+struct Forking {
+    runtimes: MutexGuard<'static, Runtimes>,
+    open: MutexGuard<'static, Vec<RawFd>>,
+    _owned: MutexGuard<'static, BTreeSet<owned::Key>>,
+    _sqlite: Locked,
 }
 
 fn open() -> MutexGuard<'static, Vec<RawFd>> {
@@ -46,7 +56,7 @@ impl Drop for Inherited {
 
 /// To be called before a fork, in the thread that forks.
 pub fn before_fork() {
-    let held = (open(), Locked::new());
+    let held = Forking { runtimes: runtime::runtimes(), open: open(), _owned: owned::all(), _sqlite: Locked::new() };
     FORKING.with_borrow_mut(|forking| *forking = Some(held));
 }
 
@@ -55,11 +65,14 @@ pub fn forked_in_parent() {
     FORKING.with_borrow_mut(Option::take);
 }
 
-/// To be called after a fork in the child: what it has to close.
+/// To be called after a fork in the child, first thing: what it has to close.
 #[must_use]
 pub fn forked_in_child() -> Vec<RawFd> {
-    // Without `before_fork` another thread may have the mutex for ever: then nothing is known.
-    FORKING.with_borrow_mut(Option::take).map(|(mut open, _)| std::mem::take(&mut *open)).unwrap_or_default()
+    runtime::next_generation();
+    // Whoever loads the library in the midst of a fork has nothing yet that a child could keep.
+    let Some(Forking { runtimes, mut open, .. }) = FORKING.with_borrow_mut(Option::take) else { return Vec::new() };
+    runtime::forget(runtimes);
+    std::mem::take(&mut *open)
 }
 
 #[cfg(test)]

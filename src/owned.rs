@@ -6,15 +6,19 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-use parking_lot::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::runtime;
 
 /// Generation of the process (a forked child owns nothing of its parent's), device, inode.
-type Key = (u64, u64, u64);
+pub(crate) type Key = (u64, u64, u64);
 
 static OWNED: Mutex<BTreeSet<Key>> = Mutex::new(BTreeSet::new());
+
+/// All that is noted; a fork holds it too.
+pub(crate) fn all() -> MutexGuard<'static, BTreeSet<Key>> {
+    OWNED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The note that this process owns a file, until it is dropped.
 #[derive(Debug)]
@@ -24,20 +28,20 @@ impl Owned {
     /// Notes it; nothing if the file is gone already.
     pub(crate) fn note(path: &Path) -> Option<Self> {
         let key = key(path)?;
-        OWNED.lock().insert(key);
+        all().insert(key);
         Some(Self(key))
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        OWNED.lock().remove(&self.0);
+        all().remove(&self.0);
     }
 }
 
 /// Whether this process owns the file.
 pub(crate) fn is_owned(path: &Path) -> bool {
-    key(path).is_some_and(|key| OWNED.lock().contains(&key))
+    key(path).is_some_and(|key| all().contains(&key))
 }
 
 fn key(path: &Path) -> Option<Key> {

@@ -4,9 +4,8 @@
 //! of the parent do not exist (an emit there would say "accepted" and deliver nothing).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -20,16 +19,23 @@ pub enum Room {
     Hub = 1,
 }
 
-static RUNTIMES: Mutex<[Option<Handle>; 2]> = Mutex::new([None, None]);
+pub(crate) type Runtimes = [Option<Handle>; 2];
+
+static RUNTIMES: Mutex<Runtimes> = Mutex::new([None, None]);
 /// Counts the forks between this process and the one that loaded the library.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// What was started so far; a fork holds it too.
+pub(crate) fn runtimes() -> MutexGuard<'static, Runtimes> {
+    RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The runtime of a room, started if it is not there yet.
 ///
 /// # Errors
 /// The operating system grants no thread or no event queue.
 pub fn handle(room: Room) -> Result<Handle> {
-    let mut runtimes = RUNTIMES.lock();
+    let mut runtimes = runtimes();
     let slot = &mut runtimes[room as usize];
     if let Some(handle) = slot {
         return Ok(handle.clone());
@@ -55,15 +61,16 @@ pub fn generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// To be called first thing in a forked child: handles of the parent become invalid, new ones may be made.
-pub fn forked() {
+/// To be called in a forked child: handles of the parent become invalid.
+pub(crate) fn next_generation() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
-    // If another thread held the lock at the fork it stays locked for ever: then this child simply gets no runtime.
-    if let Some(mut runtimes) = RUNTIMES.try_lock_for(Duration::from_millis(10)) {
-        // Dropping a handle would wake threads that do not exist here.
-        for slot in runtimes.iter_mut() {
-            std::mem::forget(slot.take());
-        }
+}
+
+/// To be called in a forked child with what the fork held: it starts runtimes of its own.
+pub(crate) fn forget(mut runtimes: MutexGuard<'_, Runtimes>) {
+    // Dropping a handle would wake threads that do not exist here.
+    for slot in runtimes.iter_mut() {
+        std::mem::forget(slot.take());
     }
 }
 

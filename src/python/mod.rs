@@ -33,7 +33,6 @@ fn _after_fork_in_parent() {
 /// Called in a forked child, before any Python code runs there; returns the descriptors that it has to close.
 #[pyfunction]
 fn _after_fork_in_child() -> Vec<i32> {
-    crate::runtime::forked();
     crate::inherited::forked_in_child()
 }
 
