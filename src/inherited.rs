@@ -2,13 +2,12 @@
 //! that may be killed, and whoever comes after the parent would be refused as long as the child lives. And a lock that a
 //! thread had which does not exist in it.
 //!
-//! Closing is left to whoever forks (`src/python/`): a descriptor is a number here, and only the child, in which none of
-//! our threads exists, may close one that it does not own.
+//! Only the child, in which none of our threads exists, may close a descriptor that it does not own.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::owned;
 use crate::runtime::{self, Runtimes};
@@ -54,25 +53,40 @@ impl Drop for Inherited {
     }
 }
 
-/// To be called before a fork, in the thread that forks.
-pub fn before_fork() {
+/// Sees to each fork of the process from now on, whoever forks. The C library's handlers and not Python's: between those
+/// other Python threads run, and would wait for a lock that is held here while they hold the interpreter's.
+#[expect(unsafe_code, reason = "there is no other way to be told of a fork")]
+pub fn watch_forks() {
+    static WATCHED: Once = Once::new();
+    // SAFETY: the handlers live as long as the process, and unwind nowhere: nothing in them panics.
+    WATCHED.call_once(|| unsafe {
+        libc::pthread_atfork(Some(before_fork), Some(forked_in_parent), Some(forked_in_child));
+    });
+}
+
+extern "C" fn before_fork() {
     let held = Forking { runtimes: runtime::runtimes(), open: open(), _owned: owned::all(), _sqlite: Locked::new() };
     FORKING.with_borrow_mut(|forking| *forking = Some(held));
 }
 
-/// To be called after a fork in the parent.
-pub fn forked_in_parent() {
-    FORKING.with_borrow_mut(Option::take);
+extern "C" fn forked_in_parent() {
+    drop(FORKING.with_borrow_mut(Option::take));
 }
 
-/// To be called after a fork in the child, first thing: what it has to close.
-#[must_use]
-pub fn forked_in_child() -> Vec<RawFd> {
+extern "C" fn forked_in_child() {
     runtime::next_generation();
-    // Whoever loads the library in the midst of a fork has nothing yet that a child could keep.
-    let Some(Forking { runtimes, mut open, .. }) = FORKING.with_borrow_mut(Option::take) else { return Vec::new() };
+    let Some(Forking { runtimes, mut open, .. }) = FORKING.with_borrow_mut(Option::take) else { return };
     runtime::forget(runtimes);
-    std::mem::take(&mut *open)
+    for descriptor in open.drain(..) {
+        close(descriptor);
+    }
+}
+
+/// Closes what the parent noted.
+#[expect(unsafe_code, reason = "it is a number here")]
+fn close(descriptor: RawFd) {
+    // SAFETY: its owner is a thread of the parent, which does not exist in this process.
+    unsafe { libc::close(descriptor) };
 }
 
 #[cfg(test)]

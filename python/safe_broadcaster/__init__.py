@@ -13,9 +13,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -177,19 +175,6 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
-
-def _after_fork_in_child() -> None:
-    """The parent's locks and ports are not ours to keep: it may be killed, and its successor must not be refused."""
-    for descriptor in _core._after_fork_in_child():
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-
-
-os.register_at_fork(
-    before=_core._before_fork,
-    after_in_parent=_core._after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
 
 if _core._debug_build:
     warnings.warn("safe_broadcaster is a debug build: it is many times slower than a release", stacklevel=2)

@@ -19,9 +19,6 @@ __all__ = [
     "HubSession",
     "Mailbox",
     "__version__",
-    "_after_fork_in_child",
-    "_after_fork_in_parent",
-    "_before_fork",
     "_debug_build",
     "matches",
     "serialize",
@@ -67,19 +64,6 @@ def spill_requeue(path: str | PathLike[str], seqs: list[int] | None) -> int:
     """Mark parked events to be sent again as new ones, those with these seqs or all; returns how many.
 
     Raises `ConfigError` for a seq under which nothing is parked; then nothing is marked.
-    """
-
-def _before_fork() -> None:
-    """Keep still while the process forks; called in the thread that forks."""
-
-def _after_fork_in_parent() -> None:
-    """Go on after the fork."""
-
-def _after_fork_in_child() -> list[int]:
-    """Make everything that came from the parent refuse with `ForkedProcess`; the first thing in a forked child.
-
-    Returns:
-        Descriptors that hold a lock or a port for the parent: to be closed.
     """
 
 @final

@@ -18,24 +18,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 
-/// Called before a fork, in the thread that forks.
-#[pyfunction]
-fn _before_fork() {
-    crate::inherited::before_fork();
-}
-
-/// Called after a fork in the parent.
-#[pyfunction]
-fn _after_fork_in_parent() {
-    crate::inherited::forked_in_parent();
-}
-
-/// Called in a forked child, before any Python code runs there; returns the descriptors that it has to close.
-#[pyfunction]
-fn _after_fork_in_child() -> Vec<i32> {
-    crate::inherited::forked_in_child()
-}
-
 /// Exception classes and runtimes are shared by the whole process: an interpreter beside the first would raise classes
 /// that its own `except` does not know.
 fn refuse_second_interpreter(py: Python<'_>) -> PyResult<()> {
@@ -67,8 +49,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(spill::spill_verify, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_events, module)?)?;
     module.add_function(wrap_pyfunction!(spill::spill_requeue, module)?)?;
-    module.add_function(wrap_pyfunction!(_before_fork, module)?)?;
-    module.add_function(wrap_pyfunction!(_after_fork_in_parent, module)?)?;
-    module.add_function(wrap_pyfunction!(_after_fork_in_child, module)?)?;
+    crate::inherited::watch_forks();
     Ok(())
 }

@@ -321,6 +321,23 @@ def test_a_child_can_spill_whatever_the_parents_threads_did_at_the_fork(tmp_path
     assert (code, lines, err) == (0, ["done"], "")
 
 
+def test_a_fork_by_a_c_library_is_noticed_too(spill_path: Path) -> None:
+    forked(
+        """
+        import ctypes
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            try: b.emit_nowait(event(2))
+            except ForkedProcess: os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        await b.stop(0)
+        say("done")
+        """,
+        spill_path,
+    )
+
+
 def test_a_hub_is_refused_in_a_child_and_goes_on_in_the_parent(tmp_path: Path) -> None:
     code, lines, err = run(
         """
